@@ -1,0 +1,100 @@
+"""The messages between the HTTP process and the engine process, all of them.
+
+A message is a multipart ZeroMQ message: the msgpack of one of the structs below, then, for ``Submit`` and ``Answer``, one
+frame of raw little-endian tensor bytes in C order. No pickle.
+"""
+
+import msgspec
+
+from jfb import Status
+
+
+class Submit(msgspec.Struct, frozen=True, tag="submit"):
+    """HTTP to engine: please compute these n rows. The tensor frame holds the inputs, float32 ``[n, *input_shape]``."""
+
+    id: int
+    """Unique within the client; echoed in the answer."""
+    model: str
+    version: int
+    tolerance: list[float]
+    """One per row, positive."""
+    max_iterations: list[int]
+    """One per row, at least 1."""
+    deadline: list[float | None]
+    """One per row, in seconds of ``time.monotonic()``, which all processes of a machine share."""
+
+
+class Cancel(msgspec.Struct, frozen=True, tag="cancel"):
+    """HTTP to engine: nobody waits for this request any more. Not answered."""
+
+    id: int
+
+
+class Look(msgspec.Struct, frozen=True, tag="look"):
+    """HTTP to engine: are you there, and what have you done? Answered with ``State``."""
+
+
+class Answer(msgspec.Struct, frozen=True, tag="answer"):
+    """Engine to HTTP: all rows of a request have ended. The tensor frame holds the logits, float32 ``[n, classes]``."""
+
+    id: int
+    iterations: list[int]
+    """0 for a row whose deadline passed while it waited; such a row's logits are NaN."""
+    residual: list[float]
+    """NaN or infinity for rows that diverged, NaN for rows without an iteration."""
+    status: list[Status]
+
+
+class Refused(msgspec.Struct, frozen=True, tag="refused"):
+    """Engine to HTTP: the queue is full; nothing was computed."""
+
+    id: int
+    waiting_rows: int
+    max_waiting_rows: int
+    retry_after: float
+    """Seconds after which the queue should have room, from measured throughput."""
+
+
+class Failed(msgspec.Struct, frozen=True, tag="failed"):
+    """Engine to HTTP: this request could not be computed; others are not affected."""
+
+    id: int
+    reason: str
+
+
+class ServedVersion(msgspec.Struct, frozen=True):
+    """One version of one model, as the engine holds it."""
+
+    model: str
+    version: int
+    config: str
+    """``config.json``, verbatim."""
+
+
+class Counters(msgspec.Struct, frozen=True):
+    """What one version has done since its engine started; every number only grows, but for the last three."""
+
+    model: str
+    version: int
+    ticks: int
+    step_evaluations: int
+    """Rows summed over the ticks: the work that was done."""
+    iterations: int
+    """Iterations summed over the rows that ended: the work that was asked for."""
+    rows_ended: int
+    active_rows: int
+    waiting_rows: int
+    slots: int
+
+
+class State(msgspec.Struct, frozen=True, tag="state"):
+    """Engine to HTTP: the answer to ``Look``; sent once unasked when a client connects."""
+
+    served: list[ServedVersion]
+    refused: dict[str, str]
+    """``name/version`` to the reason why it was not loaded."""
+    counters: list[Counters]
+
+
+ToEngine = Submit | Cancel | Look
+ToClient = Answer | Refused | Failed | State

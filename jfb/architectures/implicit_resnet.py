@@ -1,0 +1,119 @@
+"""An implicit ResNet for images."""
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from jfb.architectures.standardise import Standardise
+from jfb.contraction import operator_norm_bound, scale_to_unit_norm
+from jfb.network import ImplicitNetwork
+
+
+class ImplicitResNet(ImplicitNetwork):
+    """A convolutional stem, one residual block iterated to its fixed point, and a linear classifier.
+
+    ``u = Q(d) + γ · R(u)`` with ``R = φ ∘ C₂ ∘ φ ∘ C₁``, the convolutions of operator norm at most one (spectral
+    normalisation) and φ a leaky ReLU: a contraction with factor γ, whatever the data. Batch normalisation stands in the
+    stem only, where it is a fixed affine map once the network is trained.
+
+    Args:
+        input_shape: ``(channels, height, width)``.
+        classes: number of logits.
+        mean, std: of the raw inputs, a number each or one per channel.
+        channels: of the stem's stages; the last is the number of latent channels.
+        pool: max-pooling factor at the end of each stage, as many as ``channels``; 1 is none.
+        blocks: residual blocks in each stage, after its first convolution.
+        contraction: γ, in (0, 1).
+        average: average the latent state over positions before the classifier, instead of flattening it.
+        dropout: share of the classifier's inputs dropped in training, in [0, 1).
+        slope: of the leaky ReLUs below zero, in [0, 1].
+    """
+
+    def __init__(
+        self,
+        input_shape: Sequence[int],
+        classes: int,
+        *,
+        mean: float | Sequence[float] = 127.5,
+        std: float | Sequence[float] = 127.5,
+        channels: Sequence[int] = (32,),
+        pool: Sequence[int] = (1,),
+        blocks: int = 0,
+        contraction: float = 0.9,
+        average: bool = False,
+        dropout: float = 0.0,
+        slope: float = 0.1,
+    ) -> None:
+        super().__init__()
+        if len(input_shape) != 3:
+            raise ValueError(f"input.shape: implicit_resnet takes images, [channels, height, width], got {list(input_shape)}")
+        if not channels or len(channels) != len(pool) or min(*channels, *pool) < 1:
+            raise ValueError(f"channels, pool: expected equally many positive integers, got {channels} and {pool}")
+        if not 0 < contraction < 1:
+            raise ValueError(f"contraction: expected a number in (0, 1), got {contraction}")
+        if not 0 <= slope <= 1:
+            raise ValueError(f"slope: expected a number in [0, 1], got {slope}")
+        height, width = input_shape[1:]
+        for factor in pool:
+            height, width = height // factor, width // factor
+        if min(height, width) < 1:
+            raise ValueError(f"pool: {list(pool)} leaves nothing of an image of shape {list(input_shape)}")
+        latent = channels[-1]
+        self.contraction = contraction
+        self.average = average
+        self.slope = slope
+        self.standardise = Standardise(input_shape, mean, std)
+        stem: list[nn.Module] = []
+        for (before, after), factor in zip(pairwise((input_shape[0], *channels)), pool, strict=True):
+            stem += [nn.Conv2d(before, after, 3, padding=1, bias=False), nn.BatchNorm2d(after), nn.LeakyReLU(slope)]
+            stem += [StemBlock(after, slope) for _ in range(blocks)]
+            stem += [nn.MaxPool2d(factor)] if factor > 1 else []
+        self.stem = nn.Sequential(*stem)
+        self.first = nn.Conv2d(latent, latent, 3, padding=1)
+        self.second = nn.Conv2d(latent, latent, 3, padding=1)
+        self.dropout = nn.Dropout(dropout)
+        self.classify = nn.Linear(latent if average else latent * height * width, classes)
+        self.constrain()
+
+    def inject(self, inputs: Tensor) -> Tensor:
+        injection: Tensor = self.stem(self.standardise(inputs))
+        return injection
+
+    def initial_state(self, injection: Tensor) -> Tensor:
+        return injection
+
+    def step(self, state: Tensor, injection: Tensor) -> Tensor:
+        hidden = F.leaky_relu(self.first(state), self.slope)
+        return injection + self.contraction * F.leaky_relu(self.second(hidden), self.slope)
+
+    def readout(self, state: Tensor) -> Tensor:
+        features = state.mean((2, 3)) if self.average else state.flatten(1)
+        logits: Tensor = self.classify(self.dropout(features))
+        return logits
+
+    def constrain(self) -> None:
+        scale_to_unit_norm(self.first.weight)
+        scale_to_unit_norm(self.second.weight)
+
+    def contraction_bound(self) -> float:
+        return self.contraction * float(operator_norm_bound(self.first.weight) * operator_norm_bound(self.second.weight))
+
+
+class StemBlock(nn.Module):
+    """An ordinary residual block: ``φ(x + BN(C₂ φ(BN(C₁ x))))``."""
+
+    def __init__(self, channels: int, slope: float) -> None:
+        super().__init__()
+        self.slope = slope
+        self.body = nn.Sequential(
+            nn.Conv2d(channels, channels, 3, padding=1, bias=False),
+            nn.BatchNorm2d(channels),
+            nn.LeakyReLU(slope),
+            nn.Conv2d(channels, channels, 3, padding=1, bias=False),
+            nn.BatchNorm2d(channels),
+        )
+
+    def forward(self, features: Tensor) -> Tensor:
+        return F.leaky_relu(features + self.body(features), self.slope)

@@ -1,0 +1,49 @@
+"""What a gradient is: a way from an injection to a fixed point that autograd can walk back."""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from jfb.network import ImplicitNetwork
+from jfb.norms import ResidualNorm
+from jfb.solve import Solution, solve
+from jfb.solvers import Solver
+
+
+@dataclass(frozen=True)
+class Search:
+    """How the fixed point is searched for while training; by Corollary 0.1 it need not be exact."""
+
+    tolerance: float = 1e-2
+    max_iterations: int = 50
+    residual_norm: ResidualNorm = ResidualNorm.RELATIVE
+    solver: Solver | None = None
+
+    def __call__(self, network: ImplicitNetwork, injection: Tensor) -> Solution:
+        return solve(
+            network,
+            injection.detach(),
+            tolerance=self.tolerance,
+            max_iterations=self.max_iterations,
+            residual_norm=self.residual_norm,
+            solver=self.solver,
+        )
+
+
+class Gradient(ABC):
+    """Finds the fixed point of a batch and attaches a gradient to it."""
+
+    @abstractmethod
+    def __call__(self, network: ImplicitNetwork, injection: Tensor, search: Search) -> tuple[Tensor, Solution]:
+        """Search, and make the result differentiable.
+
+        Args:
+            network: whose ``step`` is iterated.
+            injection: ``network.inject(inputs)``, shape ``[n, ...]``, with its graph.
+            search: how to find the fixed point.
+
+        Returns:
+            States ``[n, *state_shape]`` for ``readout``, whose backward pass reaches the weights of ``step`` and, through
+            the injection, those of ``inject``; and what the search found.
+        """

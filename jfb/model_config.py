@@ -1,0 +1,86 @@
+"""ModelConfig: what config.json in a model's folder says."""
+
+from math import isfinite
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
+
+from jfb.norms import ResidualNorm
+from jfb.solvers import SOLVERS
+
+FORMAT_VERSION: Literal[1] = 1
+
+
+class Strict(BaseModel):
+    """A frozen model in which unknown keys are errors."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class ArchitectureSpec(Strict):
+    """Which class of ``jfb.architectures`` the network is, and the arguments it was built with."""
+
+    name: str
+    arguments: dict[str, JsonValue] = {}
+
+
+class InputSpec(Strict):
+    """What one raw input is: clients send it so, normalisation is inside the network."""
+
+    shape: tuple[int, ...] = Field(min_length=1)
+    """Of one input; images are ``(channels, height, width)``."""
+    kind: Literal["image", "vector"]
+    """Whether a PNG or JPEG can be turned into an input."""
+    dtype: Literal["float32", "uint8"] = "float32"
+    """Of the values as the model takes them; clients may send integers for floats."""
+    low: float | None = None
+    high: float | None = None
+    """Bounds of the values, inclusive; images have both, vectors may have neither."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if any(side < 1 for side in self.shape):
+            raise ValueError(f"shape: expected positive sides, got {list(self.shape)}")
+        if self.kind == "image" and (len(self.shape) != 3 or self.shape[0] not in (1, 3)):
+            raise ValueError(f"shape: an image has shape [1 or 3, height, width], got {list(self.shape)}")
+        if self.kind == "image" and (self.low is None or self.high is None):
+            raise ValueError("low, high: an image needs both bounds of its values")
+        if self.low is not None and self.high is not None and self.low >= self.high:
+            raise ValueError(f"low, high: expected low < high, got {self.low} and {self.high}")
+        return self
+
+
+class Serving(Strict):
+    """How the fixed point is found unless a request says otherwise."""
+
+    solver: str = "picard"
+    tolerance: float = Field(default=1e-3, gt=0)
+    max_iterations: int = Field(default=100, ge=1)
+    residual_norm: ResidualNorm = ResidualNorm.RELATIVE
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.solver not in SOLVERS:
+            raise ValueError(f"solver: unknown solver {self.solver!r}, expected one of {', '.join(SOLVERS)}")
+        if not isfinite(self.tolerance):
+            raise ValueError(f"tolerance: expected a finite number, got {self.tolerance}")
+        return self
+
+
+class ModelConfig(Strict):
+    """The whole of ``config.json``."""
+
+    format_version: Literal[1] = FORMAT_VERSION
+    architecture: ArchitectureSpec
+    input: InputSpec
+    classes: list[str] = Field(min_length=1)
+    """Labels, in the order of the logits."""
+    serving: Serving = Serving()
+    provenance: dict[str, Any] = {}
+    """Where the model comes from: recipe, seed, data, library versions, date. For people."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if len(set(self.classes)) != len(self.classes):
+            raise ValueError("classes: expected distinct labels")
+        return self

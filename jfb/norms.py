@@ -1,0 +1,50 @@
+"""Residual norms: how far one iteration moved a row."""
+
+from enum import StrEnum
+
+import torch
+from torch import Tensor
+
+
+class ResidualNorm(StrEnum):
+    """The three ways to measure ``u_k - u_{k-1}``, each a number per row.
+
+    * ``absolute``: L2 over all latent entries (Algorithm 1 of the paper);
+    * ``relative``: that, divided by the L2 norm of ``u_k``; a tolerance means the same for every model;
+    * ``channel_max``: largest over positions of the L2 norm over channels (the paper's authors' programs). A state
+      without positions has one position.
+    """
+
+    ABSOLUTE = "absolute"
+    RELATIVE = "relative"
+    CHANNEL_MAX = "channel_max"
+
+
+def residual(previous: Tensor, current: Tensor, norm: ResidualNorm) -> Tensor:
+    """Measure the movement of each row.
+
+    Args:
+        previous: ``u_{k-1}``, shape ``[n, *state_shape]``.
+        current: ``u_k``, of the same shape.
+        norm: which norm.
+
+    Returns:
+        Shape ``[n]``, non-negative; NaN or infinity where an iterate is not finite.
+    """
+    movement = current - previous
+    match norm:
+        case ResidualNorm.ABSOLUTE:
+            return _l2(movement)
+        case ResidualNorm.RELATIVE:
+            size = _l2(current)
+            # An infinite size would turn any finite movement into "converged": such a row has diverged, say NaN.
+            size = torch.where(size.isfinite(), size, torch.nan)
+            return _l2(movement) / size.clamp_min(torch.finfo(size.dtype).tiny)
+        case ResidualNorm.CHANNEL_MAX:
+            over_channels: Tensor = torch.linalg.vector_norm(movement, dim=1, keepdim=True)
+            return over_channels.flatten(1).amax(1)
+
+
+def _l2(rows: Tensor) -> Tensor:
+    norms: Tensor = torch.linalg.vector_norm(rows.flatten(1), dim=1)
+    return norms

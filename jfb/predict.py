@@ -1,0 +1,48 @@
+"""predict(): inputs to answers, offline."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from jfb.network import ImplicitNetwork
+from jfb.norms import ResidualNorm
+from jfb.solve import Solution, solve
+from jfb.solvers import Solver
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Logits ``[n, classes]`` and the solution that they were read from."""
+
+    logits: Tensor
+    solution: Solution
+
+
+@torch.no_grad()
+def predict(
+    network: ImplicitNetwork,
+    inputs: Tensor,
+    *,
+    tolerance: float | Tensor,
+    max_iterations: int | Tensor,
+    residual_norm: ResidualNorm = ResidualNorm.RELATIVE,
+    solver: Solver | None = None,
+) -> Prediction:
+    """Inject, solve, read out: what the server answers, computed offline.
+
+    Args:
+        network: in evaluation mode, or its rows are not independent.
+        inputs: raw, shape ``[n, *input_shape]``.
+
+    The other arguments, and what is raised, are those of ``jfb.solve``.
+    """
+    solution = solve(
+        network,
+        network.inject(inputs),
+        tolerance=tolerance,
+        max_iterations=max_iterations,
+        residual_norm=residual_norm,
+        solver=solver,
+    )
+    return Prediction(network.readout(solution.fixed_point), solution)

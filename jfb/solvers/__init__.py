@@ -1,0 +1,8 @@
+"""Solvers: where to evaluate the map next. One algorithm a file."""
+
+from jfb.solvers.picard import Picard
+from jfb.solvers.solver import Memory, Solver
+
+SOLVERS: dict[str, type[Solver]] = {"picard": Picard}
+
+__all__ = ["SOLVERS", "Memory", "Picard", "Solver"]

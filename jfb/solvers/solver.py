@@ -1,0 +1,28 @@
+"""What a solver is: given a point and its image, it proposes the next point."""
+
+from abc import ABC, abstractmethod
+
+from torch import Tensor
+
+Memory = dict[str, Tensor]
+"""What a solver remembers from iteration to iteration; every tensor has the row in its first dimension."""
+
+
+class Solver(ABC):
+    """An algorithm for ``u = T(u)``, without the loop that drives it.
+
+    The driver (``jfb.solve`` offline, the engine in the server) evaluates ``image = step(point, injection)``, measures
+    the residual ``‖image − point‖``, ends the rows that are done with ``image`` as their answer, and asks the solver for
+    the next point of the others. So every solver counts the same: one iteration is one evaluation of ``step``.
+
+    Rows are independent: a solver may use a row's own history and nothing else, so that rows can be gathered, joined
+    and dropped between any two iterations.
+    """
+
+    @abstractmethod
+    def start(self, point: Tensor) -> Memory:
+        """Return the memory of rows that start at ``point`` (``[n, *state_shape]``)."""
+
+    @abstractmethod
+    def propose(self, memory: Memory, point: Tensor, image: Tensor) -> Tensor:
+        """Return the next points, shaped like ``point``, and bring ``memory`` up to date in place."""
