@@ -1,12 +1,13 @@
 """The messages between the HTTP process and the engine process, all of them.
 
 A message is a multipart ZeroMQ message: the msgpack of one of the structs below, then, for ``Submit`` and ``Answer``, one
-frame of raw little-endian tensor bytes in C order. No pickle.
+frame of raw little-endian tensor bytes in C order. No pickle. Nothing here imports ``jfb``: it would bring torch, seconds and
+hundreds of megabytes, into the HTTP process.
 """
 
-import msgspec
+from collections.abc import Sequence
 
-from jfb import Status
+import msgspec
 
 
 class Submit(msgspec.Struct, frozen=True, tag="submit"):
@@ -42,7 +43,8 @@ class Answer(msgspec.Struct, frozen=True, tag="answer"):
     """0 for a row whose deadline passed while it waited; such a row's logits are NaN."""
     residual: list[float]
     """NaN or infinity for rows that diverged, NaN for rows without an iteration."""
-    status: list[Status]
+    status: Sequence[str]
+    """The words of ``jfb.Status``."""
 
 
 class Refused(msgspec.Struct, frozen=True, tag="refused"):
