@@ -70,7 +70,7 @@ class ServedVersion(msgspec.Struct, frozen=True):
     model: str
     version: int
     config: str
-    """``config.json``, verbatim."""
+    """``config.json``, validated and with what it leaves out filled in (``ModelConfig.model_dump_json()``)."""
 
 
 class Counters(msgspec.Struct, frozen=True):
@@ -82,7 +82,7 @@ class Counters(msgspec.Struct, frozen=True):
     step_evaluations: int
     """Rows summed over the ticks: the work that was done."""
     iterations: int
-    """Iterations summed over the rows that ended: the work that was asked for."""
+    """Iterations summed over the rows that ended, cancelled ones included: the work that was asked for."""
     rows_ended: int
     active_rows: int
     waiting_rows: int
@@ -90,7 +90,7 @@ class Counters(msgspec.Struct, frozen=True):
 
 
 class State(msgspec.Struct, frozen=True, tag="state"):
-    """Engine to HTTP: the answer to ``Look``; sent once unasked when a client connects."""
+    """Engine to HTTP: the answer to ``Look``. An engine that answers has loaded its models."""
 
     served: list[ServedVersion]
     refused: dict[str, str]
