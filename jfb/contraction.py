@@ -4,7 +4,7 @@ import math
 
 import torch
 from torch import Tensor
-from torch.func import jvp, vjp
+from torch.autograd.functional import jvp, vjp
 
 from jfb.network import ImplicitNetwork
 
@@ -90,12 +90,11 @@ def local_contraction_factor(
     generator = torch.Generator().manual_seed(seed)
     direction = unit(torch.randn(state.shape, generator=generator, dtype=state.dtype).to(state.device))
     image = torch.zeros_like(state)
-    _, pull_back = vjp(step, state.detach())  # type: ignore[misc]
     for _ in range(iterations):
-        _, image = jvp(step, (state.detach(),), (direction,))  # type: ignore[misc]
-        (direction,) = pull_back(image)
-        direction = unit(direction)
-    return _row_norms(image).detach()
+        _, image = jvp(step, state.detach(), direction)  # type: ignore[no-untyped-call]
+        _, pulled_back = vjp(step, state.detach(), image)  # type: ignore[no-untyped-call]
+        direction = unit(pulled_back)
+    return _row_norms(image)
 
 
 def _row_norms(rows: Tensor) -> Tensor:

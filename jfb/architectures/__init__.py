@@ -2,13 +2,17 @@
 
 import inspect
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, get_type_hints
 
+from pydantic import TypeAdapter, ValidationError
+
+from jfb.architectures.authors_resnet import AuthorsResNet
 from jfb.architectures.implicit_mlp import ImplicitMLP
 from jfb.architectures.implicit_resnet import ImplicitResNet
 from jfb.network import ImplicitNetwork
 
 ARCHITECTURES: dict[str, type[ImplicitNetwork]] = {
+    "authors_resnet": AuthorsResNet,
     "implicit_mlp": ImplicitMLP,
     "implicit_resnet": ImplicitResNet,
 }
@@ -33,7 +37,14 @@ def build(name: str, input_shape: Sequence[int], classes: int, arguments: Mappin
         inspect.signature(architecture).bind(tuple(input_shape), classes, **arguments)
     except TypeError as error:
         raise ValueError(f"architecture.arguments: {name}: {error}") from error
+    expected = get_type_hints(architecture.__init__)
+    for argument, value in arguments.items():
+        try:
+            TypeAdapter(expected[argument]).validate_python(value)
+        except ValidationError as error:
+            problem = error.errors()[0]["msg"]
+            raise ValueError(f"architecture.arguments.{argument}: {problem}, got {value!r}") from error
     return architecture(tuple(input_shape), classes, **arguments)
 
 
-__all__ = ["ARCHITECTURES", "ImplicitMLP", "ImplicitResNet", "build"]
+__all__ = ["ARCHITECTURES", "AuthorsResNet", "ImplicitMLP", "ImplicitResNet", "build"]

@@ -1,0 +1,51 @@
+"""Small networks with known answers."""
+
+import torch
+from torch import Tensor, nn
+
+from jfb import ImplicitNetwork
+from jfb.architectures import ImplicitMLP, ImplicitResNet
+
+
+class Affine(ImplicitNetwork):
+    """``u = A u + q``: its fixed point is ``(I − A)⁻¹ q``, and one row's difficulty is its injection's scale."""
+
+    def __init__(self, matrix: Tensor) -> None:
+        super().__init__()
+        self.matrix = nn.Parameter(matrix)
+
+    def inject(self, inputs: Tensor) -> Tensor:
+        return inputs
+
+    def step(self, state: Tensor, injection: Tensor) -> Tensor:
+        return state @ self.matrix.T + injection
+
+    def readout(self, state: Tensor) -> Tensor:
+        return state
+
+
+def affine(factor: float = 0.7, size: int = 4, seed: int = 0) -> Affine:
+    """A random affine contraction with L2 factor ``factor``, float64."""
+    matrix = torch.randn(size, size, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return Affine(factor * matrix / torch.linalg.matrix_norm(matrix, 2))
+
+
+def small_resnet(*, seed: int = 0, contraction: float = 0.9) -> ImplicitResNet:
+    """A random implicit ResNet on 1x6x6 in [0, 1], in evaluation mode, float64, stiff enough that rows differ."""
+    torch.manual_seed(seed)
+    network = ImplicitResNet((1, 6, 6), 3, mean=0.5, std=0.3, channels=(4,), pool=(2,), contraction=contraction)
+    with torch.no_grad():
+        for layer in (network.first, network.second):
+            layer.weight.mul_(50)  # then constrained: at the bound, so the block contracts as slowly as it may
+    network.constrain()
+    return network.double().eval()
+
+
+def small_mlp(*, seed: int = 0, contraction: float = 0.9, width: int = 6) -> ImplicitMLP:
+    """A random implicit MLP on 5 features, in evaluation mode, float64, with its latent weights at the bound."""
+    torch.manual_seed(seed)
+    network = ImplicitMLP((5,), 3, width=width, contraction=contraction)
+    with torch.no_grad():
+        network.latent.weight.mul_(50)
+    network.constrain()
+    return network.double().eval()

@@ -1,0 +1,197 @@
+import json
+import pickle
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from jfb import CheckpointError, ModelConfig, load, predict
+from jfb.architectures import ImplicitResNet, build
+from jfb.checkpoint import models, new_version, save, versions
+from jfb.model_config import ArchitectureSpec, InputSpec
+
+ARGUMENTS: dict[str, Any] = {"channels": [4], "pool": [2], "mean": [0.5], "std": 0.25}
+
+
+def config() -> ModelConfig:
+    return ModelConfig(
+        architecture=ArchitectureSpec(name="implicit_resnet", arguments=ARGUMENTS),
+        input=InputSpec(shape=(1, 6, 6), kind="image", low=0, high=1),
+        classes=["a", "b", "c"],
+    )
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    torch.manual_seed(0)
+    with new_version(tmp_path, "letters") as new:
+        save(new, config(), build("implicit_resnet", (1, 6, 6), 3, ARGUMENTS))
+    return tmp_path / "letters" / "1"
+
+
+def change(folder: Path, **fields: Any) -> None:
+    content = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(content | fields))
+
+
+def test_a_loaded_network_gives_the_same_answers_to_the_last_bit(tmp_path: Path) -> None:
+    network = build("implicit_resnet", (1, 6, 6), 3, ARGUMENTS)
+    assert isinstance(network, ImplicitResNet)
+    network.stem(torch.randn(9, 1, 6, 6))  # so that the running statistics are not the fresh ones
+    network.eval()
+    with new_version(tmp_path, "letters") as new:
+        save(new, config(), network)
+    loaded = load(tmp_path / "letters" / "1")
+    assert loaded.config == config()
+    inputs = torch.rand(5, 1, 6, 6)
+    before = predict(network, inputs, tolerance=1e-4, max_iterations=50)
+    after = predict(loaded.network, inputs, tolerance=1e-4, max_iterations=50)
+    assert torch.equal(before.logits, after.logits)
+    assert torch.equal(before.solution.iterations, after.solution.iterations)
+    assert not loaded.network.training
+    assert not any(p.requires_grad for p in loaded.network.parameters())
+
+
+def test_versions_count_up_and_strangers_in_the_store_are_not_versions(folder: Path) -> None:
+    store = folder.parent.parent
+    for name in ("12", "latest", "007", ".incomplete-x"):
+        (store / "letters" / name).mkdir()
+    (store / "letters" / "99").write_text("a file, not a version")
+    (store / "empty").mkdir()
+    assert versions(store / "letters") == [1, 12]
+    assert models(store) == {"letters": [1, 12]}
+    with new_version(store, "letters") as new:
+        save(new, config(), build("implicit_resnet", (1, 6, 6), 3, ARGUMENTS))
+    assert versions(store / "letters") == [1, 12, 13]
+
+
+def test_a_version_that_fails_half_way_leaves_nothing(folder: Path) -> None:
+    store = folder.parent.parent
+
+    def fail_half_way() -> None:
+        with new_version(store, "letters") as new:
+            (new / "config.json").write_text("{}")
+            assert versions(store / "letters") == [1], "visible before it was whole"
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fail_half_way()
+    assert [path.name for path in (store / "letters").iterdir()] == ["1"]
+
+
+def test_writers_at_the_same_time_each_get_a_version(tmp_path: Path) -> None:
+    together = threading.Barrier(4)
+
+    def write() -> None:
+        with new_version(tmp_path, "letters") as new:
+            (new / "config.json").write_text("{}")
+            together.wait()
+
+    writers = [threading.Thread(target=write) for _ in range(4)]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join()
+    assert versions(tmp_path / "letters") == [1, 2, 3, 4]
+
+
+def test_an_unknown_format_version_is_refused(folder: Path) -> None:
+    change(folder, format_version=2)
+    with pytest.raises(CheckpointError, match=r"config\.json: format_version: this program reads version 1, got 2"):
+        load(folder)
+
+
+def test_an_unknown_architecture_is_refused_with_the_known_ones(folder: Path) -> None:
+    change(folder, architecture={"name": "transformer", "arguments": {}})
+    with pytest.raises(CheckpointError, match=r"unknown architecture 'transformer', expected one of .*implicit_resnet"):
+        load(folder)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({**ARGUMENTS, "depth": 3}, "unexpected keyword argument 'depth'"),
+        ({**ARGUMENTS, "contraction": 1.5}, r"contraction: expected a number in \(0, 1\), got 1.5"),
+        ({**ARGUMENTS, "channels": [8]}, r"stem\.0\.weight: expected shape \[8, 1, 3, 3\], got \[4, 1, 3, 3\]"),
+        ({**ARGUMENTS, "channels": ["four"]}, r"arguments\.channels: .* valid integer.*, got \['four'\]"),
+        ({**ARGUMENTS, "mean": [1, 2]}, "mean: expected 1 or 1 numbers"),
+    ],
+)
+def test_arguments_that_do_not_fit_are_refused(folder: Path, arguments: dict[str, Any], message: str) -> None:
+    change(folder, architecture={"name": "implicit_resnet", "arguments": arguments})
+    with pytest.raises(CheckpointError, match=message):
+        load(folder)
+
+
+def test_a_config_that_asks_for_a_giant_is_refused_before_memory_is_taken(folder: Path) -> None:
+    arguments = {**ARGUMENTS, "channels": [10**6]}
+    change(folder, architecture={"name": "implicit_resnet", "arguments": arguments})
+    with pytest.raises(CheckpointError, match="expected shape"):
+        load(folder)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"surprise": 1}, "surprise: Extra inputs are not permitted"),
+        ({"classes": []}, "classes"),
+        ({"classes": ["a", "a", "b"]}, "classes: expected distinct labels"),
+        ({"serving": {"tolerance": 0}}, "serving.tolerance"),
+        ({"serving": {"solver": "newton"}}, "unknown solver 'newton', expected one of picard"),
+        ({"input": {"shape": [1, 6], "kind": "image", "low": 0, "high": 1}}, r"an image has shape"),
+    ],
+)
+def test_wrong_fields_are_named(folder: Path, fields: dict[str, Any], message: str) -> None:
+    change(folder, **fields)
+    with pytest.raises(CheckpointError, match=message):
+        load(folder)
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
+def test_a_truncated_file_is_refused_by_name(folder: Path, name: str) -> None:
+    content = (folder / name).read_bytes()
+    for keep in (0, 4, len(content) // 2, len(content) - 2):
+        (folder / name).write_bytes(content[:keep])
+        with pytest.raises(CheckpointError, match=name):
+            load(folder)
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
+def test_a_missing_file_is_refused_by_name(folder: Path, name: str) -> None:
+    (folder / name).unlink()
+    with pytest.raises(CheckpointError, match=name):
+        load(folder)
+
+
+def test_missing_foreign_and_mistyped_weights_are_named(folder: Path) -> None:
+    path = folder / "model.safetensors"
+    weights = load_file(path)
+    save_file({name: w for name, w in weights.items() if name != "first.bias"}, path)
+    with pytest.raises(CheckpointError, match=r"first\.bias is missing"):
+        load(folder)
+    save_file({**weights, "stranger": torch.zeros(1)}, path)
+    with pytest.raises(CheckpointError, match="stranger is not part of this architecture"):
+        load(folder)
+    save_file({**weights, "first.bias": weights["first.bias"].double()}, path)
+    with pytest.raises(CheckpointError, match=r"first\.bias: expected dtype torch\.float32, got torch\.float64"):
+        load(folder)
+
+
+class Bomb:
+    """Unpickling this would create a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (Path.touch, (self.path,))
+
+
+def test_a_pickle_in_place_of_the_weights_is_refused_and_not_run(folder: Path, tmp_path: Path) -> None:
+    (folder / "model.safetensors").write_bytes(pickle.dumps(Bomb(tmp_path / "executed")))
+    with pytest.raises(CheckpointError, match=r"model\.safetensors: not a readable safetensors file"):
+        load(folder)
+    assert not (tmp_path / "executed").exists()

@@ -1,0 +1,167 @@
+"""Every gradient against a dense float64 solve, against finite differences, and against each other."""
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from jfb import ImplicitNetwork, solve
+from jfb.gradients import GRADIENTS, JFB, Explicit, Gradient, Jacobian, Neumann, Search, Unrolled
+from tests.jfb.networks import small_mlp, small_resnet
+
+EXACT = Search(tolerance=1e-14, max_iterations=3000)
+NETWORKS = {"mlp": small_mlp, "resnet": small_resnet}
+INPUTS = {"mlp": (5,), "resnet": (1, 6, 6)}
+
+
+@pytest.fixture(params=list(NETWORKS))
+def case(request: pytest.FixtureRequest) -> tuple[ImplicitNetwork, Tensor, Tensor]:
+    network = NETWORKS[request.param]()
+    generator = torch.Generator().manual_seed(1)
+    inputs = torch.rand(4, *INPUTS[request.param], generator=generator, dtype=torch.float64)
+    return network, inputs, torch.tensor([0, 1, 2, 0])
+
+
+def direction(network: ImplicitNetwork, inputs: Tensor, labels: Tensor, gradient: Gradient, search: Search = EXACT) -> Tensor:
+    """All parameters' gradients in one vector."""
+    network.zero_grad()
+    state, _ = gradient(network, network.inject(inputs), search)
+    F.cross_entropy(network.readout(state), labels).backward()
+    return torch.cat([torch.zeros_like(p).flatten() if p.grad is None else p.grad.flatten() for p in network.parameters()])
+
+
+def dense_direction(network: ImplicitNetwork, inputs: Tensor, labels: Tensor) -> Tensor:
+    """The exact gradient of every row's loss, with ``I − ∂T/∂u`` written out and solved (eq. 14)."""
+    total: Tensor | None = None
+    for one, label in zip(inputs, labels, strict=True):
+        injection = network.inject(one[None])
+        point = EXACT(network, injection).fixed_point.requires_grad_()
+        shape = point.shape
+
+        def step(flat: Tensor, injection: Tensor = injection, shape: torch.Size = shape) -> Tensor:
+            return network.step(flat.view(shape), injection.detach()).flatten()
+
+        jacobian = torch.autograd.functional.jacobian(step, point.detach().flatten())
+        loss = F.cross_entropy(network.readout(point), label[None], reduction="sum") / len(labels)
+        parameters = list(network.parameters())
+        outer = torch.autograd.grad(loss, [point, *parameters], allow_unused=True)
+        assert outer[0] is not None
+        adjoint = torch.linalg.solve((torch.eye(len(jacobian), dtype=torch.float64) - jacobian).T, outer[0].flatten())
+        image = network.step(point.detach(), injection)
+        inner = torch.autograd.grad(image, parameters, adjoint.view(shape), allow_unused=True)
+        flat = [
+            sum((g for g in pair if g is not None), torch.zeros_like(p)).flatten()
+            for p, *pair in zip(parameters, outer[1:], inner, strict=True)
+        ]
+        total = torch.cat(flat) if total is None else total + torch.cat(flat)
+    assert total is not None
+    return total
+
+
+def cosine(a: Tensor, b: Tensor) -> float:
+    return float(F.cosine_similarity(a, b, dim=0))
+
+
+def test_the_dense_gradient_is_the_finite_difference(case: tuple[ImplicitNetwork, Tensor, Tensor]) -> None:
+    network, inputs, labels = case
+    along = torch.randn(sum(p.numel() for p in network.parameters()), dtype=torch.float64)
+    slope = float(dense_direction(network, inputs, labels) @ along)
+
+    def loss_at(distance: float) -> float:
+        offset = 0
+        with torch.no_grad():
+            for p in network.parameters():
+                p += distance * along[offset : offset + p.numel()].view_as(p)
+                offset += p.numel()
+            state = EXACT(network, network.inject(inputs)).fixed_point
+            loss = float(F.cross_entropy(network.readout(state), labels))
+            offset = 0
+            for p in network.parameters():
+                p -= distance * along[offset : offset + p.numel()].view_as(p)
+                offset += p.numel()
+        return loss
+
+    h = 1e-6
+    assert slope == pytest.approx((loss_at(h) - loss_at(-h)) / (2 * h), rel=1e-4, abs=1e-8)
+
+
+def test_the_jacobian_gradient_is_the_dense_one(case: tuple[ImplicitNetwork, Tensor, Tensor]) -> None:
+    gradient = Jacobian(tolerance=1e-13, max_iterations=3000)
+    found = direction(*case, gradient)
+    torch.testing.assert_close(found, dense_direction(*case), rtol=1e-8, atol=1e-10)
+    assert gradient.residual <= 1e-13
+    assert gradient.iterations > 5
+
+
+def test_unrolling_to_convergence_is_the_dense_gradient(case: tuple[ImplicitNetwork, Tensor, Tensor]) -> None:
+    torch.testing.assert_close(direction(*case, Unrolled()), dense_direction(*case), rtol=1e-7, atol=1e-9)
+
+
+def test_jfb_is_the_gradient_of_one_explicit_layer_at_the_fixed_point(case: tuple[ImplicitNetwork, Tensor, Tensor]) -> None:
+    network, inputs, labels = case
+    found = direction(network, inputs, labels, JFB())
+    network.zero_grad()
+    fixed_point = solve(network, network.inject(inputs), tolerance=1e-14, max_iterations=3000).fixed_point
+    F.cross_entropy(network.readout(network.step(fixed_point, network.inject(inputs))), labels).backward()
+    assert torch.equal(found, torch.cat([p.grad.flatten() for p in network.parameters() if p.grad is not None]))
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("tolerance", [1e-14, 1e-2, 1e-1])
+@pytest.mark.parametrize("kind", list(NETWORKS))
+def test_jfb_descends_also_at_an_approximate_fixed_point(kind: str, tolerance: float, seed: int) -> None:
+    """Theorem 0.2 and Corollary 0.1."""
+    network = NETWORKS[kind](seed=seed, contraction=0.6)
+    inputs = torch.rand(4, *INPUTS[kind], generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    labels = torch.tensor([0, 1, 2, 0])
+    search = Search(tolerance=tolerance, max_iterations=3000)
+    found = direction(network, inputs, labels, JFB(), search)
+    exact = dense_direction(network, inputs, labels)
+    assert cosine(found, exact) > 0.1
+    assert cosine(found, exact) < 1 - 1e-6, "identical directions would mean that the two were not computed apart"
+
+
+def test_neumann_without_terms_is_jfb_to_the_last_bit(case: tuple[ImplicitNetwork, Tensor, Tensor]) -> None:
+    assert torch.equal(direction(*case, Neumann(terms=0)), direction(*case, JFB()))
+
+
+def test_the_neumann_gradient_tends_to_the_exact_one_at_the_contraction_rate(
+    case: tuple[ImplicitNetwork, Tensor, Tensor],
+) -> None:
+    """Eq. 22: the error after k terms is at most ``γ^{k+1} / (1 − γ)`` times a constant."""
+    exact = dense_direction(*case)
+    bound = case[0].contraction_bound()
+    assert bound is not None
+    errors = {k: float((direction(*case, Neumann(terms=k)) - exact).norm()) for k in (0, 4, 8, 16)}
+    assert errors[0] > errors[4] > errors[8] > errors[16]
+    for k in (4, 8, 16):
+        assert errors[k] <= errors[0] * bound**k / (1 - bound)
+
+
+def test_the_explicit_network_is_one_application_from_the_start(case: tuple[ImplicitNetwork, Tensor, Tensor]) -> None:
+    network, inputs, _ = case
+    injection = network.inject(inputs)
+    state, solution = Explicit()(network, injection, EXACT)
+    assert torch.equal(state, network.step(network.initial_state(injection), injection))
+    assert solution.iterations.tolist() == [1] * 4
+
+
+@pytest.mark.parametrize("name", GRADIENTS)
+def test_every_gradient_reaches_the_weights_of_all_three_maps(name: str) -> None:
+    network = small_resnet()
+    state, _ = GRADIENTS[name]()(network, network.inject(torch.rand(3, 1, 6, 6, dtype=torch.float64)), Search())
+    network.readout(state).logsumexp(1).sum().backward()
+    for parameter, p in network.named_parameters():
+        assert p.grad is not None, parameter
+        assert p.grad.abs().sum() > 0, parameter
+
+
+@pytest.mark.parametrize("name", GRADIENTS)
+def test_rows_do_not_leak_into_each_other_in_training_either(name: str) -> None:
+    """The gradient of one row's output with respect to another row's injection is zero."""
+    network = small_resnet().train()
+    injection = torch.randn(3, 4, 3, 3, dtype=torch.float64, requires_grad=True)
+    state, _ = GRADIENTS[name]()(network, injection, Search())
+    (leak,) = torch.autograd.grad(state[0].sum(), injection)
+    assert leak[0].abs().sum() > 0
+    assert leak[1:].abs().sum() == 0

@@ -1,0 +1,37 @@
+import math
+
+import pytest
+import torch
+
+from jfb import ResidualNorm, residual
+
+
+def test_the_three_norms_against_hand_computed_values() -> None:
+    previous = torch.zeros(1, 2, 1, 2)
+    current = torch.tensor([[[[3.0, 1.0]], [[4.0, 2.0]]]])  # positions (3, 4) and (1, 2)
+    assert residual(previous, current, ResidualNorm.ABSOLUTE).item() == pytest.approx(math.sqrt(30))
+    assert residual(previous, current / 2, ResidualNorm.RELATIVE).item() == pytest.approx(1.0)
+    assert residual(previous, current, ResidualNorm.CHANNEL_MAX).item() == pytest.approx(5.0)
+
+
+def test_relative_divides_by_the_current_iterate() -> None:
+    assert residual(torch.tensor([[1.0]]), torch.tensor([[4.0]]), ResidualNorm.RELATIVE).item() == pytest.approx(0.75)
+
+
+def test_channel_max_of_a_vector_state_is_its_l2_norm() -> None:
+    assert residual(torch.zeros(1, 2), torch.tensor([[3.0, 4.0]]), ResidualNorm.CHANNEL_MAX).tolist() == [5.0]
+
+
+@pytest.mark.parametrize("norm", ResidualNorm)
+def test_rows_are_measured_apart_and_a_bad_row_is_not_finite(norm: ResidualNorm) -> None:
+    previous = torch.zeros(4, 3)
+    current = torch.tensor([[1.0, 0, 0], [math.nan, 0, 0], [math.inf, 0, 0], [0, 0, 0]])
+    measured = residual(previous, current, norm)
+    assert measured.isfinite().tolist() == [True, False, False, True]
+    assert measured[0] == 1
+    assert measured[3] == 0, "a state that stays at zero does not move, in any norm"
+
+
+def test_a_state_too_large_to_measure_is_not_taken_for_converged() -> None:
+    huge = torch.full((1, 2), 1e30)
+    assert not residual(huge, huge * 1.000001, ResidualNorm.RELATIVE).isfinite().item()
