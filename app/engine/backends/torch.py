@@ -1,0 +1,34 @@
+"""The network as it is, run by PyTorch."""
+
+import torch
+from torch import Tensor
+
+from app.engine.backends.backend import Backend
+from jfb import ImplicitNetwork
+
+
+class TorchBackend(Backend):
+    """Eager PyTorch.
+
+    Args:
+        network: in evaluation mode, or its rows are not independent; it is moved, not copied.
+        device: where to compute.
+        dtype: what to compute in; tests use float64.
+    """
+
+    def __init__(self, network: ImplicitNetwork, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> None:
+        self.device = torch.device(device)
+        self.dtype = dtype
+        self._network = network.to(self.device, dtype)
+
+    def inject(self, inputs: Tensor) -> Tensor:
+        return self._network.inject(inputs)
+
+    def initial_state(self, injection: Tensor) -> Tensor:
+        return self._network.initial_state(injection)
+
+    def step(self, state: Tensor, injection: Tensor) -> Tensor:
+        return self._network.step(state, injection)
+
+    def readout(self, state: Tensor) -> Tensor:
+        return self._network.readout(state)

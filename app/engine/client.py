@@ -1,0 +1,182 @@
+"""EngineClient: how the HTTP process asks the engine process."""
+
+import asyncio
+import itertools
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+import numpy as np
+import structlog
+import zmq
+import zmq.asyncio
+from numpy.typing import NDArray
+
+from app.engine.errors import EngineDied, QueueFull, RequestFailed
+from app.engine.messages import Answer, Cancel, Failed, Look, Refused, State, Submit, ToClient, ToEngine
+
+LAST_WORDS = 0.05
+"""Seconds of silence after which an engine that has gone is taken to have said all that it had to say."""
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True)
+class Computed:
+    """An answered request, row by row."""
+
+    logits: NDArray[np.float32]
+    """Shape ``[n, classes]``; NaN for rows without an iteration."""
+    iterations: list[int]
+    residual: list[float]
+    status: list[str]
+    """The words of ``jfb.Status``."""
+
+
+class EngineClient:
+    """One asyncio program's connection to an engine, whichever process that is at the moment.
+
+    Every request ends exactly once: with its answer, or with an exception. ``connect`` and ``disconnect`` are the
+    supervisor's business.
+
+    Attributes:
+        state: the latest that the engine said of itself, None before the first time; kept while the engine is away.
+    """
+
+    def __init__(self) -> None:
+        self.state: State | None = None
+        self._context = zmq.asyncio.Context()
+        self._socket: zmq.asyncio.Socket | None = None
+        self._receiver: asyncio.Task[None] | None = None
+        self._numbers = itertools.count()
+        self._requests: dict[int, asyncio.Future[Computed]] = {}
+        self._looks: list[asyncio.Future[State]] = []
+        self._decoder = msgspec.msgpack.Decoder(ToClient)
+
+    def connect(self, address: str) -> None:
+        """Begin to talk to the engine that binds, or will bind, a ZeroMQ address."""
+        socket = self._context.socket(zmq.DEALER)
+        socket.setsockopt(zmq.SNDHWM, 0)  # the engine's queue is the bound; here nothing is held back or dropped
+        socket.setsockopt(zmq.RCVHWM, 0)
+        socket.setsockopt(zmq.RECONNECT_IVL, 20)
+        socket.setsockopt(zmq.LINGER, 0)
+        socket.connect(address)
+        self._socket = socket
+        self._receiver = asyncio.create_task(self._receive(socket))
+
+    async def disconnect(self) -> None:
+        """Take in what a gone engine still said; whatever is unanswered then raises ``EngineDied``."""
+        if self._socket is None or self._receiver is None:
+            return
+        socket, self._socket = self._socket, None  # from here on, new requests raise
+        self._receiver.cancel()
+        with suppress(asyncio.CancelledError):
+            await self._receiver
+        while self._requests and await socket.poll(LAST_WORDS * 1000):
+            self._take(await socket.recv_multipart())
+        socket.close()
+        unanswered: list[asyncio.Future[Any]] = [*self._requests.values(), *self._looks]
+        for future in unanswered:
+            if not future.done():
+                future.set_exception(EngineDied("the engine process died"))
+
+    async def close(self) -> None:
+        """Disconnect for good."""
+        await self.disconnect()
+        self._context.destroy(linger=0)
+
+    async def predict(
+        self,
+        model: str,
+        version: int,
+        inputs: NDArray[np.generic],
+        tolerance: list[float],
+        max_iterations: list[int],
+        deadline: list[float | None],
+    ) -> Computed:
+        """Have n rows computed; cancelling the awaiting task drops them in the engine.
+
+        Args:
+            model: name.
+            version: of the model.
+            inputs: raw, shape ``[n, *input_shape]``; sent as float32.
+            tolerance: positive, one per row.
+            max_iterations: at least 1, one per row.
+            deadline: seconds of ``time.monotonic()``, or None, one per row.
+
+        Raises:
+            QueueFull: if the rows do not fit into the engine's queue now.
+            EngineDied: if there is no engine, or it died before it answered.
+            RequestFailed: if the rows cannot be computed.
+        """
+        number = next(self._numbers)
+        future: asyncio.Future[Computed] = asyncio.get_running_loop().create_future()
+        self._requests[number] = future
+        rows = np.ascontiguousarray(inputs, dtype="<f4")
+        try:
+            await self._send(Submit(number, model, version, tolerance, max_iterations, deadline), rows.tobytes())
+            return await future
+        except asyncio.CancelledError:
+            with suppress(EngineDied):
+                await self._send(Cancel(number))
+            raise
+        finally:
+            del self._requests[number]
+
+    async def look(self, timeout: float) -> State:
+        """Ask the engine how it is.
+
+        Args:
+            timeout: seconds to wait.
+
+        Raises:
+            EngineDied: if there is no engine, or it dies now.
+            TimeoutError: if it does not answer in time.
+        """
+        future: asyncio.Future[State] = asyncio.get_running_loop().create_future()
+        self._looks.append(future)
+        try:
+            await self._send(Look())
+            async with asyncio.timeout(timeout):
+                return await future
+        finally:
+            self._looks.remove(future)
+
+    async def _send(self, message: ToEngine, *tensors: bytes) -> None:
+        if self._socket is None:
+            raise EngineDied("the engine process is not up")
+        await self._socket.send_multipart([msgspec.msgpack.encode(message), *tensors])
+
+    async def _receive(self, socket: zmq.asyncio.Socket) -> None:
+        while True:
+            self._take(await socket.recv_multipart())
+
+    def _take(self, frames: list[bytes]) -> None:
+        try:
+            message = self._decoder.decode(frames[0])
+        except msgspec.MsgspecError as error:
+            log.error("the engine sent what is not a message", error=str(error))
+            return
+        match message:
+            case State() as state:
+                self.state = state
+                for look in self._looks:
+                    if not look.done():
+                        look.set_result(state)
+            case Answer(id, iterations, residual, status):
+                logits = np.frombuffer(frames[1], dtype="<f4").reshape(len(status), -1)
+                self._finish(id, Computed(logits, iterations, residual, list(status)))
+            case Refused(id, waiting_rows, max_waiting_rows, retry_after):
+                self._finish(id, QueueFull(waiting_rows, max_waiting_rows, retry_after))
+            case Failed(id, reason):
+                self._finish(id, RequestFailed(reason))
+
+    def _finish(self, number: int, result: Computed | Exception) -> None:
+        future = self._requests.get(number)
+        if future is None or future.done():  # cancelled in the meantime
+            return
+        if isinstance(result, Exception):
+            future.set_exception(result)
+        else:
+            future.set_result(result)

@@ -1,0 +1,37 @@
+"""What can go wrong with a request that was well-formed."""
+
+
+class EngineError(Exception):
+    """A request that has no answer."""
+
+
+class QueueFull(EngineError):  # noqa: N818 - it is a condition, not a mistake
+    """The engine has as many rows waiting as it accepts; nothing was computed.
+
+    Args:
+        waiting_rows: how many wait now.
+        max_waiting_rows: how many may wait.
+        retry_after: seconds after which the queue should have room.
+    """
+
+    def __init__(self, waiting_rows: int, max_waiting_rows: int, retry_after: float) -> None:
+        super().__init__(f"{waiting_rows} rows wait already, and at most {max_waiting_rows} may; retry in {retry_after:.1f} s")
+        self.waiting_rows = waiting_rows
+        self.max_waiting_rows = max_waiting_rows
+        self.retry_after = retry_after
+
+
+class EngineDied(EngineError):  # noqa: N818
+    """The engine process is not there: it died while it had the request, or it is not up yet."""
+
+
+class RequestFailed(EngineError):  # noqa: N818
+    """This request could not be computed; others are not affected.
+
+    Args:
+        reason: what went wrong, for the log.
+    """
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason

@@ -1,0 +1,89 @@
+"""Job: a request's rows inside the engine, and what becomes of them."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from jfb import Status
+
+
+class Job:
+    """n rows that are answered together, however many slots and iterations each of them takes.
+
+    Args:
+        id: one that the engine has never seen.
+        inputs: raw, float32 ``[n, *input_shape]``, n at least 1.
+        tolerance: positive and finite, one per row.
+        max_iterations: at least 1, one per row.
+        deadline: in seconds of the engine's ``now``, or None, one per row.
+
+    Attributes:
+        waiting: the rows that have no slot yet, in order.
+        logits: ``[n, classes]``, NaN for rows without an iteration.
+        iterations, residual, status: one per row.
+        failure: why there is no answer; None if there is one.
+
+    Raises:
+        ValueError: for a list of the wrong length or a value out of range.
+    """
+
+    def __init__(
+        self,
+        id: int,
+        inputs: NDArray[np.float32],
+        tolerance: Sequence[float],
+        max_iterations: Sequence[int],
+        deadline: Sequence[float | None],
+    ) -> None:
+        rows = len(inputs)
+        if rows < 1:
+            raise ValueError("inputs: expected at least one row, got none")
+        for name, values in (("tolerance", tolerance), ("max_iterations", max_iterations), ("deadline", deadline)):
+            if len(values) != rows:
+                raise ValueError(f"{name}: expected {rows} values, one per row, got {len(values)}")
+        self.id = id
+        self.inputs = inputs
+        self.tolerance = np.asarray(tolerance, dtype=np.float64)
+        if not (np.isfinite(self.tolerance) & (self.tolerance > 0)).all():
+            raise ValueError(f"tolerance: expected positive finite numbers, got {list(tolerance)}")
+        if not all(1 <= cap < 2**63 for cap in max_iterations):
+            raise ValueError(f"max_iterations: expected integers of at least 1, got {list(max_iterations)}")
+        self.max_iterations = np.asarray(max_iterations, dtype=np.int64)
+        self.deadline = np.array([np.inf if moment is None else moment for moment in deadline], dtype=np.float64)
+        if np.isnan(self.deadline).any():
+            raise ValueError(f"deadline: expected seconds or none, got {list(deadline)}")
+
+        self.waiting = np.arange(rows)
+        self.logits: NDArray[np.floating] = np.empty((rows, 0))
+        self.iterations = [0] * rows
+        self.residual = [float("nan")] * rows
+        self.status = [Status.CANCELLED] * rows
+        self.failure: str | None = None
+        self._unfinished = rows
+
+    @property
+    def finished(self) -> bool:
+        return self._unfinished == 0
+
+    def admit(self, rows: int) -> NDArray[np.int64]:
+        """Take at most that many rows off those that wait."""
+        joining, self.waiting = self.waiting[:rows], self.waiting[rows:]
+        return joining
+
+    def give_up_waiting(self, now: float) -> int:
+        """End the waiting rows whose deadline has passed, without an iteration; return how many."""
+        late = self.deadline[self.waiting] <= now
+        for row in self.waiting[late].tolist():
+            self.status[row] = Status.DEADLINE
+        self.waiting = self.waiting[~late]
+        self._unfinished -= int(late.sum())
+        return int(late.sum())
+
+    def end(self, row: int, logits: NDArray[np.floating], iterations: int, residual: float, status: Status) -> None:
+        """Take a row's answer."""
+        self.logits[row] = logits
+        self.iterations[row] = iterations
+        self.residual[row] = residual
+        self.status[row] = status
+        self._unfinished -= 1

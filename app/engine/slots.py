@@ -1,0 +1,73 @@
+"""SlotTable: the running batch."""
+
+import torch
+from torch import Tensor
+
+from jfb.rows import close_gaps
+from jfb.solvers import Memory
+
+
+class SlotTable:
+    """Rows in preallocated tensors ``[slots, ...]``; the active ones come first, without gaps.
+
+    What the iteration needs is on the device; what decides when a row ends is on the host, where looking at it costs
+    nothing. Attributes are views of the active rows, and change as rows are admitted and removed.
+
+    Args:
+        point, injection, memory: any rows, as many as there shall be slots, to take shapes, dtype and device from.
+
+    Attributes:
+        slots: how many rows there is room for.
+        active: how many rows there are.
+        point, injection, memory: on the device; what ``step`` and the solver work on.
+        job, row: int64; whose row this is, and which of them.
+        tolerance: of the point's dtype, so that it compares as it does in ``jfb.solve``.
+        max_iterations, iterations: int64.
+        deadline: float64, infinite where there is none.
+    """
+
+    def __init__(self, point: Tensor, injection: Tensor, memory: Memory) -> None:
+        self.slots = point.shape[0]
+        self._device = {"point": point.clone(), "injection": injection.clone()}
+        self._memory = {name: tensor.clone() for name, tensor in memory.items()}
+        self._host = {
+            "job": torch.zeros(self.slots, dtype=torch.int64),
+            "row": torch.zeros(self.slots, dtype=torch.int64),
+            "tolerance": torch.zeros(self.slots, dtype=point.dtype),
+            "max_iterations": torch.zeros(self.slots, dtype=torch.int64),
+            "iterations": torch.zeros(self.slots, dtype=torch.int64),
+            "deadline": torch.zeros(self.slots, dtype=torch.float64),
+        }
+        self._resize(0)
+
+    def admit(self, *, point: Tensor, injection: Tensor, memory: Memory, **host: Tensor) -> None:
+        """Write rows behind the active ones; there must be room. ``host`` names what is on the host, but ``iterations``."""
+        begin, end = self.active, self.active + point.shape[0]
+        for name, tensor in {"point": point, "injection": injection}.items():
+            self._device[name][begin:end] = tensor
+        for name, tensor in memory.items():
+            self._memory[name][begin:end] = tensor
+        for name, tensor in host.items():
+            self._host[name][begin:end] = tensor
+        self._host["iterations"][begin:end] = 0
+        self._resize(end)
+
+    def remove(self, ended: Tensor) -> None:
+        """Drop rows; the last ones move into their places. ``ended`` is Boolean, ``[active]``, on the host."""
+        close_gaps(
+            ended,
+            *(tensor[: self.active] for group in (self._device, self._memory, self._host) for tensor in group.values()),
+        )
+        self._resize(self.active - int(ended.sum()))
+
+    def _resize(self, active: int) -> None:
+        self.active = active
+        self.memory: Memory = {name: tensor[:active] for name, tensor in self._memory.items()}
+        self.point = self._device["point"][:active]
+        self.injection = self._device["injection"][:active]
+        self.job = self._host["job"][:active]
+        self.row = self._host["row"][:active]
+        self.tolerance = self._host["tolerance"][:active]
+        self.max_iterations = self._host["max_iterations"][:active]
+        self.iterations = self._host["iterations"][:active]
+        self.deadline = self._host["deadline"][:active]
