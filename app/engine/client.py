@@ -46,7 +46,7 @@ class EngineClient:
 
     def __init__(self) -> None:
         self.state: State | None = None
-        self._context = zmq.asyncio.Context()
+        self._context: zmq.asyncio.Context | None = None
         self._socket: zmq.asyncio.Socket | None = None
         self._receiver: asyncio.Task[None] | None = None
         self._numbers = itertools.count()
@@ -56,6 +56,7 @@ class EngineClient:
 
     def connect(self, address: str) -> None:
         """Begin to talk to the engine that binds, or will bind, a ZeroMQ address."""
+        self._context = self._context or zmq.asyncio.Context()
         socket = self._context.socket(zmq.DEALER)
         socket.setsockopt(zmq.SNDHWM, 0)  # the engine's queue is the bound; here nothing is held back or dropped
         socket.setsockopt(zmq.RCVHWM, 0)
@@ -84,7 +85,9 @@ class EngineClient:
     async def close(self) -> None:
         """Disconnect for good."""
         await self.disconnect()
-        self._context.destroy(linger=0)
+        if self._context is not None:
+            self._context.term()
+            self._context = None
 
     async def predict(
         self,

@@ -65,7 +65,7 @@ class Engine:
         self._backend = backend
         self._solver = solver
         self._residual_norm = residual_norm
-        self._input_shape = input_shape
+        self.input_shape = input_shape
         self._lockstep = batching == "lockstep"
         with torch.inference_mode():
             injection = backend.inject(torch.zeros(slots, *input_shape, device=backend.device, dtype=backend.dtype))
@@ -108,8 +108,8 @@ class Engine:
             ValueError: if its inputs are not of the network's shape.
         """
         rows = len(job.inputs)
-        if job.inputs.shape[1:] != self._input_shape:
-            raise ValueError(f"inputs: expected rows of shape {list(self._input_shape)}, got {list(job.inputs.shape[1:])}")
+        if job.inputs.shape[1:] != self.input_shape:
+            raise ValueError(f"inputs: expected rows of shape {list(self.input_shape)}, got {list(job.inputs.shape[1:])}")
         excess = self._waiting_rows + rows - self.max_waiting_rows
         if excess > 0:
             raise QueueFull(self._waiting_rows, self.max_waiting_rows, self._throughput.seconds_for(excess))

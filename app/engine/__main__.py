@@ -1,0 +1,50 @@
+"""The engine process; ``app.engine.supervisor`` starts it.
+
+It ends when its standard input closes, so however the process at the other end ends, no engine is left behind.
+"""
+
+import os
+import signal
+import sys
+import threading
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+
+from app import log
+from app.engine.core import Batching
+from app.engine.loading import load_store
+from app.engine.process import EngineProcess
+
+
+def main(
+    address: Annotated[str, typer.Option(help="ZeroMQ address to bind, such as ipc:///run/jfb/engine.")],
+    store: Annotated[Path, typer.Option(help="Model store to serve, all of it.")],
+    device: Annotated[str, typer.Option(help="Where to compute: auto, cpu, cuda, cuda:1, ...")] = "auto",
+    slots: Annotated[int, typer.Option(min=1, help="Rows iterated at a time, a version.")] = 64,
+    max_waiting_rows: Annotated[int, typer.Option(min=1, help="Rows that may wait for a slot, a version.")] = 4096,
+    batching: Annotated[Batching, typer.Option(help="When the batch is reshaped.")] = "iteration",
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads of PyTorch.")] = None,
+    log_level: Annotated[str, typer.Option(help="debug, info, warning or error.")] = "info",
+) -> None:
+    """Load a model store and serve it on a ZeroMQ socket until SIGTERM, or until the standard input closes."""
+    log.configure(log_level)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent says when to stop
+    threading.Thread(target=_end_with_parent, name="end with parent", daemon=True).start()
+    if threads is not None:
+        torch.set_num_threads(threads)
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    loaded = load_store(store, torch.device(device), slots=slots, max_waiting_rows=max_waiting_rows, batching=batching)
+    EngineProcess(address, loaded).serve()
+
+
+def _end_with_parent() -> None:
+    while os.read(sys.stdin.fileno(), 4096):
+        pass
+    os._exit(0)  # from here it is certain to end, whatever the main thread does
+
+
+typer.run(main)

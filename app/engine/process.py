@@ -1,0 +1,160 @@
+"""EngineProcess: the loop around the engines, between the socket and the device."""
+
+import itertools
+import signal
+import socket
+import time
+from collections.abc import Sequence
+
+import msgspec
+import numpy as np
+import structlog
+import zmq
+from numpy.typing import NDArray
+
+from app.engine.core import Engine
+from app.engine.errors import QueueFull
+from app.engine.job import Job
+from app.engine.loading import Loaded
+from app.engine.messages import Answer, Cancel, Counters, Failed, Look, Refused, State, Submit, ToClient, ToEngine
+
+MOST_MESSAGES_A_TICK = 256
+"""So that a flood of messages cannot keep the rows from being iterated."""
+
+log = structlog.get_logger(__name__)
+
+
+class EngineProcess:
+    """Serves the engines of a store to any number of clients, until SIGTERM; then it finishes what it has.
+
+    Args:
+        address: ZeroMQ address to bind.
+        loaded: the engines and what to say of them.
+    """
+
+    def __init__(self, address: str, loaded: Loaded) -> None:
+        self._loaded = loaded
+        self._stopping = False
+        self._tickets = itertools.count()  # clients number their requests, each for itself; the engines' numbers are these
+        self._requests: dict[int, tuple[bytes, int]] = {}
+        self._jobs: dict[tuple[bytes, int], tuple[Engine, int]] = {}
+        self._decoder = msgspec.msgpack.Decoder(ToEngine)
+        self._context = zmq.Context()
+        self._socket = self._context.socket(zmq.ROUTER)
+        self._socket.setsockopt(zmq.SNDHWM, 0)  # a ROUTER drops what is over the mark, and no answer may be dropped
+        self._socket.setsockopt(zmq.RCVHWM, 0)
+        self._socket.bind(address)
+
+    def serve(self) -> None:
+        """Receive, tick, answer; sleep while there is nothing to do."""
+        poller = zmq.Poller()
+        poller.register(self._socket, zmq.POLLIN)
+        alarm, self_alarm = socket.socketpair()  # a signal wakes the poller by way of this
+        self_alarm.setblocking(False)
+        poller.register(alarm, zmq.POLLIN)
+        signal.set_wakeup_fd(self_alarm.fileno())
+        signal.signal(signal.SIGTERM, self._stop)
+        try:
+            while not self._stopping:
+                poller.poll(0 if self._busy else None)
+                self._receive()
+                self._tick()
+            while self._busy:
+                self._tick()
+        finally:
+            signal.set_wakeup_fd(-1)
+            alarm.close()
+            self_alarm.close()
+            self._socket.close()
+            self._context.term()
+
+    @property
+    def _busy(self) -> bool:
+        return any(engine.busy for engine in self._loaded.engines.values())
+
+    def _stop(self, *_: object) -> None:
+        self._stopping = True
+
+    def _receive(self) -> None:
+        for _ in range(MOST_MESSAGES_A_TICK):
+            try:
+                client, *frames = self._socket.recv_multipart(zmq.NOBLOCK)
+            except zmq.Again:
+                return
+            try:
+                message = self._decoder.decode(frames[0] if frames else b"")
+            except msgspec.MsgspecError as error:
+                log.warning("dropped what is not a message", error=str(error), frames=len(frames))
+                continue
+            match message:
+                case Submit():
+                    self._submit(client, message, frames[1:])
+                case Cancel(id):
+                    if (client, id) in self._jobs:
+                        engine, ticket = self._jobs.pop((client, id))
+                        del self._requests[ticket]
+                        engine.cancel(ticket)
+                case Look():
+                    self._send(client, self._state())
+
+    def _submit(self, client: bytes, message: Submit, tensors: Sequence[bytes]) -> None:
+        ticket = next(self._tickets)
+        try:
+            engine = self._loaded.engines.get((message.model, message.version))
+            if engine is None:
+                raise ValueError(f"model: {message.model}/{message.version} is not served")
+            if (client, message.id) in self._jobs:
+                raise ValueError(f"id: {message.id} is in use")
+            inputs = _rows(tensors, len(message.tolerance), engine.input_shape)
+            engine.submit(Job(ticket, inputs, message.tolerance, message.max_iterations, message.deadline))
+        except QueueFull as full:
+            self._send(client, Refused(message.id, full.waiting_rows, full.max_waiting_rows, full.retry_after))
+        except ValueError as error:
+            self._send(client, Failed(message.id, str(error)))
+        else:
+            self._requests[ticket] = client, message.id
+            self._jobs[client, message.id] = engine, ticket
+
+    def _tick(self) -> None:
+        for engine in self._loaded.engines.values():
+            if engine.busy:
+                for job in engine.tick(time.monotonic()):
+                    self._answer(job)
+
+    def _answer(self, job: Job) -> None:
+        client, id = self._requests.pop(job.id)
+        del self._jobs[client, id]
+        if job.failure is not None:
+            self._send(client, Failed(id, job.failure))
+        else:
+            answer = Answer(id, job.iterations, job.residual, job.status)
+            self._send(client, answer, job.logits.astype("<f4").tobytes())
+
+    def _send(self, client: bytes, message: ToClient, *tensors: bytes) -> None:
+        self._socket.send_multipart([client, msgspec.msgpack.encode(message), *tensors])
+
+    def _state(self) -> State:
+        counters = [
+            Counters(
+                model,
+                version,
+                engine.ticks,
+                engine.step_evaluations,
+                engine.iterations,
+                engine.rows_ended,
+                engine.active_rows,
+                engine.waiting_rows,
+                engine.slots,
+            )
+            for (model, version), engine in self._loaded.engines.items()
+        ]
+        return State(self._loaded.served, self._loaded.refused, counters)
+
+
+def _rows(tensors: Sequence[bytes], rows: int, shape: tuple[int, ...]) -> NDArray[np.float32]:
+    if len(tensors) != 1:
+        raise ValueError(f"inputs: expected one tensor frame, got {len(tensors)}")
+    expected = 4 * rows * int(np.prod(shape))
+    if len(tensors[0]) != expected:
+        raise ValueError(f"inputs: expected {expected} bytes, {rows} float32 rows of shape {list(shape)}, got {len(tensors[0])}")
+    return np.frombuffer(tensors[0], dtype="<f4").reshape(rows, *shape)

@@ -1,0 +1,167 @@
+"""EngineSupervisor: keeps an engine process alive."""
+
+import asyncio
+import itertools
+import shutil
+import sys
+import tempfile
+import time
+from asyncio.subprocess import PIPE, Process
+from contextlib import suppress
+from pathlib import Path
+from typing import Literal
+
+import structlog
+
+from app.engine.client import EngineClient
+from app.engine.errors import EngineDied
+
+SHORT_LIFE = 60.0
+"""Seconds; an engine that lived longer is not one that dies again and again."""
+LONGEST_PAUSE = 30.0
+"""Seconds at most between two starts."""
+SECONDS_BETWEEN_LOOKS = 1.0
+
+log = structlog.get_logger(__name__)
+
+
+class EngineSupervisor:
+    """Starts an engine process, and another one whenever it dies or hangs. Everything runs in one event loop.
+
+    An engine is ready when it has loaded its models and answers. After the first death the next one starts at once, and
+    with growing pauses if it keeps dying.
+
+    Args:
+        store: model store to serve.
+        device: where to compute; ``auto`` is CUDA where there is one.
+        slots: rows iterated at a time, a version.
+        max_waiting_rows: rows that may wait for a slot, a version.
+        batching: when the batch is reshaped; see ``app.engine.core.Engine``.
+        threads: CPU threads of PyTorch; its own choice if None.
+        hang_timeout: seconds of silence after which a living engine is killed.
+        start_timeout: the same, for one that is still loading.
+        log_level: of the engine process.
+
+    Attributes:
+        client: asks the engine; raises ``EngineDied`` while there is none.
+        ready: whether there is one.
+        restarts: how often one was started again.
+    """
+
+    def __init__(
+        self,
+        store: Path,
+        device: str,
+        slots: int,
+        max_waiting_rows: int,
+        batching: Literal["iteration", "lockstep"] = "iteration",
+        threads: int | None = None,
+        *,
+        hang_timeout: float = 10.0,
+        start_timeout: float = 300.0,
+        log_level: str = "info",
+    ) -> None:
+        self.client = EngineClient()
+        self.restarts = 0
+        self._arguments = [
+            f"--store={store}",
+            f"--device={device}",
+            f"--slots={slots}",
+            f"--max-waiting-rows={max_waiting_rows}",
+            f"--batching={batching}",
+            f"--log-level={log_level}",
+        ]
+        if threads is not None:
+            self._arguments.append(f"--threads={threads}")
+        self._hang_timeout = hang_timeout
+        self._start_timeout = start_timeout
+        self._ready = asyncio.Event()
+        self._stopping = False
+        self._process: Process | None = None
+        self._keeper: asyncio.Task[None] | None = None
+
+    @property
+    def ready(self) -> bool:
+        return self._ready.is_set()
+
+    @property
+    def pid(self) -> int | None:
+        """Of the engine process, None while there is none."""
+        return self._process.pid if self._process else None
+
+    async def start(self) -> None:
+        """Start the engine and return when it is ready; cancelling the wait does not stop the engine."""
+        if self._keeper is None:
+            self._keeper = asyncio.create_task(self._keep())
+        await self._ready.wait()
+
+    async def stop(self, grace: float = 10.0) -> None:
+        """Let the engine finish what it has, and end it.
+
+        Args:
+            grace: seconds until it is killed.
+        """
+        self._stopping = True
+        if self._keeper is not None:
+            if self._process is not None:
+                with suppress(ProcessLookupError):
+                    self._process.terminate()
+                await asyncio.wait([self._keeper], timeout=grace)
+            self._keeper.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._keeper
+            self._keeper = None
+        await self.client.close()
+
+    async def _keep(self) -> None:
+        folder = Path(tempfile.mkdtemp(prefix="jfb-engine-"))  # nobody but this user can enter it and connect
+        deaths = 0
+        try:
+            for life in itertools.count():
+                started = time.monotonic()
+                try:
+                    await self._live(f"ipc://{folder / str(life)}")
+                except OSError as error:
+                    log.error("the engine process cannot be started", error=str(error))
+                if self._stopping:
+                    return
+                deaths = 1 if time.monotonic() - started > SHORT_LIFE else deaths + 1
+                pause = min(0.25 * 2 ** (deaths - 1), LONGEST_PAUSE) if deaths > 1 else 0.0
+                log.error("the engine process ended and is started again", ends_in_a_row=deaths, pause=pause)
+                await asyncio.sleep(pause)
+                self.restarts += 1
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    async def _live(self, address: str) -> None:
+        """Start an engine and stay with it until it has ended."""
+        command = [sys.executable, "-m", "app.engine", f"--address={address}", *self._arguments]
+        # The engine reads its standard input only to notice that this process, which holds the other end, is gone.
+        self._process = process = await asyncio.create_subprocess_exec(*command, stdin=PIPE)
+        self.client.connect(address)
+        death = asyncio.create_task(process.wait())
+        hang = asyncio.create_task(self._watch())
+        try:
+            await asyncio.wait([death, hang], return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            self._ready.clear()
+            hang.cancel()
+            with suppress(ProcessLookupError):
+                process.kill()
+            await death
+            self._process = None
+            await self.client.disconnect()
+            log.info("the engine process ended", pid=process.pid, exit_code=process.returncode)
+
+    async def _watch(self) -> None:
+        """Say when the engine is ready; return when it does not answer any more."""
+        with suppress(TimeoutError, EngineDied):
+            await self.client.look(self._start_timeout)
+            self._ready.set()
+            log.info("the engine is ready", pid=self.pid)
+            while True:
+                await asyncio.sleep(SECONDS_BETWEEN_LOOKS)
+                try:
+                    await self.client.look(self._hang_timeout / 2)
+                except TimeoutError:  # asked twice, because a stall of this process looks the same
+                    await self.client.look(self._hang_timeout / 2)
