@@ -140,7 +140,7 @@ def test_a_config_that_asks_for_a_giant_is_refused_before_memory_is_taken(folder
         ({"classes": []}, "classes"),
         ({"classes": ["a", "a", "b"]}, "classes: expected distinct labels"),
         ({"serving": {"tolerance": 0}}, "serving.tolerance"),
-        ({"serving": {"solver": "newton"}}, "unknown solver 'newton', expected one of picard"),
+        ({"serving": {"solver": "newton"}}, "unknown solver 'newton', expected one of picard, anderson"),
         ({"input": {"shape": [1, 6], "kind": "image", "low": 0, "high": 1}}, r"an image has shape"),
     ],
 )

@@ -1,0 +1,77 @@
+import pytest
+import torch
+
+from jfb import ResidualNorm, Status, solve
+from jfb.solvers import Anderson
+from tests.jfb.networks import Affine, affine, small_mlp, small_resnet
+from tests.jfb.test_solve import Cube
+
+
+def test_on_a_linear_map_it_ends_after_as_many_steps_as_there_are_dimensions() -> None:
+    """Anderson with a full window is GMRES on ``(I − A) u = q`` (Walker and Ni, 2011)."""
+    network = affine(0.99, size=4)
+    injection = torch.randn(3, 4, dtype=torch.float64)
+    exact = torch.linalg.solve(torch.eye(4, dtype=torch.float64) - network.matrix, injection.T).T
+    solver = Anderson(window=6, regularisation=1e-15)
+    found = solve(network, injection, tolerance=1e-6, max_iterations=50, solver=solver)
+    plain = solve(network, injection, tolerance=1e-6, max_iterations=5000)
+    torch.testing.assert_close(found.fixed_point, exact, rtol=1e-4, atol=1e-5)
+    assert found.iterations.max() <= 7  # dimension + 1 steps, and one to see that it does not move any more
+    assert plain.iterations.min() > 20
+
+
+@pytest.mark.parametrize("network", [small_resnet(), small_mlp()], ids=["resnet", "mlp"])
+@pytest.mark.parametrize("tolerance", [1e-1, 1e-3, 1e-6, 1e-10])
+def test_it_reaches_the_same_point_and_is_never_worse_than_picard_by_more_than_two(
+    network: torch.nn.Module, tolerance: float
+) -> None:
+    inputs = torch.rand(64, *((1, 6, 6) if hasattr(network, "stem") else (5,)), dtype=torch.float64)
+    injection = network.inject(inputs)
+    plain = solve(network, injection, tolerance=tolerance, max_iterations=1000)
+    faster = solve(network, injection, tolerance=tolerance, max_iterations=1000, solver=Anderson())
+    assert faster.status == [Status.CONVERGED] * 64
+    assert (faster.iterations - plain.iterations).max() <= 2
+    assert (faster.residual <= tolerance).all()
+    if tolerance <= 1e-6:
+        torch.testing.assert_close(faster.fixed_point, plain.fixed_point, rtol=0, atol=100 * tolerance)
+
+
+def test_rows_have_their_own_history() -> None:
+    network = small_resnet()
+    injection = network.inject(torch.rand(24, 1, 6, 6, dtype=torch.float64))
+    tolerance = torch.tensor([1e-2, 1e-9], dtype=torch.float64).repeat(12)
+    together = solve(network, injection, tolerance=tolerance, max_iterations=1000, solver=Anderson())
+    for i in range(24):
+        alone = solve(network, injection[i : i + 1], tolerance=tolerance[i].item(), max_iterations=1000, solver=Anderson())
+        assert alone.iterations.item() == together.iterations[i].item()
+        torch.testing.assert_close(alone.fixed_point[0], together.fixed_point[i], rtol=0, atol=1e-9)
+
+
+def test_a_map_that_turns_is_still_solved() -> None:
+    """Rotation by 90° with factor 0.95: the residual spirals, which is where acceleration without a safeguard gets lost."""
+    network = Affine(0.95 * torch.tensor([[0.0, -1.0], [1.0, 0.0]], dtype=torch.float64))
+    injection = torch.randn(8, 2, dtype=torch.float64)
+    found = solve(network, injection, tolerance=1e-8, max_iterations=500, solver=Anderson())
+    assert found.status == [Status.CONVERGED] * 8
+    assert found.iterations.max() < 30
+
+
+def test_a_diverging_row_ends_alone() -> None:
+    injection = torch.tensor([[0.1], [5.0], [0.2]], dtype=torch.float64)
+    found = solve(Cube(), injection, tolerance=1e-9, max_iterations=200, residual_norm=ResidualNorm.ABSOLUTE, solver=Anderson())
+    assert found.status[0] is found.status[2] is Status.CONVERGED
+    alone = solve(
+        Cube(),
+        injection[[0, 2]],
+        tolerance=1e-9,
+        max_iterations=200,
+        residual_norm=ResidualNorm.ABSOLUTE,
+        solver=Anderson(),
+    )
+    assert torch.equal(alone.iterations, found.iterations[[0, 2]])
+
+
+@pytest.mark.parametrize(("arguments", "message"), [({"window": 1}, "window"), ({"regularisation": 0.0}, "regularisation")])
+def test_options_out_of_range_are_refused(arguments: dict[str, float], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Anderson(**arguments)  # type: ignore[arg-type]
