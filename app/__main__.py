@@ -1,0 +1,41 @@
+"""``python -m app``: serve a model store."""
+
+import sys
+
+import uvicorn
+from pydantic import ValidationError
+from pydantic_settings import CliApp
+
+from app import log
+from app.errors import in_our_words
+from app.main import create_app
+from app.settings import Settings
+
+SHUTDOWN_SECONDS = 10
+"""How long requests in flight may take to end once the server has been told to stop."""
+
+
+def main() -> None:
+    """Read the settings, and serve until SIGTERM or SIGINT."""
+    try:
+        settings = CliApp.run(Settings)
+    except ValidationError as error:
+        for problem in error.errors():
+            message = in_our_words(problem["msg"])
+            field = ".".join(map(str, problem["loc"]))
+            sys.stderr.write(f"{field}: {message}, got {problem['input']!r}\n" if field else f"{message}\n")
+        sys.exit(2)
+    log.configure(settings.log_level)
+    uvicorn.run(
+        create_app(settings),
+        host=settings.host,
+        port=settings.port,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=SHUTDOWN_SECONDS,
+    )
+
+
+if __name__ == "__main__":
+    main()

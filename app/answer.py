@@ -1,0 +1,45 @@
+"""From what the engine computed to the answer that a client gets."""
+
+from typing import cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from app.catalogue import Model
+from app.engine.client import Computed
+from app.wire import EndStatus, PredictAnswer, Prediction
+
+
+def answer(model: Model, computed: Computed) -> PredictAnswer:
+    """Labels and probabilities from logits; nulls for rows that have none (diverged, or no time for an iteration)."""
+    probabilities = softmax(computed.logits)
+    indices: list[int] = np.argmax(probabilities, axis=1).tolist()
+    rounded: list[list[float]] = _float32_digits(probabilities).tolist()
+    residual: list[float] = _float32_digits(np.array(computed.residual)).tolist()
+    predictions = []
+    for row, (iterations, status) in enumerate(zip(computed.iterations, computed.status, strict=True)):
+        end = cast(EndStatus, status)
+        if iterations > 0 and status != "diverged" and np.isfinite(probabilities[row, 0]):
+            index = indices[row]
+            predictions.append(Prediction(model.config.classes[index], index, rounded[row], iterations, residual[row], end))
+        else:
+            predictions.append(Prediction(None, None, None, iterations, None, end))
+    return PredictAnswer(model.name, model.version, predictions)
+
+
+def softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Probabilities ``[n, classes]``, computed in float64; all NaN in a row whose logits are not numbers."""
+    with np.errstate(invalid="ignore"):
+        shifted = logits.astype(np.float64) - logits.max(axis=1, keepdims=True)
+        powers = np.exp(shifted)
+        ratios: NDArray[np.float64] = powers / powers.sum(axis=1, keepdims=True)
+    return ratios
+
+
+def _float32_digits(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Round to nine significant digits, which is all that float32 has: shorter numbers on the wire."""
+    with np.errstate(invalid="ignore"):
+        sizes = np.clip(np.abs(values), 1e-45, 1e38)
+        scales = 10.0 ** (8 - np.floor(np.log10(sizes)))
+        rounded: NDArray[np.float64] = np.rint(values * scales) / scales
+    return rounded

@@ -1,0 +1,61 @@
+"""The application: routes, errors, and an engine that starts and ends with it."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+
+import structlog
+from fastapi import FastAPI
+
+from app import errors, openapi
+from app.engine.supervisor import EngineSupervisor
+from app.middleware import RequestMiddleware
+from app.routes import health, metrics, models, predict
+from app.server import Server
+from app.settings import Settings
+
+log = structlog.get_logger(__name__)
+
+
+def create_app(settings: Settings | None = None) -> FastAPI:
+    """Build the application; ``uvicorn --factory app.main:create_app`` reads the settings from the environment."""
+    settings = settings or Settings()
+    engine = EngineSupervisor(
+        settings.model_store,
+        settings.device,
+        settings.slots,
+        settings.max_waiting_rows,
+        settings.batching,
+        settings.threads,
+        log_level=settings.log_level,
+    )
+    server = Server(settings, engine)
+
+    app = FastAPI(title="Implicit networks", summary="Fixed points, served by the iteration.", lifespan=_lifespan)
+    app.state.server = server
+    app.add_middleware(RequestMiddleware, metrics=server.metrics)
+    errors.install(app)
+    metrics.install(server)
+    for routes in (predict, models, health, metrics):
+        app.include_router(routes.router)
+    openapi.install(app, server)
+    return app
+
+
+@asynccontextmanager
+async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
+    engine: EngineSupervisor = app.state.server.engine
+    starting = asyncio.create_task(engine.start())  # in the background, so that /v2/health/live answers at once
+    starting.add_done_callback(_report)
+    try:
+        yield
+    finally:
+        starting.cancel()
+        with suppress(asyncio.CancelledError, Exception):
+            await starting
+        await engine.stop()
+
+
+def _report(starting: asyncio.Task[None]) -> None:
+    if not starting.cancelled() and (error := starting.exception()):
+        log.error("the engine did not start", exc_info=error)

@@ -1,0 +1,62 @@
+"""GET metrics: counters for Prometheus."""
+
+from collections.abc import Iterator
+from contextlib import suppress
+
+from fastapi import APIRouter, Response
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from app.engine.errors import EngineDied
+from app.server import Server, ServerOfRequest
+
+router = APIRouter(tags=["health"])
+
+LOOK_SECONDS = 1.0
+"""How long the engine may take for fresh numbers; after that, the last known ones are given."""
+
+COUNTERS = {
+    "ticks": "Iterations of the running batch.",
+    "step_evaluations": "Rows summed over the ticks: the work that was done.",
+    "iterations": "Iterations summed over the rows that ended: the work that was asked for.",
+    "rows_ended": "Rows that ended.",
+}
+GAUGES = {
+    "active_rows": "Rows that iterate now.",
+    "waiting_rows": "Rows that wait for a slot.",
+    "slots": "Rows that can iterate together.",
+}
+
+
+class EngineCollector(Collector):
+    """The engine's counters, as it last told them; they begin anew when it is restarted, as Prometheus expects."""
+
+    def __init__(self, server: Server) -> None:
+        self._server = server
+
+    def collect(self) -> Iterator[Metric]:
+        engine = self._server.engine
+        yield GaugeMetricFamily("jfb_engine_ready", "Whether the engine is up.", value=float(engine.ready))
+        yield CounterMetricFamily("jfb_engine_restarts", "Times that the engine was restarted.", value=engine.restarts)
+        counters = engine.client.state.counters if engine.client.state else []
+        for family, names in ((CounterMetricFamily, COUNTERS), (GaugeMetricFamily, GAUGES)):
+            for name, meaning in names.items():
+                metric = family(f"jfb_engine_{name}", meaning, labels=["model", "version"])
+                for one in counters:
+                    metric.add_metric([one.model, str(one.version)], getattr(one, name))
+                yield metric
+
+
+def install(server: Server) -> None:
+    """Have the engine's counters in the server's registry."""
+    server.metrics.register(EngineCollector(server))
+
+
+@router.get(
+    "/metrics", summary="Counters for Prometheus", responses={200: {"content": {"text/plain": {}}}}, response_class=Response
+)
+async def metrics(server: ServerOfRequest) -> Response:
+    with suppress(EngineDied, TimeoutError):
+        await server.engine.client.look(LOOK_SECONDS)
+    return Response(generate_latest(server.metrics), media_type=CONTENT_TYPE_LATEST)

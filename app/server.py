@@ -1,0 +1,41 @@
+"""Server: what the routes share."""
+
+from dataclasses import dataclass, field
+from typing import Annotated
+
+from fastapi import Depends, Request
+from prometheus_client import CollectorRegistry
+
+from app.catalogue import Catalogue
+from app.engine.supervisor import EngineSupervisor
+from app.errors import unavailable
+from app.settings import Settings
+
+
+@dataclass(frozen=True)
+class Server:
+    """The settings, the engine's keeper and the counters of one running application."""
+
+    settings: Settings
+    engine: EngineSupervisor
+    metrics: CollectorRegistry = field(default_factory=CollectorRegistry)
+
+    @property
+    def catalogue(self) -> Catalogue:
+        """The models that the engine holds, as it last said.
+
+        Raises:
+            Refusal: 503 until the engine has loaded them for the first time.
+        """
+        state = self.engine.client.state
+        if state is None:
+            raise unavailable("engine: the models are being loaded")
+        return Catalogue(state.served, state.refused, self.settings.default_model)
+
+
+def _of(request: Request) -> Server:
+    server: Server = request.app.state.server
+    return server
+
+
+ServerOfRequest = Annotated[Server, Depends(_of)]

@@ -1,0 +1,81 @@
+"""What goes over HTTP as JSON in answers; the OpenAPI schemas are made from these structs."""
+
+from typing import Annotated, Any, Literal
+
+from msgspec import Meta, Struct
+
+EndStatus = Literal["converged", "max_iterations", "deadline", "diverged"]
+
+
+class Prediction(Struct, frozen=True):
+    """One row's answer. A row without one (diverged, or no time for an iteration) has nulls."""
+
+    label: str | None
+    index: Annotated[int, Meta(ge=0, description="of the label in the model's classes")] | None
+    probabilities: Annotated[list[float], Meta(description="one per class, in the model's order")] | None
+    iterations: Annotated[int, Meta(ge=0, description="evaluations of the model's step: what this row cost")]
+    residual: Annotated[float, Meta(ge=0, description="how far the last iteration moved the state")] | None
+    status: EndStatus
+
+
+class PredictAnswer(Struct, frozen=True):
+    """One prediction per row, in the order of the request."""
+
+    model: str
+    version: int
+    predictions: list[Prediction]
+
+
+class InputDescription(Struct, frozen=True):
+    """What one raw input of a model is."""
+
+    shape: Annotated[list[int], Meta(description="of one input; images are [channels, height, width]")]
+    kind: Literal["image", "vector"]
+    dtype: Literal["float32", "uint8"]
+    low: Annotated[float, Meta(description="smallest value allowed")] | None
+    high: Annotated[float, Meta(description="largest value allowed")] | None
+
+
+class ModelDescription(Struct, frozen=True):
+    """A served model: its highest version, and which others there are."""
+
+    name: str
+    version: Annotated[int, Meta(description="the one described, which answers when a request names none")]
+    versions: list[int]
+    default: Annotated[bool, Meta(description="whether /predict asks this model")]
+    architecture: str
+    input: InputDescription
+    classes: Annotated[list[str], Meta(description="labels, in the order of the probabilities")]
+    tolerance: Annotated[float, Meta(description="unless a request says otherwise")]
+    max_iterations: Annotated[int, Meta(description="unless a request says otherwise")]
+    max_iterations_limit: Annotated[int, Meta(description="the most that a request may ask for")]
+    residual_norm: str
+    solver: str
+    metrics: Annotated[dict[str, Any], Meta(description="metrics.json, as training wrote it")] | None
+    refused: Annotated[dict[str, str], Meta(description="versions that could not be loaded, each with the reason")]
+
+
+class ModelList(Struct, frozen=True):
+    """Everything in the model store."""
+
+    default: Annotated[str, Meta(description="the model that /predict asks")] | None
+    models: list[ModelDescription]
+    refused: Annotated[dict[str, str], Meta(description="name/version of what could not be loaded, with the reason")]
+
+
+class Live(Struct, frozen=True):
+    """The server answers."""
+
+    live: bool
+
+
+class Ready(Struct, frozen=True):
+    """Every model is loaded and the engine answers."""
+
+    ready: bool
+
+
+class Error(Struct, frozen=True):
+    """What was wrong: ``<field>: <what was expected>, got <value>``."""
+
+    error: str

@@ -1,0 +1,92 @@
+"""A running server: the real process, asked over a real socket."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+from prometheus_client.parser import text_string_to_metric_families
+
+
+@dataclass
+class RunningServer:
+    """``python -m app`` in a process of its own, with an HTTP client."""
+
+    process: "subprocess.Popen[bytes]"
+    url: str
+    client: httpx.Client
+    log: Path
+
+    def predict(self, content: object, path: str = "/predict") -> httpx.Response:
+        """POST JSON."""
+        return self.client.post(path, json=content)
+
+    def wait_until_ready(self, seconds: float = 60) -> None:
+        """Return when ``/v2/health/ready`` says so."""
+        wait_until(lambda: self.client.get("/v2/health/ready").status_code == 200, seconds, "the server is ready")
+
+    def engine_pid(self) -> int:
+        """The engine's process id."""
+        for child in Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split():
+            if b"app.engine" in Path(f"/proc/{child}/cmdline").read_bytes():
+                return int(child)
+        raise AssertionError("the server has no engine process")
+
+    def metric(self, name: str, **labels: str) -> float:
+        """The sum over all samples of a metric that have these labels."""
+        families = text_string_to_metric_families(self.client.get("/metrics").text)
+        return sum(
+            sample.value
+            for family in families
+            for sample in family.samples
+            if sample.name == name and labels.items() <= sample.labels.items()
+        )
+
+
+@contextmanager
+def running_server(store: Path, log: Path, **settings: object) -> Iterator[RunningServer]:
+    """Start a server on a free port, wait until it answers at all, and end it at the end."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    settings = {"model_store": store, "port": port, "device": "cpu", "threads": 1} | settings
+    environment = {**os.environ, **{f"JFB_{name.upper()}": str(value) for name, value in settings.items()}}
+    with log.open("wb") as output:
+        process = subprocess.Popen([sys.executable, "-m", "app"], env=environment, stdout=output, stderr=output)
+    try:
+        url = f"http://127.0.0.1:{port}"
+        with httpx.Client(base_url=url, timeout=60) as client:
+            wait_until(lambda: _answers(client, process), 30, f"the server answers; its log is {log.read_text()}")
+            yield RunningServer(process, url, client, log)
+    finally:
+        if process.poll() is None:
+            process.send_signal(signal.SIGTERM)
+        try:
+            process.wait(timeout=40)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+            raise
+
+
+def wait_until(condition: Callable[[], bool], seconds: float, what: str) -> None:
+    """Poll until a condition holds."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, f"waited {seconds:g} s in vain until {what}"
+        time.sleep(0.05)
+
+
+def _answers(client: httpx.Client, process: "subprocess.Popen[bytes]") -> bool:
+    assert process.poll() is None, f"the server ended with {process.returncode}"
+    try:
+        return client.get("/v2/health/live").status_code == 200
+    except httpx.TransportError:
+        return False
