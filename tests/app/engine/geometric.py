@@ -1,0 +1,88 @@
+"""A network whose every iteration is known in closed form, and which fails where it is told to."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from app.engine.backends import TorchBackend
+from app.engine.core import Batching, Engine
+from app.engine.job import Job
+from jfb import ImplicitNetwork, ResidualNorm
+from jfb.solvers import Picard
+
+NOWHERE, INJECT, STEP, READOUT = 0.0, 1.0, 2.0, 3.0
+"""Where a row makes the network raise."""
+
+
+class Geometric(ImplicitNetwork):
+    """``u = a u + 1`` from 0, the input of a row being ``(a, where it raises)``.
+
+    Iteration k has the residual ``a^(k−1)`` (absolute) and the state ``1 + a + … + a^(k−1)``.
+    """
+
+    def inject(self, inputs: Tensor) -> Tensor:
+        raise_at(INJECT, inputs)
+        return inputs
+
+    def initial_state(self, injection: Tensor) -> Tensor:
+        return torch.stack([torch.zeros_like(injection[:, 0]), injection[:, 1]], 1)
+
+    def step(self, state: Tensor, injection: Tensor) -> Tensor:
+        raise_at(STEP, injection)
+        return torch.stack([injection[:, 0] * state[:, 0] + 1, injection[:, 1]], 1)
+
+    def readout(self, state: Tensor) -> Tensor:
+        raise_at(READOUT, state)
+        return torch.stack([state[:, 0], -state[:, 0]], 1)
+
+
+def raise_at(where: float, rows: Tensor) -> None:
+    if bool((rows[:, 1] == where).any()):
+        raise ArithmeticError(f"told to raise at {where}")
+
+
+def make_engine(
+    slots: int = 4, max_waiting_rows: int = 100, batching: Batching = "iteration", backend: TorchBackend | None = None
+) -> Engine:
+    """An engine of the network above, in float64."""
+    return Engine(
+        backend or TorchBackend(Geometric(), dtype=torch.float64),
+        Picard(),
+        ResidualNorm.ABSOLUTE,
+        (2,),
+        slots=slots,
+        max_waiting_rows=max_waiting_rows,
+        batching=batching,
+    )
+
+
+def make_job(
+    id: int,
+    iterations: Sequence[int],
+    *,
+    cap: int = 1000,
+    deadline: float | None = None,
+    ratio: float = 0.5,
+    raises: float = NOWHERE,
+) -> Job:
+    """A job whose rows converge after exactly so many iterations each, if nothing else ends them."""
+    rows = len(iterations)
+    inputs = np.tile(np.array([[ratio, raises]], dtype=np.float32), (rows, 1))
+    return Job(id, inputs, [0.5 ** (k - 1) for k in iterations], [cap] * rows, [deadline] * rows)
+
+
+def state_after(iterations: int) -> float:
+    """The state of a row with the ratio one half."""
+    return 2 - 0.5 ** (iterations - 1)
+
+
+def tick_until_idle(engine: Engine, now: float = 0.0) -> list[Job]:
+    """Everything that comes out, in order."""
+    finished: list[Job] = []
+    for _ in range(10_000):
+        if not engine.busy:
+            return finished
+        finished += engine.tick(now)
+    raise AssertionError("the engine does not come to an end")
