@@ -1,0 +1,42 @@
+"""Augmentation: images change within bounds, each by itself."""
+
+import pytest
+import torch
+
+from training.augment import build_augmentation
+from training.recipe import AugmentRecipe
+
+
+def centre_of_mass(images: torch.Tensor) -> torch.Tensor:
+    grid = torch.arange(images.shape[-1], dtype=images.dtype)
+    mass = images.sum((1, 2, 3))
+    return torch.stack([(images.sum((1, 2)) * grid).sum(1) / mass, (images.sum((1, 3)) * grid).sum(1) / mass], dim=1)
+
+
+@pytest.fixture
+def spots() -> torch.Tensor:
+    images = torch.zeros(200, 1, 21, 21)
+    images[:, :, 9:12, 9:12] = 100.0
+    return images
+
+
+def test_nothing_asked_for_changes_nothing(spots: torch.Tensor) -> None:
+    assert build_augmentation(AugmentRecipe())(spots) is spots
+
+
+def test_shifts_stay_within_their_bound_and_differ_from_image_to_image(spots: torch.Tensor) -> None:
+    torch.manual_seed(0)
+    moved = centre_of_mass(build_augmentation(AugmentRecipe(shift=0.1))(spots)) - 10
+    assert moved.abs().max() <= 0.1 * 21 + 0.05
+    assert moved.abs().max() > 1.5
+    assert moved.std() > 0.5
+
+
+def test_rotation_and_scale_leave_the_centre_where_it_is(spots: torch.Tensor) -> None:
+    torch.manual_seed(0)
+    changed = build_augmentation(AugmentRecipe(rotate=20, scale=0.3))(spots)
+    assert (centre_of_mass(changed) - 10).abs().max() < 0.1
+    mass = changed.sum((1, 2, 3)) / spots.sum((1, 2, 3))
+    assert mass.min() < 0.75
+    assert mass.max() > 1.3
+    assert (mass.min() > 0.45) & (mass.max() < 1.75)

@@ -1,0 +1,111 @@
+"""Recipes: what they accept, and what they say when they do not."""
+
+from pathlib import Path
+
+import pytest
+
+from training.errors import RecipeError
+from training.recipe import load_recipe, shipped_recipes
+
+MINIMAL = """
+data: {source: sklearn/digits, test: 0.2}
+network: {name: implicit_resnet}
+"""
+
+
+def refusal(tmp_path: Path, text: str) -> str:
+    path = tmp_path / "mine.yaml"
+    path.write_text(text)
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(str(path))
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("name", shipped_recipes())
+def test_every_shipped_recipe_is_valid_and_named_after_its_file(name: str) -> None:
+    assert load_recipe(name).name == name
+
+
+def test_digits_and_mnist_are_shipped() -> None:
+    assert {"digits", "mnist"} <= set(shipped_recipes())
+
+
+def test_a_recipe_of_ones_own_needs_only_data_and_network_and_takes_the_name_of_its_file(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(MINIMAL)
+    recipe = load_recipe(str(path))
+    assert recipe.name == "mine"
+    assert recipe.data.test == 0.2
+    assert recipe.gradient.name == "jfb"
+
+
+def test_an_unknown_key_is_named_with_the_file_and_the_keys_that_exist(tmp_path: Path) -> None:
+    message = refusal(tmp_path, MINIMAL + "optimisation: {epohcs: 3}\n")
+    assert "mine.yaml: optimisation.epohcs: unknown key" in message
+    assert "epochs" in message
+
+
+def test_an_unknown_section_is_an_error(tmp_path: Path) -> None:
+    assert "optimization: unknown key, expected one of name, data" in refusal(tmp_path, MINIMAL + "optimization: {}\n")
+
+
+def test_every_problem_of_a_file_is_told_at_once(tmp_path: Path) -> None:
+    message = refusal(tmp_path, MINIMAL + "optimisation: {learning_rate: -1}\nserving: {tolerance: 0}\n")
+    assert "optimisation.learning_rate: Input should be greater than 0, got -1" in message
+    assert "serving.tolerance" in message
+
+
+@pytest.mark.parametrize(
+    ("addition", "expected"),
+    [
+        ("gradient: {name: exact}", "unknown gradient 'exact', expected one of jfb, neumann"),
+        ("gradient: {name: neumann, options: {terms: -1}}", "expected an integer of at least 0, got -1"),
+        ("gradient: {name: jfb, options: {terms: 1}}", "gradient: options: jfb"),
+        ("search: {tolerance: .nan}", "search.tolerance"),
+        ("serving: {solver: newton}", "unknown solver 'newton'"),
+        ("name: ../elsewhere", "name: "),
+        ("augment: {rotate: 200}", "augment.rotate"),
+    ],
+)
+def test_wrong_values_are_refused_with_the_key(tmp_path: Path, addition: str, expected: str) -> None:
+    assert expected in refusal(tmp_path, MINIMAL + addition + "\n")
+
+
+@pytest.mark.parametrize("share", ["1.5", "0.0", "1", "[0.1]"])
+def test_a_part_is_a_split_or_a_share_between_0_and_1(tmp_path: Path, share: str) -> None:
+    text = f"data: {{source: sklearn/digits, test: {share}}}\nnetwork: {{name: implicit_resnet}}\n"
+    assert "data.test: expected the name of a split, or a share between 0 and 1" in refusal(tmp_path, text)
+
+
+def test_an_unknown_architecture_is_told_with_those_that_exist(tmp_path: Path) -> None:
+    message = refusal(tmp_path, MINIMAL.replace("implicit_resnet", "resnet50"))
+    assert "network.name: unknown architecture 'resnet50', expected one of " in message
+    assert "implicit_resnet" in message
+
+
+@pytest.mark.parametrize("text", ["", "just words", "- a\n- list", "data: {source: [unclosed"])
+def test_a_file_that_is_no_recipe_is_refused(tmp_path: Path, text: str) -> None:
+    assert refusal(tmp_path, text)
+
+
+def test_an_unknown_name_is_told_with_the_shipped_ones_and_a_missing_file_as_such() -> None:
+    with pytest.raises(RecipeError, match=r"unknown recipe 'nope': expected one of .*digits"):
+        load_recipe("nope")
+    with pytest.raises(RecipeError, match=r"nope.yaml: No such file"):
+        load_recipe("nope.yaml")
+
+
+def test_numbers_with_an_exponent_are_numbers_although_yaml_reads_them_as_text(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(MINIMAL + "search: {tolerance: 1e-3}\n")
+    assert load_recipe(str(path)).search.tolerance == 1e-3
+
+
+def test_changes_are_validated_and_leave_the_recipe_as_it_was() -> None:
+    recipe = load_recipe("digits")
+    assert recipe.changed({"optimisation.epochs": 2}).optimisation.epochs == 2
+    assert recipe.optimisation.epochs != 2
+    with pytest.raises(RecipeError, match=r"optimisation.epochs"):
+        recipe.changed({"optimisation.epochs": 0})
+    with pytest.raises(RecipeError, match=r"data.sorce: unknown key"):
+        recipe.changed({"data.sorce": "here"})

@@ -1,0 +1,35 @@
+"""``python -m training``: train, and decide whether to."""
+
+import sys
+
+import typer
+from rich.console import Console
+
+from training.commands.train import train
+from training.errors import TrainingError
+
+app = typer.Typer(
+    help="Train implicit networks with Jacobian-free backpropagation.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+app.command()(train)
+
+
+@app.callback()
+def _commands() -> None:
+    """Keeps ``train`` a subcommand while it is the only one."""
+
+
+def main() -> None:
+    """Run the command line; errors that a user can mend are one line and exit status 1."""
+    try:
+        app()
+    except TrainingError as error:
+        Console(stderr=True).print(f"[bold red]error:[/bold red] {error}", soft_wrap=True, highlight=False)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

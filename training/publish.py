@@ -1,0 +1,62 @@
+"""Publish: a trained network becomes a version in the model store."""
+
+import json
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from jfb.checkpoint import new_version, save, versions
+from jfb.model_config import ModelConfig
+from training.card import write_card
+from training.curves import draw_curves
+from training.data import Data
+from training.history import write_history
+from training.train import Trained
+
+
+def publish(trained: Trained, data: Data, store: Path) -> Path:
+    """Write config, weights, metrics, history, curves and model card as the next version of the recipe's model.
+
+    Returns:
+        The version's folder, ``store/<name>/<version>``.
+    """
+    recipe = trained.recipe
+    config = ModelConfig(
+        architecture=trained.architecture,
+        input=data.input,
+        classes=data.classes,
+        serving=recipe.serving,
+        provenance={
+            "recipe": recipe.model_dump(mode="json", exclude_none=True),
+            "inputs": {part: len(getattr(data, part).labels) for part in ("train", "validation", "test")},
+            "jfb": version("jfb"),
+            "torch": torch.__version__,
+            "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        },
+    )
+    measured = metrics(trained)
+    with new_version(store, recipe.name) as folder:
+        save(folder, config, trained.network)
+        (folder / "metrics.json").write_text(json.dumps(measured, indent=2) + "\n")
+        write_history(folder / "history.csv", trained.history)
+        draw_curves(folder / "curves.png", recipe.name, trained.history)
+        write_card(folder / "README.md", config, recipe, measured)
+    return store / recipe.name / str(versions(store / recipe.name)[-1])
+
+
+def metrics(trained: Trained) -> dict[str, Any]:
+    """What ``metrics.json`` says: of the test part, but for what is named otherwise; shares, not percentages."""
+    return {
+        "accuracy": trained.test.accuracy,
+        "loss": trained.test.loss,
+        "iterations": trained.test.iterations,
+        "converged": trained.test.converged,
+        "validation_accuracy": trained.validation.accuracy,
+        "parameters": sum(parameter.numel() for parameter in trained.network.parameters()),
+        "seconds": trained.seconds,
+        "contraction_bound": trained.contraction_bound,
+        "contraction_factor": trained.contraction_factor,
+    }
