@@ -4,7 +4,6 @@ It ends when its standard input closes, so however the process at the other end 
 """
 
 import os
-import signal
 import sys
 import threading
 from pathlib import Path
@@ -31,14 +30,20 @@ def main(
 ) -> None:
     """Load a model store and serve it on a ZeroMQ socket until SIGTERM, or until the standard input closes."""
     log.configure(log_level)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent says when to stop
     threading.Thread(target=_end_with_parent, name="end with parent", daemon=True).start()
     if threads is not None:
         torch.set_num_threads(threads)
+    loaded = load_store(store, _usable(device), slots=slots, max_waiting_rows=max_waiting_rows, batching=batching)
+    EngineProcess(address, loaded).serve()
+
+
+def _usable(device: str) -> torch.device:
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    loaded = load_store(store, torch.device(device), slots=slots, max_waiting_rows=max_waiting_rows, batching=batching)
-    EngineProcess(address, loaded).serve()
+    try:
+        return torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError) as error:  # the latter from a PyTorch that was built without it
+        raise typer.BadParameter(f"device: expected one that PyTorch can use here, got {device!r}: {error}") from error
 
 
 def _end_with_parent() -> None:

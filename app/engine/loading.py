@@ -9,7 +9,7 @@ import torch
 from app.engine.backends import TorchBackend
 from app.engine.core import Batching, Engine
 from app.engine.messages import ServedVersion
-from jfb import CheckpointError, checkpoint
+from jfb import checkpoint
 from jfb.solvers import SOLVERS
 
 log = structlog.get_logger(__name__)
@@ -45,7 +45,9 @@ def load_store(store: Path, device: torch.device, *, slots: int, max_waiting_row
                     max_waiting_rows=max_waiting_rows,
                     batching=batching,
                 )
-            except (CheckpointError, RuntimeError) as error:  # the latter from a network that does not run, or not fit
+            except torch.AcceleratorError:  # the device is lost, not the model broken
+                raise
+            except Exception as error:  # whatever a model does, it must not take the others down
                 loaded.refused[f"{model}/{version}"] = str(error)
                 log.error("model refused", model=model, version=version, reason=str(error))
                 continue

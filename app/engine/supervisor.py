@@ -137,7 +137,8 @@ class EngineSupervisor:
         """Start an engine and stay with it until it has ended."""
         command = [sys.executable, "-m", "app.engine", f"--address={address}", *self._arguments]
         # The engine reads its standard input only to notice that this process, which holds the other end, is gone.
-        self._process = process = await asyncio.create_subprocess_exec(*command, stdin=PIPE)
+        # Its own session keeps Ctrl-C from it, which is for this process to act on.
+        self._process = process = await asyncio.create_subprocess_exec(*command, stdin=PIPE, start_new_session=True)
         self.client.connect(address)
         death = asyncio.create_task(process.wait())
         hang = asyncio.create_task(self._watch())
