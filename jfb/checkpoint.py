@@ -122,8 +122,8 @@ def new_version(store: Path, name: str) -> Iterator[Path]:
     folder = Path(tempfile.mkdtemp(prefix=".incomplete-", dir=model))
     try:
         yield folder
-        folder.chmod(0o755)
         for path in (*folder.rglob("*"), folder):
+            path.chmod(0o755 if path.is_dir() else 0o644)  # safetensors and mkdtemp let the owner alone read
             _sync(path)
         while True:
             target = model / str(max(versions(model), default=0) + 1)

@@ -106,6 +106,14 @@ def test_a_version_holds_history_curves_and_a_card(digits_version: Path) -> None
     assert config.classes == list("0123456789")
 
 
+@pytest.mark.slow
+def test_a_server_of_another_user_can_read_every_file(digits_version: Path) -> None:
+    modes = {path.name: path.stat().st_mode & 0o777 for path in digits_version.iterdir()}
+    assert modes == dict.fromkeys(
+        ("config.json", "model.safetensors", "metrics.json", "history.csv", "curves.png", "README.md"), 0o644
+    )
+
+
 def test_a_recipe_of_ones_own_on_a_folder_of_images(run: Run, tmp_path: Path, picture: Callable[[int, int], Image.Image]) -> None:
     for c, name in enumerate(["left", "right"]):
         folder = tmp_path / "pictures" / name
