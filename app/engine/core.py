@@ -43,6 +43,7 @@ class Engine:
             strictest tolerance and largest cap.
 
     Attributes:
+        input_shape, max_waiting_rows: the arguments.
         ticks, step_evaluations, iterations, rows_ended: as in ``messages.Counters``.
     """
 
@@ -151,39 +152,37 @@ class Engine:
         table = self._table
         if not table.active:
             return 0
-        moved = self._moved.cpu()  # the one moment of a tick in which the host waits for the device
+        moved = self._moved.cpu().numpy()  # the one moment of a tick in which the host waits for the device
         ended = self._ended(moved, now)
-        leaving = ended.nonzero().squeeze(1)
+        leaving = np.flatnonzero(ended)
         if not len(leaving):
             return 0
-        jobs, rows, moved = table.job[leaving], table.row[leaving], moved[leaving]
-        iterations = table.iterations[leaving]
-        capped = iterations >= table.max_iterations[leaving]
-        converged = moved <= table.tolerance[leaving]
-        logits = self._shield(self._backend.readout, self._logits, jobs, self._image[leaving]).cpu().numpy()
+        self._abandoned.clear()  # all that were in it are leaving
+        jobs, rows, moved, iterations = table.job[leaving], table.row[leaving], moved[leaving], table.iterations[leaving]
+        converged, capped = moved <= table.tolerance[leaving], iterations >= table.max_iterations[leaving]
+        logits = self._shield(self._backend.readout, self._logits, jobs, self._image[torch.from_numpy(leaving)]).cpu().numpy()
         table.remove(ended)
-        self._abandoned.clear()
         self.iterations += int(iterations.sum())
         self.rows_ended += len(leaving)
-        ends = zip(
-            jobs.tolist(), rows.tolist(), iterations.tolist(), moved.tolist(), converged.tolist(), capped.tolist(), strict=True
-        )
-        for k, (id, row, iteration, movement, has_converged, is_capped) in enumerate(ends):
+        facts = (jobs.tolist(), rows.tolist(), iterations.tolist(), moved.tolist(), converged.tolist(), capped.tolist())
+        for k, (id, row, count, movement, has_converged, is_capped) in enumerate(zip(*facts, strict=True)):
             if job := self._jobs.get(id):
-                job.end(row, logits[k], iteration, movement, _status(movement, has_converged, is_capped))
+                job.end(row, logits[k], count, movement, _status(movement, has_converged, is_capped))
                 self._deliver(job)
         return len(leaving)
 
-    def _ended(self, moved: Tensor, now: float) -> Tensor:
+    def _ended(self, moved: NDArray[np.floating], now: float) -> NDArray[np.bool_]:
         table = self._table
         tolerance, cap = table.tolerance, table.max_iterations
         if self._lockstep:
-            tolerance, cap = tolerance.amin(), cap.amax()
-        ended = (moved <= tolerance) | ~moved.isfinite() | (table.iterations >= cap) | (table.deadline <= now)
+            tolerance, cap = tolerance.min(), cap.max()
+        ended: NDArray[np.bool_] = (
+            (moved <= tolerance) | ~np.isfinite(moved) | (table.iterations >= cap) | (table.deadline <= now)
+        )
         if self._abandoned:
-            ended |= torch.isin(table.job, torch.tensor(list(self._abandoned)))
-        if self._lockstep and not bool(ended.all()):
-            return torch.zeros_like(ended)
+            ended |= np.isin(table.job, list(self._abandoned))
+        if self._lockstep and not ended.all():
+            ended[:] = False
         return ended
 
     def _give_up_waiting(self, now: float) -> None:
@@ -215,11 +214,11 @@ class Engine:
         if not joining:
             return
 
-        def gather(rows_of: Callable[[Job], NDArray[Any]]) -> Tensor:
-            return torch.from_numpy(np.concatenate([rows_of(job)[rows] for job, rows in joining]))
+        def gather(values_of: Callable[[Job], NDArray[Any]]) -> NDArray[Any]:
+            return np.concatenate([values_of(job)[rows] for job, rows in joining])
 
-        jobs = torch.tensor([job.id for job, rows in joining for _ in rows])
-        inputs = gather(lambda job: job.inputs).to(self._backend.device, self._backend.dtype)
+        jobs = np.repeat([job.id for job, _ in joining], [len(rows) for _, rows in joining])
+        inputs = torch.from_numpy(gather(lambda job: job.inputs)).to(self._backend.device, self._backend.dtype)
         injection = self._shield(self._backend.inject, table.injection, jobs, inputs)
         point = self._shield(self._backend.initial_state, table.point, jobs, injection)
         table.admit(
@@ -227,7 +226,7 @@ class Engine:
             injection=injection,
             memory=self._solver.start(point),
             job=jobs,
-            row=torch.from_numpy(np.concatenate([rows for _, rows in joining])),
+            row=np.concatenate([rows for _, rows in joining]),
             tolerance=gather(lambda job: job.tolerance),
             max_iterations=gather(lambda job: job.max_iterations),
             deadline=gather(lambda job: job.deadline),
@@ -240,11 +239,11 @@ class Engine:
         self._image = self._shield(self._backend.step, table.point, table.job, table.point, table.injection)
         self._moved = residual(table.point, self._image, self._residual_norm)
         table.point.copy_(self._solver.propose(table.memory, table.point, self._image))
-        table.iterations.add_(1)
+        table.iterations += 1
         self.ticks += 1
         self.step_evaluations += table.active
 
-    def _shield(self, compute: Callable[..., Tensor], like: Tensor, jobs: Tensor, *rows: Tensor) -> Tensor:
+    def _shield(self, compute: Callable[..., Tensor], like: Tensor, jobs: NDArray[np.int64], *rows: Tensor) -> Tensor:
         """Compute rows; if that raises, compute each job's rows alone and fail the jobs that raise, leaving NaN as their rows.
 
         Args:
@@ -261,7 +260,7 @@ class Engine:
             log.warning("a batch could not be computed; its jobs are tried one at a time", error=repr(error), rows=len(jobs))
         result = like.new_full((len(jobs), *like.shape[1:]), math.nan)
         for id in dict.fromkeys(jobs.tolist()):
-            own = (jobs == id).nonzero().squeeze(1)
+            own = torch.from_numpy(np.flatnonzero(jobs == id))
             try:
                 result[own] = compute(*(tensor[own] for tensor in rows))
             except torch.AcceleratorError:

@@ -1,6 +1,10 @@
 """SlotTable: the running batch."""
 
+from typing import Any
+
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from jfb.rows import close_gaps
@@ -10,8 +14,8 @@ from jfb.solvers import Memory
 class SlotTable:
     """Rows in preallocated tensors ``[slots, ...]``; the active ones come first, without gaps.
 
-    What the iteration needs is on the device; what decides when a row ends is on the host, where looking at it costs
-    nothing. Attributes are views of the active rows, and change as rows are admitted and removed.
+    What the iteration needs is on the device; what decides when a row ends is on the host, as NumPy arrays, where looking
+    at it costs next to nothing. Attributes are views of the active rows, renewed as rows are admitted and removed.
 
     Args:
         point, injection, memory: any rows, as many as there shall be slots, to take shapes, dtype and device from.
@@ -40,34 +44,32 @@ class SlotTable:
         }
         self._resize(0)
 
-    def admit(self, *, point: Tensor, injection: Tensor, memory: Memory, **host: Tensor) -> None:
+    def admit(self, *, point: Tensor, injection: Tensor, memory: Memory, **host: NDArray[Any]) -> None:
         """Write rows behind the active ones; there must be room. ``host`` names what is on the host, but ``iterations``."""
         begin, end = self.active, self.active + point.shape[0]
         for name, tensor in {"point": point, "injection": injection}.items():
             self._device[name][begin:end] = tensor
         for name, tensor in memory.items():
             self._memory[name][begin:end] = tensor
-        for name, tensor in host.items():
-            self._host[name][begin:end] = tensor
+        for name, array in host.items():
+            self._host[name][begin:end] = torch.from_numpy(array)
         self._host["iterations"][begin:end] = 0
         self._resize(end)
 
-    def remove(self, ended: Tensor) -> None:
-        """Drop rows; the last ones move into their places. ``ended`` is Boolean, ``[active]``, on the host."""
+    def remove(self, ended: NDArray[np.bool_]) -> None:
+        """Drop rows, ``ended`` being ``[active]``; the last ones move into their places."""
         close_gaps(
-            ended,
+            torch.from_numpy(ended),
             *(tensor[: self.active] for group in (self._device, self._memory, self._host) for tensor in group.values()),
         )
         self._resize(self.active - int(ended.sum()))
 
     def _resize(self, active: int) -> None:
         self.active = active
-        self.memory: Memory = {name: tensor[:active] for name, tensor in self._memory.items()}
         self.point = self._device["point"][:active]
         self.injection = self._device["injection"][:active]
-        self.job = self._host["job"][:active]
-        self.row = self._host["row"][:active]
-        self.tolerance = self._host["tolerance"][:active]
-        self.max_iterations = self._host["max_iterations"][:active]
-        self.iterations = self._host["iterations"][:active]
-        self.deadline = self._host["deadline"][:active]
+        self.memory: Memory = {name: tensor[:active] for name, tensor in self._memory.items()}
+        host = {name: tensor.numpy()[:active] for name, tensor in self._host.items()}
+        self.job, self.row = host["job"], host["row"]
+        self.tolerance, self.max_iterations, self.deadline = host["tolerance"], host["max_iterations"], host["deadline"]
+        self.iterations = host["iterations"]

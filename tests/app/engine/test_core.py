@@ -271,6 +271,17 @@ def test_a_failed_job_takes_its_waiting_rows_with_it() -> None:
     assert [(job.id, job.failure) for job in tick_until_idle(engine)] == [(2, None)]
 
 
+def test_a_job_that_fails_at_its_first_answer_gives_up_its_other_slots() -> None:
+    engine = make_engine()
+    engine.submit(make_job(1, [1, 500], raises=READOUT))
+    engine.tick(0.0)
+    assert [(job.id, job.failure is None) for job in engine.tick(0.0)] == [(1, False)]
+    evaluations = engine.step_evaluations
+    engine.submit(make_job(2, [1]))
+    engine.tick(0.0)
+    assert engine.step_evaluations == evaluations + 1
+
+
 def test_a_batch_that_is_too_large_for_the_device_is_computed_job_by_job() -> None:
     class Small(TorchBackend):
         armed = False
