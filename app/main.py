@@ -5,10 +5,12 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 
 import structlog
+import typer
 from fastapi import FastAPI
 
 from app import errors, openapi
 from app.engine.supervisor import EngineSupervisor
+from app.greeting import greeting
 from app.middleware import RequestMiddleware
 from app.routes import health, metrics, models, predict
 from app.server import Server
@@ -44,18 +46,20 @@ def create_app(settings: Settings | None = None) -> FastAPI:
 
 @asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
-    engine: EngineSupervisor = app.state.server.engine
-    starting = asyncio.create_task(engine.start())  # in the background, so that /v2/health/live answers at once
-    starting.add_done_callback(_report)
+    server: Server = app.state.server
+    starting = asyncio.create_task(_start(server))  # in the background, so that /v2/health/live answers at once
     try:
         yield
     finally:
         starting.cancel()
-        with suppress(asyncio.CancelledError, Exception):
+        with suppress(asyncio.CancelledError):
             await starting
-        await engine.stop()
+        await server.engine.stop(grace=2)  # every request has been answered by now, so the engine has nothing to finish
 
 
-def _report(starting: asyncio.Task[None]) -> None:
-    if not starting.cancelled() and (error := starting.exception()):
-        log.error("the engine did not start", exc_info=error)
+async def _start(server: Server) -> None:
+    try:
+        await server.engine.start()
+        typer.echo(greeting(server.settings, server.catalogue))
+    except Exception:
+        log.exception("the engine did not start")

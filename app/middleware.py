@@ -1,5 +1,6 @@
 """Around every request: an id, one line in the log, one count in the metrics, and an answer even to a bug."""
 
+import asyncio
 import time
 import uuid
 
@@ -8,7 +9,7 @@ from prometheus_client import CollectorRegistry, Counter
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.errors import Refusal, respond
+from app.errors import Refusal, respond, unavailable
 
 log = structlog.get_logger(__name__)
 
@@ -41,6 +42,9 @@ class RequestMiddleware:
         structlog.contextvars.bind_contextvars(request_id=request_id)
         try:
             await self._app(scope, receive, send_with_id)
+        except asyncio.CancelledError:  # uvicorn does that to what is still in flight when the time to shut down is over
+            if status is None:
+                await respond(unavailable("server: it is shutting down"))(scope, receive, send_with_id)
         except Exception:
             log.exception("a bug: the request was not handled")
             if status is None:

@@ -108,6 +108,8 @@ def install(app: FastAPI, server: Server) -> None:
 
 
 def _fill_in(path: str, operation: dict[str, Any], catalogue: Catalogue, settings: Settings) -> None:
+    if "HTTPValidationError" in str(operation["responses"].get("422")):
+        del operation["responses"]["422"]  # FastAPI adds it wherever the path has a parameter, even a text that is always valid
     shown = catalogue.default or next(iter(catalogue.names), None)
     model = catalogue.find(shown, None) if shown else None
     for parameter in operation.get("parameters", []):
@@ -121,7 +123,7 @@ def _fill_in(path: str, operation: dict[str, Any], catalogue: Catalogue, setting
         body = operation["requestBody"]["content"]["application/json"]
         body["schema"] = _request_schema(spec, settings)
         if model is not None:
-            body["examples"] = _examples(model)
+            body["examples"] = examples_for(model)
 
 
 def _request_schema(spec: InputSpec | None, settings: Settings) -> dict[str, Any]:
@@ -152,11 +154,13 @@ def _rows_schema(spec: InputSpec) -> dict[str, Any]:
     return {"items": entry, "description": f"Shape [n, {', '.join(map(str, spec.shape))}]."}
 
 
-def _examples(model: Model) -> dict[str, Any]:
+def examples_for(model: Model) -> dict[str, dict[str, Any]]:
+    """Bodies that a model accepts, each with a summary: ``inputs`` if short enough to read, ``images`` if it takes any."""
     spec, tolerance = model.config.input, model.config.serving.tolerance
-    examples = {}
+    examples: dict[str, dict[str, Any]] = {}
     if math.prod(spec.shape) <= LONGEST_EXAMPLE:
         entry: Any = max(spec.low or 0.0, 0.0) if spec.high is None or spec.high >= 0 else spec.high
+        entry = int(entry) if entry == int(entry) else entry
         for side in reversed(spec.shape):
             entry = [entry] * side
         examples["inputs"] = {"summary": "numbers", "value": {"inputs": [entry], "tolerance": tolerance}}

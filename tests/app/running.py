@@ -63,7 +63,7 @@ def running_server(store: Path, log: Path, **settings: object) -> Iterator[Runni
     try:
         url = f"http://127.0.0.1:{port}"
         with httpx.Client(base_url=url, timeout=60) as client:
-            wait_until(lambda: _answers(client, process), 30, f"the server answers; its log is {log.read_text()}")
+            wait_until(lambda: _answers(client, process, log), 30, "the server answers")
             yield RunningServer(process, url, client, log)
     finally:
         if process.poll() is None:
@@ -84,8 +84,8 @@ def wait_until(condition: Callable[[], bool], seconds: float, what: str) -> None
         time.sleep(0.05)
 
 
-def _answers(client: httpx.Client, process: "subprocess.Popen[bytes]") -> bool:
-    assert process.poll() is None, f"the server ended with {process.returncode}"
+def _answers(client: httpx.Client, process: "subprocess.Popen[bytes]", log: Path) -> bool:
+    assert process.poll() is None, f"the server ended: {log.read_text()}"
     try:
         return client.get("/v2/health/live").status_code == 200
     except httpx.TransportError:

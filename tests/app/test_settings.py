@@ -1,0 +1,59 @@
+"""Settings: flags, variables, and what is said of wrong ones."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from app.settings import Settings
+
+
+def run(*arguments: str, **variables: str) -> "subprocess.CompletedProcess[str]":
+    environment = {**os.environ, "COLUMNS": "200", **variables}
+    return subprocess.run(
+        [sys.executable, "-m", "app", *arguments], env=environment, capture_output=True, text=True, timeout=60, check=False
+    )
+
+
+def test_help_lists_every_setting_with_its_description_and_default() -> None:
+    said = " ".join(run("--help").stdout.split())
+    for name, field in Settings.model_fields.items():
+        assert f"--{name.replace('_', '-')} " in said
+        assert field.description
+        assert " ".join(field.description.split()) in said
+    assert "(default: 8000)" in said
+    assert "(default: model_store)" in said
+
+
+@pytest.mark.parametrize(
+    ("arguments", "variables", "parts"),
+    [
+        (["--port", "99999"], {}, ("port: ", "65535", "'99999'")),
+        ([], {"JFB_PORT": "many"}, ("port: ", "integer", "'many'")),
+        (["--batching", "later"], {}, ("batching: ", "'iteration' or 'lockstep'", "'later'")),
+        ([], {"JFB_SLOTS": "0"}, ("slots: ", "greater than or equal to 1", "'0'")),
+        (
+            ["--max-rows-per-request", "9"],
+            {"JFB_MAX_WAITING_ROWS": "8"},
+            ("max_rows_per_request: ", "max_waiting_rows (8)", "got 9"),
+        ),
+    ],
+)
+def test_a_wrong_setting_is_named_without_a_traceback(
+    arguments: list[str], variables: dict[str, str], parts: tuple[str, ...]
+) -> None:
+    ended = run(*arguments, **variables)
+    assert ended.returncode == 2
+    assert ended.stderr.count("\n") == 1
+    for part in parts:
+        assert part in ended.stderr
+
+
+def test_variables_set_what_flags_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("JFB_MODEL_STORE", "elsewhere"), ("JFB_PORT", "1234"), ("JFB_DEFAULT_MODEL", "digits")):
+        monkeypatch.setenv(name, value)
+    settings = Settings()
+    assert (settings.model_store, settings.port, settings.default_model) == (Path("elsewhere"), 1234, "digits")
+    assert settings.host == "127.0.0.1"
