@@ -66,7 +66,7 @@ def _read_digits(splits: list[str]) -> Source:
 def _read_datasets(recipe: DataRecipe, splits: list[str], console: Console) -> Source:
     """Whatever Hugging Face ``datasets`` reads: the hub, a folder of parquet files, a folder of images."""
     from datasets import load_dataset
-    from datasets.exceptions import DatasetNotFoundError
+    from datasets.exceptions import DatasetsError
     from datasets.features import Image as ImageFeature
 
     folder = Path(recipe.source).expanduser()
@@ -74,7 +74,7 @@ def _read_datasets(recipe: DataRecipe, splits: list[str], console: Console) -> S
         raise DataError(f"data.source: no such folder: {recipe.source}")
     try:
         found = load_dataset(str(folder) if folder.is_dir() else recipe.source, recipe.configuration)
-    except (DatasetNotFoundError, FileNotFoundError, ConnectionError, ValueError) as error:
+    except (DatasetsError, OSError, ValueError) as error:
         raise DataError(
             f"data.source: {recipe.source!r} is neither a readable folder nor a data set that the hub gives "
             f"(without a network, name a local folder with --data): {error}"

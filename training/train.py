@@ -127,7 +127,8 @@ def train(recipe: Recipe, data: Data, *, device: torch.device, console: Console)
             )
             progress.console.print(
                 f"epoch {epoch}: {news}; validation loss {validation.loss:.4f}, accuracy {100 * validation.accuracy:.2f} %, "
-                f"iterations {validation.iterations:.1f}"
+                f"iterations {validation.iterations:.1f}",
+                soft_wrap=True,
             )
 
     seconds = time.perf_counter() - began

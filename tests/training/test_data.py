@@ -152,6 +152,13 @@ def test_a_missing_column_or_split_is_told_with_those_that_exist(tmp_path: Path,
         load_data(DataRecipe(source=str(tmp_path / "p"), inputs="v", labels="y"), console)
 
 
+def test_a_broken_parquet_file_is_an_error_of_the_source(tmp_path: Path, console: Console) -> None:
+    (tmp_path / "p").mkdir()
+    (tmp_path / "p" / "train.parquet").write_bytes(b"PAR1 and then nothing of the kind")
+    with pytest.raises(DataError, match=r"data.source: .* is neither a readable folder"):
+        load_data(DataRecipe(source=str(tmp_path / "p"), test=0.5), console)
+
+
 def test_mnist_is_whole_and_in_order(shared: Path, console: Console) -> None:
     folder = shared / "data" / "mnist"
     if not folder.is_dir():

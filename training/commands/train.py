@@ -49,7 +49,8 @@ def train(
     parts = load_data(chosen.data, console)
     console.print(
         f"[bold]{chosen.name}[/bold]: {len(parts.train.labels):,} inputs to train with, {len(parts.validation.labels):,} to "
-        f"watch by, {len(parts.test.labels):,} to test with; {len(parts.classes)} classes; gradient {chosen.gradient.name}"
+        f"watch by, {len(parts.test.labels):,} to test with; {len(parts.classes)} classes; gradient {chosen.gradient.name}",
+        soft_wrap=True,
     )
     trained = run(chosen, parts, device=on, console=console)
     folder = publish(trained, parts, store)
