@@ -41,8 +41,8 @@ def residual(previous: Tensor, current: Tensor, norm: ResidualNorm) -> Tensor:
             size = torch.where(size.isfinite(), size, torch.nan)
             return _l2(movement) / size.clamp_min(torch.finfo(size.dtype).tiny)
         case ResidualNorm.CHANNEL_MAX:
-            over_channels: Tensor = torch.linalg.vector_norm(movement, dim=1, keepdim=True)
-            return over_channels.flatten(1).amax(1)
+            # Not vector_norm(dim=1), which on a CPU takes twenty times as long over a dimension that is not the last.
+            return movement.square().sum(1, keepdim=True).flatten(1).amax(1).sqrt()
 
 
 def _l2(rows: Tensor) -> Tensor:
