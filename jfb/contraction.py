@@ -57,9 +57,9 @@ def operator_norm_bound(weight: Tensor, *, grid: int = 12, squarings: int = 6) -
 def scale_to_unit_norm(weight: Tensor) -> None:
     """Scale a matrix or kernel in place so that its operator norm is at most one; leave it if it already is.
 
-    Runs after every optimiser step, so it takes the coarse bound: up to a fifth too large, and a third of the cost.
+    Runs after every optimiser step, so it takes a coarser bound: a tenth too large, and at a third of the cost.
     """
-    weight.div_(operator_norm_bound(weight, grid=8, squarings=3).clamp_min(1.0))
+    weight.div_(operator_norm_bound(weight, grid=10, squarings=3).clamp_min(1.0))
 
 
 def local_contraction_factor(

@@ -35,8 +35,7 @@ def small_resnet(*, seed: int = 0, contraction: float = 0.9) -> ImplicitResNet:
     torch.manual_seed(seed)
     network = ImplicitResNet((1, 6, 6), 3, mean=0.5, std=0.3, channels=(4,), pool=(2,), contraction=contraction)
     with torch.no_grad():
-        for layer in (network.first, network.second):
-            layer.weight.mul_(50)  # then constrained: at the bound, so the block contracts as slowly as it may
+        network.latent.weight.mul_(50)  # then constrained: at the bound, so it contracts as slowly as it may
     network.constrain()
     return network.double().eval()
 
