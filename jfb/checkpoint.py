@@ -20,6 +20,8 @@ from jfb.network import ImplicitNetwork
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
+ONNX = "onnx"
+"""The architecture of a folder whose maps are ONNX graphs (``jfb.onnx_network``), which has no ``model.safetensors``."""
 
 
 class CheckpointError(Exception):
@@ -49,6 +51,8 @@ def load(folder: Path, device: torch.device | str = "cpu") -> Checkpoint:
             architecture refuses, and weights whose names, shapes or types are not the architecture's.
     """
     config = read_config(folder)
+    if config.architecture.name == ONNX:
+        return Checkpoint(config, _load_onnx(folder, config, torch.device(device)))
     try:
         # On the meta device a network has shapes but no memory, so a hostile config costs nothing before it is refused.
         with torch.device("meta"):
@@ -136,6 +140,16 @@ def new_version(store: Path, name: str) -> Iterator[Path]:
         _sync(model)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _load_onnx(folder: Path, config: ModelConfig, device: torch.device) -> ImplicitNetwork:
+    from jfb.onnx_network import OnnxNetwork  # here, because ONNX Runtime is not for everybody to import
+
+    if config.architecture.arguments:
+        raise CheckpointError(f"{folder / CONFIG}: architecture.arguments: onnx has none, got {config.architecture.arguments}")
+    if device.type != "cpu":
+        raise CheckpointError(f"{folder}: architecture.name: onnx is computed on the CPU, got device {device}")
+    return OnnxNetwork(folder, config)
 
 
 def _compare(path: Path, expected: dict[str, tuple[int, ...]], found: dict[str, tuple[int, ...]]) -> None:
