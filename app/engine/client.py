@@ -14,7 +14,7 @@ import zmq.asyncio
 from numpy.typing import NDArray
 
 from app.engine.errors import EngineDied, QueueFull, RequestFailed
-from app.engine.messages import Answer, Cancel, Failed, Look, Refused, State, Submit, ToClient, ToEngine
+from app.engine.messages import Answer, Cancel, Failed, Look, Moments, Refused, State, Submit, ToClient, ToEngine
 
 LAST_WORDS = 0.05
 """Seconds of silence after which an engine that has gone is taken to have said all that it had to say."""
@@ -32,6 +32,7 @@ class Computed:
     residual: list[float]
     status: list[str]
     """The words of ``jfb.Status``."""
+    moments: Moments
 
 
 class EngineClient:
@@ -167,9 +168,9 @@ class EngineClient:
                 for look in self._looks:
                     if not look.done():
                         look.set_result(state)
-            case Answer(id, iterations, residual, status):
+            case Answer(id, iterations, residual, status, moments):
                 logits = np.frombuffer(frames[1], dtype="<f4").reshape(len(status), -1)
-                self._finish(id, Computed(logits, iterations, residual, list(status)))
+                self._finish(id, Computed(logits, iterations, residual, list(status), moments))
             case Refused(id, waiting_rows, max_waiting_rows, retry_after):
                 self._finish(id, QueueFull(waiting_rows, max_waiting_rows, retry_after))
             case Failed(id, reason):

@@ -1,6 +1,7 @@
 """Engine: admit, iterate, retire."""
 
 import math
+import time
 from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any, Literal
@@ -41,10 +42,11 @@ class Engine:
         batching: ``iteration`` is the above. ``lockstep`` is what servers of networks of fixed depth do, to be compared
             with: a batch starts when the one before has ended, and ends as a whole when its worst row has ended at its
             strictest tolerance and largest cap.
+        clock: what the jobs' ``moments`` are read from. Nothing is decided by it: that is what ``now`` is for.
 
     Attributes:
         input_shape, max_waiting_rows: the arguments.
-        ticks, step_evaluations, iterations, rows_ended: as in ``messages.Counters``.
+        ticks, step_evaluations, iterations, rows_ended, batch_sizes: as in ``messages.Counters``.
     """
 
     def __init__(
@@ -57,12 +59,15 @@ class Engine:
         slots: int,
         max_waiting_rows: int,
         batching: Batching = "iteration",
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.ticks = 0
         self.step_evaluations = 0
         self.iterations = 0
         self.rows_ended = 0
+        self.batch_sizes = [0] * ((slots - 1).bit_length() + 1)
         self.max_waiting_rows = max_waiting_rows
+        self._clock = clock
         self._backend = backend
         self._solver = solver
         self._residual_norm = residual_norm
@@ -115,6 +120,7 @@ class Engine:
         if excess > 0:
             raise QueueFull(self._waiting_rows, self.max_waiting_rows, self._throughput.seconds_for(excess))
         job.logits = np.full((rows, self._logits.shape[1]), np.nan)
+        job.moments.submitted = self._clock()
         self._jobs[job.id] = self._waiting[job.id] = job
         self._waiting_rows += rows
         self._next_deadline = min(self._next_deadline, job.deadline.min())
@@ -160,7 +166,9 @@ class Engine:
         self._abandoned.clear()  # all that were in it are leaving
         jobs, rows, moved, iterations = table.job[leaving], table.row[leaving], moved[leaving], table.iterations[leaving]
         converged, capped = moved <= table.tolerance[leaving], iterations >= table.max_iterations[leaving]
+        ended_at = self._clock()
         logits = self._shield(self._backend.readout, self._logits, jobs, self._image[torch.from_numpy(leaving)]).cpu().numpy()
+        read_out_at = self._clock()
         table.remove(ended)
         self.iterations += int(iterations.sum())
         self.rows_ended += len(leaving)
@@ -168,6 +176,7 @@ class Engine:
         for k, (id, row, count, movement, has_converged, is_capped) in enumerate(zip(*facts, strict=True)):
             if job := self._jobs.get(id):
                 job.end(row, logits[k], count, movement, _status(movement, has_converged, is_capped))
+                job.moments.ended, job.moments.read_out = ended_at, read_out_at
                 self._deliver(job)
         return len(leaving)
 
@@ -218,8 +227,13 @@ class Engine:
             return np.concatenate([values_of(job)[rows] for job, rows in joining])
 
         jobs = np.repeat([job.id for job, _ in joining], [len(rows) for _, rows in joining])
+        admitted_at = self._clock()
         inputs = torch.from_numpy(gather(lambda job: job.inputs)).to(self._backend.device, self._backend.dtype)
         injection = self._shield(self._backend.inject, table.injection, jobs, inputs)
+        injected_at = self._clock()
+        for job, _ in joining:
+            if job.moments.admitted is None:
+                job.moments.admitted, job.moments.injected = admitted_at, injected_at
         point = self._shield(self._backend.initial_state, table.point, jobs, injection)
         table.admit(
             point=point,
@@ -242,6 +256,7 @@ class Engine:
         table.iterations += 1
         self.ticks += 1
         self.step_evaluations += table.active
+        self.batch_sizes[(table.active - 1).bit_length()] += 1
 
     def _shield(self, compute: Callable[..., Tensor], like: Tensor, jobs: NDArray[np.int64], *rows: Tensor) -> Tensor:
         """Compute rows; if that raises, compute each job's rows alone and fail the jobs that raise, leaving NaN as their rows.

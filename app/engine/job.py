@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from app.engine.messages import Moments
 from jfb import Status
 
 
@@ -23,6 +24,7 @@ class Job:
         logits: ``[n, classes]``, NaN for rows without an iteration.
         iterations, residual, status: one per row.
         failure: why there is no answer; None if there is one.
+        moments: what happened to it when.
 
     Raises:
         ValueError: for a list of the wrong length or a value out of range.
@@ -60,6 +62,7 @@ class Job:
         self.residual = [float("nan")] * rows
         self.status = [Status.CANCELLED] * rows
         self.failure: str | None = None
+        self.moments = Moments()
         self._unfinished = rows
 
     @property

@@ -1,9 +1,8 @@
-"""Loading a model store: one engine a version."""
+"""Loading: from a version's folder in the model store to an engine that has been tried out."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
-import structlog
 import torch
 
 from app.engine.backends import TorchBackend
@@ -12,46 +11,53 @@ from app.engine.messages import ServedVersion
 from jfb import checkpoint
 from jfb.solvers import SOLVERS
 
-log = structlog.get_logger(__name__)
+
+@dataclass(frozen=True)
+class LoadedVersion:
+    """One version of one model, ready to compute."""
+
+    engine: Engine
+    served: ServedVersion
 
 
-@dataclass
-class Loaded:
-    """What a store holds."""
+@dataclass(frozen=True)
+class Loader:
+    """Makes engines of the versions in a store; ``slots`` and what follows are as in ``Engine``."""
 
-    engines: dict[tuple[str, int], Engine] = field(default_factory=dict)
-    """By name and version."""
-    served: list[ServedVersion] = field(default_factory=list)
-    refused: dict[str, str] = field(default_factory=dict)
-    """``name/version`` to the reason."""
+    store: Path
+    device: torch.device
+    slots: int
+    max_waiting_rows: int
+    batching: Batching
+
+    def load(self, model: str, version: int, fingerprint: str) -> LoadedVersion:
+        """Load a version and run its network once, in full.
+
+        Raises:
+            torch.AcceleratorError: if the device is lost.
+            Exception: whatever a model that cannot be served raises.
+        """
+        found = checkpoint.load(self.store / model / str(version), self.device)
+        engine = Engine(
+            TorchBackend(found.network, self.device),
+            SOLVERS[found.config.serving.solver](),
+            found.config.serving.residual_norm,
+            found.config.input.shape,
+            slots=self.slots,
+            max_waiting_rows=self.max_waiting_rows,
+            batching=self.batching,
+        )
+        return LoadedVersion(engine, ServedVersion(model, version, found.config.model_dump_json(), fingerprint))
 
 
-def load_store(store: Path, device: torch.device, *, slots: int, max_waiting_rows: int, batching: Batching) -> Loaded:
-    """Load every version of every model and run each once. One that cannot be served is refused, and the others are served.
+def fingerprint(folder: Path) -> str:
+    """Tell apart what a version's folder holds from what it held before, without reading it.
 
-    The arguments are those of ``Engine``.
+    A file that is replaced, or written to, has another size, time or number.
     """
-    loaded = Loaded()
-    for model, versions in checkpoint.models(store).items():
-        for version in versions:
-            try:
-                found = checkpoint.load(store / model / str(version), device)
-                engine = Engine(
-                    TorchBackend(found.network, device),
-                    SOLVERS[found.config.serving.solver](),
-                    found.config.serving.residual_norm,
-                    found.config.input.shape,
-                    slots=slots,
-                    max_waiting_rows=max_waiting_rows,
-                    batching=batching,
-                )
-            except torch.AcceleratorError:  # the device is lost, not the model broken
-                raise
-            except Exception as error:  # whatever a model does, it must not take the others down
-                loaded.refused[f"{model}/{version}"] = str(error)
-                log.error("model refused", model=model, version=version, reason=str(error))
-                continue
-            loaded.engines[model, version] = engine
-            loaded.served.append(ServedVersion(model, version, found.config.model_dump_json()))
-            log.info("model loaded", model=model, version=version, device=str(device))
-    return loaded
+    facts = []
+    for path in sorted(folder.iterdir()) if folder.is_dir() else []:
+        if path.suffix in (".json", ".safetensors", ".onnx") and path.name != "metrics.json":
+            status = path.stat()
+            facts.append(f"{path.name}:{status.st_ino:x}:{status.st_size:x}:{status.st_mtime_ns:x}")
+    return " ".join(facts)

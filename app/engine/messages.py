@@ -35,6 +35,23 @@ class Look(msgspec.Struct, frozen=True, tag="look"):
     """HTTP to engine: are you there, and what have you done? Answered with ``State``."""
 
 
+class Moments(msgspec.Struct):
+    """Where the time of a request went, in seconds of ``time.monotonic()``; None for what did not happen.
+
+    On a device that works by itself, a moment is when the host had handed over the work, not when that was done.
+    """
+
+    submitted: float | None = None
+    admitted: float | None = None
+    """The first of its rows left the queue."""
+    injected: float | None = None
+    """The injection of those had been computed."""
+    ended: float | None = None
+    """The last of its rows had ended."""
+    read_out: float | None = None
+    """The logits of those had been computed."""
+
+
 class Answer(msgspec.Struct, frozen=True, tag="answer"):
     """Engine to HTTP: all rows of a request have ended. The tensor frame holds the logits, float32 ``[n, classes]``."""
 
@@ -45,6 +62,7 @@ class Answer(msgspec.Struct, frozen=True, tag="answer"):
     """NaN or infinity for rows that diverged, NaN for rows without an iteration."""
     status: Sequence[str]
     """The words of ``jfb.Status``."""
+    moments: Moments
 
 
 class Refused(msgspec.Struct, frozen=True, tag="refused"):
@@ -74,7 +92,7 @@ class ServedVersion(msgspec.Struct, frozen=True):
 
 
 class Counters(msgspec.Struct, frozen=True):
-    """What one version has done since its engine started; every number only grows, but for the last three."""
+    """What one version has done since its engine started; every number only grows, but for the rows and slots of now."""
 
     model: str
     version: int
@@ -84,6 +102,8 @@ class Counters(msgspec.Struct, frozen=True):
     iterations: int
     """Iterations summed over the rows that ended, cancelled ones included: the work that was asked for."""
     rows_ended: int
+    batch_sizes: list[int]
+    """Ticks with at most 1, 2, 4, 8, ... rows, and more than half as many."""
     active_rows: int
     waiting_rows: int
     slots: int

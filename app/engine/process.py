@@ -127,7 +127,7 @@ class EngineProcess:
         if job.failure is not None:
             self._send(client, Failed(id, job.failure))
         else:
-            answer = Answer(id, job.iterations, job.residual, job.status)
+            answer = Answer(id, job.iterations, job.residual, job.status, job.moments)
             self._send(client, answer, job.logits.astype("<f4").tobytes())
 
     def _send(self, client: bytes, message: ToClient, *tensors: bytes) -> None:
@@ -142,6 +142,7 @@ class EngineProcess:
                 engine.step_evaluations,
                 engine.iterations,
                 engine.rows_ended,
+                engine.batch_sizes,
                 engine.active_rows,
                 engine.waiting_rows,
                 engine.slots,

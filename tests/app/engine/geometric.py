@@ -1,6 +1,7 @@
 """A network whose every iteration is known in closed form, and which fails where it is told to."""
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -44,7 +45,11 @@ def raise_at(where: float, rows: Tensor) -> None:
 
 
 def make_engine(
-    slots: int = 4, max_waiting_rows: int = 100, batching: Batching = "iteration", backend: TorchBackend | None = None
+    slots: int = 4,
+    max_waiting_rows: int = 100,
+    batching: Batching = "iteration",
+    backend: TorchBackend | None = None,
+    clock: Callable[[], float] = time.monotonic,
 ) -> Engine:
     """An engine of the network above, in float64."""
     return Engine(
@@ -55,6 +60,7 @@ def make_engine(
         slots=slots,
         max_waiting_rows=max_waiting_rows,
         batching=batching,
+        clock=clock,
     )
 
 

@@ -9,6 +9,7 @@ from app.engine.backends import TorchBackend
 from app.engine.core import Engine
 from app.engine.errors import QueueFull
 from app.engine.job import Job
+from app.engine.messages import Moments
 from jfb import ImplicitNetwork, ResidualNorm, Status, predict
 from jfb.solvers import SOLVERS, Picard
 from tests.app.engine.geometric import (
@@ -381,3 +382,31 @@ def test_inputs_of_another_shape_are_refused() -> None:
     job = Job(1, np.zeros((1, 3), dtype=np.float32), [1.0], [1], [None])
     with pytest.raises(ValueError, match=r"inputs: expected rows of shape \[2\], got \[3\]"):
         make_engine().submit(job)
+
+
+def test_the_moments_of_a_job_say_where_its_time_went() -> None:
+    seconds = iter(range(100))
+    engine = make_engine(slots=1, clock=lambda: float(next(seconds)))
+    for job in (make_job(1, [3]), make_job(2, [1, 2])):
+        engine.submit(job)
+    first, second = tick_until_idle(engine)
+    assert first.moments == Moments(submitted=0, admitted=2, injected=3, ended=4, read_out=5)
+    # The second job has one row in at a time: the first one's admission counts, and the last one's end.
+    assert second.moments == Moments(submitted=1, admitted=6, injected=7, ended=12, read_out=13)
+
+
+def test_a_job_that_ends_in_the_queue_has_only_the_moment_of_its_submission() -> None:
+    engine = make_engine(slots=1)
+    engine.submit(make_job(1, [3], deadline=1.0))
+    (job,) = engine.tick(2.0)
+    assert job.moments.submitted is not None
+    assert job.moments == Moments(submitted=job.moments.submitted)
+
+
+def test_batch_sizes_count_the_ticks_by_powers_of_two() -> None:
+    engine = make_engine(slots=5)
+    engine.submit(make_job(1, [1, 2, 3, 4, 6]))
+    tick_until_idle(engine)
+    # Batches of 5, 4, 3, 2, 1 and 1 rows.
+    assert engine.batch_sizes == [2, 1, 2, 1]
+    assert sum(engine.batch_sizes) == engine.ticks
