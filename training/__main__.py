@@ -5,6 +5,7 @@ import sys
 import typer
 from rich.console import Console
 
+from training.commands.import_authors import import_authors
 from training.commands.train import train
 from training.errors import TrainingError
 
@@ -16,10 +17,14 @@ app = typer.Typer(
 )
 app.command()(train)
 
+imports = typer.Typer(help="Bring weights from elsewhere into the model store.", no_args_is_help=True)
+app.add_typer(imports, name="import")
+imports.command("authors")(import_authors)
 
-@app.callback()
-def _commands() -> None:
-    """Keeps ``train`` a subcommand while it is the only one."""
+
+@imports.callback()
+def _sources() -> None:
+    """Keeps ``authors`` a subcommand while it is the only one."""
 
 
 def main() -> None:

@@ -15,3 +15,7 @@ class DataError(TrainingError):
 
 class NonFiniteLossError(TrainingError):
     """The loss is NaN or infinite, so the weights are worth nothing from here on."""
+
+
+class ForeignFileError(TrainingError):
+    """A file of weights from elsewhere that cannot be imported: the message names the file and what was expected."""

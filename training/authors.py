@@ -1,0 +1,154 @@
+"""Authors: the published weights of the JFB paper's authors become models of ours."""
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from enum import StrEnum
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from jfb import ModelConfig, ResidualNorm
+from jfb.architectures import build
+from jfb.checkpoint import new_version, save, versions
+from jfb.model_config import ArchitectureSpec, InputSpec, Serving
+from training.errors import ForeignFileError
+from training.foreign_pickle import read_tensors
+
+DIGITS = [str(digit) for digit in range(10)]
+OBJECTS = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
+
+
+class Family(StrEnum):
+    """Which of the authors' networks a file holds."""
+
+    MNIST = "mnist"
+    SVHN = "svhn"
+    CIFAR10_SMALL = "cifar10_small"
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What the authors' programs say about a family and their files do not."""
+
+    shape: tuple[int, ...]
+    stem: str
+    mean: list[float]
+    std: list[float]
+    classes: list[str]
+    tolerance: float
+    unused: tuple[str, ...]
+    """Beginnings of names that are in the files and not in the network."""
+    published: str
+
+
+FACTS = {
+    Family.MNIST: Facts((1, 28, 28), "plain", [0.1307], [0.3081], DIGITS, 0.1, ("lat_batch_norm.0.num_batches",), "99.36 %"),
+    Family.SVHN: Facts(
+        (3, 32, 32),
+        "resnet",
+        [0.4377, 0.4438, 0.4728],
+        [0.1980, 0.2010, 0.1970],
+        DIGITS,
+        1e-4,
+        ("lat_batch_norm.0.num_batches", "bn_1.", "bn_2."),
+        "94.12 %",
+    ),
+    Family.CIFAR10_SMALL: Facts(
+        (3, 32, 32),
+        "resnet",
+        [0.485, 0.456, 0.406],
+        [0.229, 0.224, 0.225],
+        OBJECTS,
+        0.1,
+        ("lat_batch_norm.0.num_batches", "bn_1.", "bn_2."),
+        "80.45 %",
+    ),
+}
+
+CARD = """\
+# {name}
+
+The implicit network of the JFB paper's authors ({family}; Wu Fung, Heaton, Li, McKenzie, Osher, Yin, AAAI 2022), with the
+weights that they published under the MIT licence. Published test accuracy: {published}, measured in batches that stop when
+their worst image has converged; here each image stops by itself.
+
+Nothing in this network is a contraction by construction: it converges because the authors trained it so.
+"""
+
+
+def import_authors(path: Path, family: Family, store: Path, name: str) -> Path:
+    """Bring a file of published weights into the store, as a model that can be served.
+
+    Args:
+        path: ``.safetensors`` with the authors' names, or their ``.pth``.
+        family: which network it is; the file does not say.
+        store: the model store.
+        name: of the model.
+
+    Returns:
+        The version's folder.
+
+    Raises:
+        ForeignFileError: for a file that cannot be read, or whose tensors are not that family's.
+    """
+    facts = FACTS[family]
+    config = ModelConfig(
+        architecture=ArchitectureSpec(
+            name="authors_resnet", arguments={"stem": facts.stem, "mean": [*facts.mean], "std": [*facts.std], "scale": 0.9}
+        ),
+        input=InputSpec(shape=facts.shape, kind="image", low=0, high=255),
+        classes=facts.classes,
+        serving=Serving(tolerance=facts.tolerance, max_iterations=200, residual_norm=ResidualNorm.CHANNEL_MAX),
+        provenance={
+            "source": "weights published by the authors of the JFB paper (MIT licence)",
+            "file": path.name,
+            "family": family.value,
+            "jfb": version("jfb"),
+            "torch": torch.__version__,
+            "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        },
+    )
+    network = build(config.architecture.name, facts.shape, len(facts.classes), config.architecture.arguments)
+    weights = {key: tensor for key, tensor in read_weights(path).items() if not key.startswith(facts.unused)}
+    expected = network.state_dict()
+    # Normalisation of the input is not in the authors' files; here it is part of the network, and of its arguments.
+    weights |= {key: tensor for key, tensor in expected.items() if key.startswith("standardise.")}
+    problems = [f"{key} is missing" for key in expected if key not in weights]
+    problems += [f"{key} is not part of this network" for key in weights if key not in expected]
+    problems += [
+        f"{key}: expected shape {list(tensor.shape)}, got {list(weights[key].shape)}"
+        for key, tensor in expected.items()
+        if key in weights and weights[key].shape != tensor.shape
+    ]
+    if problems:
+        more = f" (and {len(problems) - 4} more)" if len(problems) > 4 else ""
+        raise ForeignFileError(f"{path}: not the weights of the {family} network: {'; '.join(problems[:4])}{more}")
+    network.load_state_dict(weights)
+    with new_version(store, name) as folder:
+        save(folder, config, network)
+        (folder / "README.md").write_text(CARD.format(name=name, family=family, published=facts.published))
+    return store / name / str(versions(store / name)[-1])
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """Read a file's tensors by name, from safetensors or from the authors' ``.pth``.
+
+    Raises:
+        ForeignFileError: for a file that is neither.
+    """
+    if path.suffix == ".safetensors":
+        try:
+            return load_file(path)
+        except (SafetensorError, OSError) as error:
+            raise ForeignFileError(f"{path}: not a readable safetensors file: {error}") from error
+    content: Any = read_tensors(path)
+    if isinstance(content, dict):
+        content = next((content[key] for key in ("net_state_dict", "T_state_dict") if key in content), content)
+    if not isinstance(content, dict) or not content or not all(isinstance(tensor, Tensor) for tensor in content.values()):
+        raise ForeignFileError(f"{path}: expected a dict of tensors, or one under net_state_dict or T_state_dict")
+    return dict(content)
