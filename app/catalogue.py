@@ -56,6 +56,8 @@ class Model:
     name: str
     version: int
     config: Config
+    fingerprint: str
+    """Which load of that version this is."""
 
 
 class Catalogue:
@@ -128,7 +130,7 @@ class Catalogue:
 
 @lru_cache(maxsize=1024)
 def _read(served: ServedVersion) -> Model:
-    return Model(served.model, served.version, msgspec.json.decode(served.config, type=Config))
+    return Model(served.model, served.version, msgspec.json.decode(served.config, type=Config), served.fingerprint)
 
 
 def _listed(values: Sequence[object]) -> str:

@@ -11,7 +11,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
-from app.engine.errors import EngineError, QueueFull, RequestFailed
+from app.engine.errors import EngineError, LoadFailed, NotServed, QueueFull, RequestFailed
 from app.wire import Error
 
 log = structlog.get_logger(__name__)
@@ -102,6 +102,10 @@ def install(app: FastAPI) -> None:
             case QueueFull():
                 wait = {"retry-after": str(max(1, math.ceil(error.retry_after)))}
                 return respond(Refusal(429, f"queue: {error}", wait))
+            case LoadFailed():
+                return respond(Refusal(422, f"model: {error}"))
+            case NotServed():
+                return respond(unavailable(f"engine: {error}"))
             case RequestFailed():
                 log.error("request failed in the engine", reason=error.reason)
                 return respond(Refusal(500, f"engine: these rows could not be computed: {error.reason}"))

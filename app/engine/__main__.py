@@ -14,7 +14,8 @@ import typer
 
 from app import log
 from app.engine.core import Batching
-from app.engine.loading import load_store
+from app.engine.lifecycle import Lifecycle
+from app.engine.loading import Loader
 from app.engine.process import EngineProcess
 
 
@@ -25,6 +26,7 @@ def main(
     slots: Annotated[int, typer.Option(min=1, help="Rows iterated at a time, a version.")] = 64,
     max_waiting_rows: Annotated[int, typer.Option(min=1, help="Rows that may wait for a slot, a version.")] = 4096,
     batching: Annotated[Batching, typer.Option(help="When the batch is reshaped.")] = "iteration",
+    unloaded: Annotated[list[str] | None, typer.Option(help="A model not to serve until it is loaded; may be repeated.")] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads of PyTorch.")] = None,
     log_level: Annotated[str, typer.Option(help="debug, info, warning or error.")] = "info",
 ) -> None:
@@ -33,8 +35,10 @@ def main(
     threading.Thread(target=_end_with_parent, name="end with parent", daemon=True).start()
     if threads is not None:
         torch.set_num_threads(threads)
-    loaded = load_store(store, _usable(device), slots=slots, max_waiting_rows=max_waiting_rows, batching=batching)
-    EngineProcess(address, loaded).serve()
+    loader = Loader(store, _usable(device), slots, max_waiting_rows, batching)
+    lifecycle = Lifecycle(loader, unloaded or [])
+    lifecycle.apply(lifecycle.find_changes(None))
+    EngineProcess(address, lifecycle).serve()
 
 
 def _usable(device: str) -> torch.device:

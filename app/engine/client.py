@@ -13,8 +13,23 @@ import zmq
 import zmq.asyncio
 from numpy.typing import NDArray
 
-from app.engine.errors import EngineDied, QueueFull, RequestFailed
-from app.engine.messages import Answer, Cancel, Failed, Look, Moments, Refused, State, Submit, ToClient, ToEngine
+from app.engine import messages
+from app.engine.errors import EngineDied, LoadFailed, NotServed, QueueFull, RequestFailed
+from app.engine.messages import (
+    Answer,
+    Cancel,
+    Changed,
+    Failed,
+    Load,
+    Look,
+    Moments,
+    Refused,
+    State,
+    Submit,
+    ToClient,
+    ToEngine,
+    Unload,
+)
 
 LAST_WORDS = 0.05
 """Seconds of silence after which an engine that has gone is taken to have said all that it had to say."""
@@ -52,6 +67,7 @@ class EngineClient:
         self._receiver: asyncio.Task[None] | None = None
         self._numbers = itertools.count()
         self._requests: dict[int, asyncio.Future[Computed]] = {}
+        self._changes: dict[int, asyncio.Future[dict[str, str]]] = {}
         self._looks: list[asyncio.Future[State]] = []
         self._decoder = msgspec.msgpack.Decoder(ToClient)
 
@@ -78,7 +94,7 @@ class EngineClient:
         while self._requests and await socket.poll(LAST_WORDS * 1000):
             self._take(await socket.recv_multipart())
         socket.close()
-        unanswered: list[asyncio.Future[Any]] = [*self._requests.values(), *self._looks]
+        unanswered: list[asyncio.Future[Any]] = [*self._requests.values(), *self._changes.values(), *self._looks]
         for future in unanswered:
             if not future.done():
                 future.set_exception(EngineDied("the engine process died"))
@@ -98,6 +114,8 @@ class EngineClient:
         tolerance: list[float],
         max_iterations: list[int],
         deadline: list[float | None],
+        *,
+        fingerprint: str | None = None,
     ) -> Computed:
         """Have n rows computed; cancelling the awaiting task drops them in the engine.
 
@@ -108,8 +126,10 @@ class EngineClient:
             tolerance: positive, one per row.
             max_iterations: at least 1, one per row.
             deadline: seconds of ``time.monotonic()``, or None, one per row.
+            fingerprint: which load of that version, as ``ServedVersion`` has it; any if None.
 
         Raises:
+            NotServed: if the engine serves no such version, or not that load of it; ``state`` is up to date then.
             QueueFull: if the rows do not fit into the engine's queue now.
             EngineDied: if there is no engine, or it died before it answered.
             RequestFailed: if the rows cannot be computed.
@@ -119,7 +139,7 @@ class EngineClient:
         self._requests[number] = future
         rows = np.ascontiguousarray(inputs, dtype="<f4")
         try:
-            await self._send(Submit(number, model, version, tolerance, max_iterations, deadline), rows.tobytes())
+            await self._send(Submit(number, model, version, fingerprint, tolerance, max_iterations, deadline), rows.tobytes())
             return await future
         except asyncio.CancelledError:
             with suppress(EngineDied):
@@ -127,6 +147,48 @@ class EngineClient:
             raise
         finally:
             del self._requests[number]
+
+    async def load(self, model: str) -> None:
+        """Serve the versions of a model that the store holds now; return when they are.
+
+        A version is loaded and tried out before it takes the place of another, which finishes what it has.
+
+        Raises:
+            LoadFailed: if the store has no such model, or a version of it cannot be loaded; the others are.
+            EngineDied: as ``predict``; the next engine loads what the store holds.
+        """
+        refused = await self._change(Load(next(self._numbers), model))
+        if refused:
+            raise LoadFailed([f"{version}: {reason}" for version, reason in refused.items()])
+
+    async def reload(self) -> dict[str, str]:
+        """Serve what the store holds now, but for the models that were unloaded.
+
+        Returns:
+            ``name/version`` to the reason why it was refused; what was served of it before still is.
+
+        Raises:
+            EngineDied: as ``load``.
+        """
+        return await self._change(Load(next(self._numbers), None))
+
+    async def unload(self, model: str) -> None:
+        """Serve no version of a model until it is loaded again; what is in flight is finished.
+
+        Raises:
+            LoadFailed: if there is no such model to unload.
+            EngineDied: as ``predict``.
+        """
+        await self._change(Unload(next(self._numbers), model))
+
+    async def _change(self, message: Load | Unload) -> dict[str, str]:
+        future: asyncio.Future[dict[str, str]] = asyncio.get_running_loop().create_future()
+        self._changes[message.id] = future
+        try:
+            await self._send(message)
+            return await future
+        finally:
+            del self._changes[message.id]
 
     async def look(self, timeout: float) -> State:
         """Ask the engine how it is.
@@ -173,7 +235,16 @@ class EngineClient:
                 self._finish(id, Computed(logits, iterations, residual, list(status), moments))
             case Refused(id, waiting_rows, max_waiting_rows, retry_after):
                 self._finish(id, QueueFull(waiting_rows, max_waiting_rows, retry_after))
+            case messages.NotServed(id):
+                self._finish(id, NotServed("that version is not served any more"))
+            case Changed(id, refused):
+                change = self._changes.get(id)
+                if change is not None and not change.done():
+                    change.set_result(refused)
             case Failed(id, reason):
+                change = self._changes.get(id)
+                if change is not None and not change.done():
+                    change.set_exception(LoadFailed([reason]))
                 self._finish(id, RequestFailed(reason))
 
     def _finish(self, number: int, result: Computed | Exception) -> None:

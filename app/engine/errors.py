@@ -25,6 +25,22 @@ class EngineDied(EngineError):  # noqa: N818
     """The engine process is not there: it died while it had the request, or it is not up yet."""
 
 
+class NotServed(EngineError):  # noqa: N818
+    """The engine does not serve that version any more, or has loaded it anew; ask again with what it serves now."""
+
+
+class LoadFailed(EngineError):  # noqa: N818
+    """A model was not loaded, or not all of its versions; what was served of it before still is.
+
+    Args:
+        reasons: one a version, or one for the model.
+    """
+
+    def __init__(self, reasons: list[str]) -> None:
+        super().__init__("; ".join(reasons))
+        self.reasons = reasons
+
+
 class RequestFailed(EngineError):  # noqa: N818
     """This request could not be computed; others are not affected.
 

@@ -17,6 +17,8 @@ class Submit(msgspec.Struct, frozen=True, tag="submit"):
     """Unique within the client; echoed in the answer."""
     model: str
     version: int
+    fingerprint: str | None
+    """Which load of that version is meant, as ``ServedVersion`` has it; any if None."""
     tolerance: list[float]
     """One per row, positive."""
     max_iterations: list[int]
@@ -29,6 +31,24 @@ class Cancel(msgspec.Struct, frozen=True, tag="cancel"):
     """HTTP to engine: nobody waits for this request any more. Not answered."""
 
     id: int
+
+
+class Load(msgspec.Struct, frozen=True, tag="load"):
+    """HTTP to engine: serve what the store holds now. Answered with ``Changed``, or with ``Failed`` for an unknown model."""
+
+    id: int
+    model: str | None
+    """All models but those that were unloaded if None."""
+
+
+class Unload(msgspec.Struct, frozen=True, tag="unload"):
+    """HTTP to engine: serve no version of a model until it is loaded again; what is in flight is finished.
+
+    Answered with ``Changed``, or with ``Failed`` for a model that is not there.
+    """
+
+    id: int
+    model: str
 
 
 class Look(msgspec.Struct, frozen=True, tag="look"):
@@ -75,6 +95,23 @@ class Refused(msgspec.Struct, frozen=True, tag="refused"):
     """Seconds after which the queue should have room, from measured throughput."""
 
 
+class NotServed(msgspec.Struct, frozen=True, tag="not_served"):
+    """Engine to HTTP: nothing was computed, as that version is not served, or not the load of it that was asked for.
+
+    A ``State`` goes before, which says what is served.
+    """
+
+    id: int
+
+
+class Changed(msgspec.Struct, frozen=True, tag="changed"):
+    """Engine to HTTP: what was to be loaded or unloaded is. A ``State`` goes before, which says what is served."""
+
+    id: int
+    refused: dict[str, str]
+    """``name/version`` to the reason, of the models that were looked at."""
+
+
 class Failed(msgspec.Struct, frozen=True, tag="failed"):
     """Engine to HTTP: this request could not be computed; others are not affected."""
 
@@ -89,6 +126,8 @@ class ServedVersion(msgspec.Struct, frozen=True):
     version: int
     config: str
     """``config.json``, validated and with what it leaves out filled in (``ModelConfig.model_dump_json()``)."""
+    fingerprint: str = ""
+    """Differs from that of an earlier load of this version, if its folder was replaced in the meantime."""
 
 
 class Counters(msgspec.Struct, frozen=True):
@@ -114,9 +153,11 @@ class State(msgspec.Struct, frozen=True, tag="state"):
 
     served: list[ServedVersion]
     refused: dict[str, str]
-    """``name/version`` to the reason why it was not loaded."""
+    """``name/version`` to the reason why it was not loaded; what was loaded of that version before is still served."""
     counters: list[Counters]
+    unloaded: list[str] = []
+    """Models that are not served because somebody unloaded them."""
 
 
-ToEngine = Submit | Cancel | Look
-ToClient = Answer | Refused | Failed | State
+ToEngine = Submit | Cancel | Load | Unload | Look
+ToClient = Answer | Refused | NotServed | Changed | Failed | State

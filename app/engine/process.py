@@ -5,6 +5,7 @@ import signal
 import socket
 import time
 from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import msgspec
 import numpy as np
@@ -15,8 +16,23 @@ from numpy.typing import NDArray
 from app.engine.core import Engine
 from app.engine.errors import QueueFull
 from app.engine.job import Job
-from app.engine.loading import Loaded
-from app.engine.messages import Answer, Cancel, Counters, Failed, Look, Refused, State, Submit, ToClient, ToEngine
+from app.engine.lifecycle import Changes, Lifecycle
+from app.engine.messages import (
+    Answer,
+    Cancel,
+    Changed,
+    Counters,
+    Failed,
+    Load,
+    Look,
+    NotServed,
+    Refused,
+    State,
+    Submit,
+    ToClient,
+    ToEngine,
+    Unload,
+)
 
 MOST_MESSAGES_A_TICK = 256
 """So that a flood of messages cannot keep the rows from being iterated."""
@@ -29,11 +45,13 @@ class EngineProcess:
 
     Args:
         address: ZeroMQ address to bind.
-        loaded: the engines and what to say of them.
+        lifecycle: the engines, and what to say of them.
     """
 
-    def __init__(self, address: str, loaded: Loaded) -> None:
-        self._loaded = loaded
+    def __init__(self, address: str, lifecycle: Lifecycle) -> None:
+        self._lifecycle = lifecycle
+        self._loading = ThreadPoolExecutor(1, "loading")  # one, so that changes happen in the order they were asked for
+        self._found: list[tuple[bytes, Load, Future[Changes]]] = []
         self._stopping = False
         self._tickets = itertools.count()  # clients number their requests, each for itself; the engines' numbers are these
         self._requests: dict[int, tuple[bytes, int]] = {}
@@ -49,28 +67,29 @@ class EngineProcess:
         """Receive, tick, answer; sleep while there is nothing to do."""
         poller = zmq.Poller()
         poller.register(self._socket, zmq.POLLIN)
-        alarm, self_alarm = socket.socketpair()  # a signal wakes the poller by way of this
-        self_alarm.setblocking(False)
+        alarm, self._alarm = socket.socketpair()  # by way of this, signals and the loading thread wake the poller
+        for end in (alarm, self._alarm):
+            end.setblocking(False)
         poller.register(alarm, zmq.POLLIN)
-        signal.set_wakeup_fd(self_alarm.fileno())
+        signal.set_wakeup_fd(self._alarm.fileno())
         signal.signal(signal.SIGTERM, self._stop)
         try:
             while not self._stopping:
-                poller.poll(0 if self._busy else None)
+                woken = dict(poller.poll(0 if self._lifecycle.busy else None))
+                if alarm.fileno() in woken:
+                    alarm.recv(4096)
                 self._receive()
+                self._apply_changes()
                 self._tick()
-            while self._busy:
+            while self._lifecycle.busy:
                 self._tick()
         finally:
+            self._loading.shutdown(wait=True, cancel_futures=True)
             signal.set_wakeup_fd(-1)
             alarm.close()
-            self_alarm.close()
+            self._alarm.close()
             self._socket.close()
             self._context.term()
-
-    @property
-    def _busy(self) -> bool:
-        return any(engine.busy for engine in self._loaded.engines.values())
 
     def _stop(self, *_: object) -> None:
         self._stopping = True
@@ -94,15 +113,25 @@ class EngineProcess:
                         engine, ticket = self._jobs.pop((client, id))
                         del self._requests[ticket]
                         engine.cancel(ticket)
+                case Load():
+                    self._load(client, message)
+                case Unload(id, model):
+                    if self._lifecycle.unload(model):
+                        self._send(client, self._state())
+                        self._send(client, Changed(id, {}))
+                    else:
+                        self._send(client, Failed(id, f"{model}: expected a model that is served, got one that is not"))
                 case Look():
                     self._send(client, self._state())
 
     def _submit(self, client: bytes, message: Submit, tensors: Sequence[bytes]) -> None:
         ticket = next(self._tickets)
         try:
-            engine = self._loaded.engines.get((message.model, message.version))
+            engine = self._lifecycle.find(message.model, message.version, message.fingerprint)
             if engine is None:
-                raise ValueError(f"model: {message.model}/{message.version} is not served")
+                self._send(client, self._state())
+                self._send(client, NotServed(message.id))
+                return
             if (client, message.id) in self._jobs:
                 raise ValueError(f"id: {message.id} is in use")
             inputs = _rows(tensors, len(message.tolerance), engine.input_shape)
@@ -115,11 +144,33 @@ class EngineProcess:
             self._requests[ticket] = client, message.id
             self._jobs[client, message.id] = engine, ticket
 
+    def _load(self, client: bytes, message: Load) -> None:
+        if message.model is not None:
+            self._lifecycle.unloaded.discard(message.model)
+        future = self._loading.submit(self._lifecycle.find_changes, message.model)
+        self._found.append((client, message, future))
+        future.add_done_callback(lambda _: self._alarm.send(b"\0"))
+
+    def _apply_changes(self) -> None:
+        while self._found and self._found[0][2].done():
+            client, message, future = self._found.pop(0)
+            changes = future.result()  # raises if the device is lost, and that is the end
+            self._lifecycle.apply(changes)
+            self._send(client, self._state())
+            if message.model is not None and not changes.present:
+                self._send(
+                    client, Failed(message.id, f"{message.model}: expected a model of the store, got one without a version")
+                )
+            else:
+                refused = {f"{model}/{version}": refusal.reason for (model, version), refusal in changes.refused.items()}
+                self._send(client, Changed(message.id, refused))
+
     def _tick(self) -> None:
-        for engine in self._loaded.engines.values():
+        for engine in self._lifecycle.all_engines():
             if engine.busy:
                 for job in engine.tick(time.monotonic()):
                     self._answer(job)
+        self._lifecycle.drop_drained()
 
     def _answer(self, job: Job) -> None:
         client, id = self._requests.pop(job.id)
@@ -147,9 +198,9 @@ class EngineProcess:
                 engine.waiting_rows,
                 engine.slots,
             )
-            for (model, version), engine in self._loaded.engines.items()
+            for (model, version), engine in self._lifecycle.engines.items()
         ]
-        return State(self._loaded.served, self._loaded.refused, counters)
+        return State(self._lifecycle.served, self._lifecycle.refused, counters, sorted(self._lifecycle.unloaded))
 
 
 def _rows(tensors: Sequence[bytes], rows: int, shape: tuple[int, ...]) -> NDArray[np.float32]:

@@ -7,8 +7,7 @@ from fastapi import APIRouter, Request, Response
 
 from app import body, openapi, work
 from app.answer import answer
-from app.asking import compute
-from app.computation import compute
+from app.asking import compute, while_models_change
 from app.server import Server, ServerOfRequest
 
 router = APIRouter(tags=["predict"])
@@ -33,11 +32,12 @@ async def _predict(request: Request, server: Server, name: str | None, version: 
     arrived = time.monotonic()
     server.catalogue.find(name, version)  # an unknown model is refused before its inputs are read
     media_type = body.media_type(request)
-    content = await body.read(request, server.settings.max_body_bytes)
+    content = await body.read(request, server.settings)
 
     async def attempt() -> Response:
         model = server.catalogue.find(name, version)
         asked = await work.read(content, media_type, request.query_params, model, server.settings)
         computed = await compute(request, server, model, asked, arrived)
+        return Response(msgspec.json.encode(answer(model, computed)), media_type="application/json")
 
-    return Response(msgspec.json.encode(answer(model, computed)), media_type="application/json")
+    return await while_models_change(attempt)

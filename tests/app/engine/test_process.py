@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import zmq
 
-from app.engine.messages import Answer, Cancel, Failed, Look, Refused, State, Submit, ToClient
+from app.engine.messages import Answer, Cancel, Failed, Look, NotServed, Refused, State, Submit, ToClient
 
 pytestmark = pytest.mark.slow
 
@@ -75,7 +75,7 @@ def dealer(context: "zmq.Context[Any]", address: str) -> Iterator[Dealer]:
 
 
 def submit(id: int, rows: int = 1, model: str = "digits", cap: int = 50) -> Submit:
-    return Submit(id, model, 1, [1e-3] * rows, [cap] * rows, [None] * rows)
+    return Submit(id, model, 1, None, [1e-3] * rows, [cap] * rows, [None] * rows)
 
 
 PICTURE = np.full((1, 1, 8, 8), 3, dtype="<f4").tobytes()
@@ -119,7 +119,6 @@ def test_garbage_does_not_disturb_the_engine(dealer: Dealer, frames: list[bytes]
 @pytest.mark.parametrize(
     ("message", "tensors", "reason"),
     [
-        (submit(7, model="nobody"), [PICTURE], "model: nobody/1 is not served"),
         (submit(7), [], "inputs: expected one tensor frame, got 0"),
         (submit(7), [PICTURE, PICTURE], "inputs: expected one tensor frame, got 2"),
         (submit(7), [PICTURE[:-1]], "inputs: expected 256 bytes, 1 float32 rows of shape [1, 8, 8], got 255"),
@@ -127,8 +126,8 @@ def test_garbage_does_not_disturb_the_engine(dealer: Dealer, frames: list[bytes]
         (submit(7, rows=0), [b""], "inputs: expected at least one row"),
         (submit(7, cap=0), [PICTURE], "max_iterations: expected integers of at least 1"),
         (submit(7, cap=2**64 - 1), [PICTURE], "max_iterations: expected integers of at least 1"),
-        (Submit(7, "digits", 1, [-1.0], [1], [None]), [PICTURE], "tolerance: expected positive finite numbers"),
-        (Submit(7, "digits", 1, [1.0], [1, 2], [None]), [PICTURE], "max_iterations: expected 1 values"),
+        (Submit(7, "digits", 1, None, [-1.0], [1], [None]), [PICTURE], "tolerance: expected positive finite numbers"),
+        (Submit(7, "digits", 1, None, [1.0], [1, 2], [None]), [PICTURE], "max_iterations: expected 1 values"),
     ],
 )
 def test_a_request_that_cannot_be_computed_is_answered_with_the_reason(
@@ -140,6 +139,23 @@ def test_a_request_that_cannot_be_computed_is_answered_with_the_reason(
     assert failed.id == 7
     assert reason in failed.reason
     dealer.assert_alive()
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        submit(7, model="nobody"),
+        Submit(7, "digits", 9, None, [1.0], [1], [None]),
+        Submit(7, "digits", 1, "old", [1.0], [1], [None]),
+    ],
+)
+def test_a_request_for_what_is_not_served_is_told_what_is(dealer: Dealer, message: Submit) -> None:
+    dealer.send(message, PICTURE)
+    state, _ = dealer.receive()
+    assert isinstance(state, State)
+    assert len(state.served) == 4
+    answer, _ = dealer.receive()
+    assert answer == NotServed(7)
 
 
 def test_two_clients_may_use_the_same_numbers(context: "zmq.Context[Any]", address: str) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from app.engine.client import Computed
-from app.engine.errors import EngineDied, QueueFull, RequestFailed
+from app.engine.errors import EngineDied, NotServed, QueueFull
 from app.engine.supervisor import EngineSupervisor
 from tests.app.engine.requests import ask, assert_right, pictures, slow
 
@@ -93,8 +93,8 @@ async def test_a_full_queue_raises_with_its_numbers(engine: EngineSupervisor) ->
     first.cancel()
 
 
-async def test_an_unknown_model_fails_with_the_reason(engine: EngineSupervisor) -> None:
-    with pytest.raises(RequestFailed, match="model: digits/9 is not served"):
+async def test_an_unknown_version_is_not_served(engine: EngineSupervisor) -> None:
+    with pytest.raises(NotServed):
         await engine.client.predict("digits", 9, pictures(1), [1.0], [1], [None])
 
 

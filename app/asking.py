@@ -1,0 +1,85 @@
+"""Asking the engine on behalf of a request: not longer than its client waits, and always of the models of now."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, TypeVar
+
+from starlette.requests import ClientDisconnect, Request
+
+from app.catalogue import Model
+from app.engine.client import Computed
+from app.engine.errors import NotServed
+from app.errors import Refusal
+from app.server import Server
+from app.work import Work
+
+MOST_ATTEMPTS = 5
+"""A model is not expected to be exchanged more often in the course of one request."""
+
+Result = TypeVar("Result")
+
+
+async def compute(request: Request, server: Server, model: Model, work: Work, arrived: float) -> Computed:
+    """Have the engine compute a request's rows, and drop them as soon as the client has closed the connection.
+
+    Args:
+        arrived: when the request did, in seconds of ``time.monotonic()``.
+
+    Raises:
+        Refusal: 504 if no row had an iteration before its deadline.
+        ClientDisconnect: if the client went first.
+        EngineError: as ``EngineClient.predict``.
+    """
+    request.state.rows = len(work.inputs)
+    parameters = work.parameters
+    computed = await _unless_gone(
+        request,
+        server.engine.client.predict(
+            model.name,
+            model.version,
+            work.inputs,
+            parameters.tolerance,
+            parameters.max_iterations,
+            [None if limit is None else arrived + limit / 1000 for limit in parameters.deadline_ms],
+            fingerprint=model.fingerprint,
+        ),
+    )
+    if not any(computed.iterations):
+        raise Refusal(504, "deadline_ms: expected time for one iteration at least, got none before the deadline of any row")
+    return computed
+
+
+async def while_models_change(attempt: Callable[[], Awaitable[Result]]) -> Result:
+    """Make an attempt, which finds a model in the catalogue and asks the engine for it; again if that was outdated.
+
+    When the engine says that it does not serve what it was asked for, the catalogue has already become that of now. So a
+    model that was exchanged is found anew, and read for anew, as its inputs may be others; one that is gone is a 404.
+
+    Raises:
+        NotServed: if it happened too often.
+    """
+    for _ in range(MOST_ATTEMPTS - 1):
+        try:
+            return await attempt()
+        except NotServed:
+            continue
+    return await attempt()
+
+
+async def _unless_gone(request: Request, computing: Coroutine[Any, Any, Result]) -> Result:
+    result = asyncio.create_task(computing)
+    gone = asyncio.create_task(_disconnected(request))
+    try:
+        await asyncio.wait((result, gone), return_when=asyncio.FIRST_COMPLETED)
+        if not result.done():
+            raise ClientDisconnect
+        return result.result()
+    finally:
+        result.cancel()
+        gone.cancel()
+        await asyncio.gather(result, gone, return_exceptions=True)
+
+
+async def _disconnected(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
