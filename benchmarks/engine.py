@@ -1,0 +1,122 @@
+"""Iteration-level batching against lockstep batching: the same engine, network, images and tolerances.
+
+In lockstep a batch ends when its worst row has converged at its strictest tolerance, as in every server of networks of fixed
+depth. Closed-loop clients each keep one image in the engine, half of the requests at 1e-1 and half at 1e-4. Both modes run
+in turn in one process, and what is reported are the medians over the rounds of the ratios within a round.
+
+    python -m training import authors mnist_fpn.safetensors --family mnist
+    python benchmarks/engine.py model_store/authors_mnist/1 --data ylecun/mnist
+"""
+
+import statistics
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import torch
+import typer
+from rich.console import Console
+from rich.table import Table
+
+import jfb
+from app.engine.backends import TorchBackend
+from app.engine.core import Batching, Engine
+from app.engine.job import Job
+from jfb.solvers import SOLVERS
+from training.recipe import DataRecipe
+from training.sources import read
+
+LOOSE, STRICT = 1e-1, 1e-4
+
+
+@dataclass
+class Run:
+    """One mode in one round."""
+
+    requests_per_second: float
+    latencies: dict[float, list[float]]
+    """Milliseconds, by tolerance."""
+    evaluations: float
+    """Of ``step``, per request."""
+
+    def percentile(self, tolerance: float, share: float) -> float:
+        return float(np.percentile(self.latencies[tolerance], 100 * share))
+
+
+def drive(checkpoint: jfb.Checkpoint, images: np.ndarray, batching: Batching, slots: int, clients: int) -> Run:
+    """Answer every image once, ``clients`` of them in flight at any time."""
+    serving = checkpoint.config.serving
+    engine = Engine(
+        TorchBackend(checkpoint.network),
+        SOLVERS[serving.solver](),
+        serving.residual_norm,
+        checkpoint.config.input.shape,
+        slots=slots,
+        max_waiting_rows=clients,
+        batching=batching,
+    )
+    tolerances = np.random.default_rng(0).permutation(np.resize([LOOSE, STRICT], len(images))).tolist()
+    sent: dict[int, float] = {}
+    latencies: dict[float, list[float]] = {LOOSE: [], STRICT: []}
+
+    def send() -> None:
+        number = len(sent)
+        if number < len(images):
+            sent[number] = time.perf_counter()
+            engine.submit(Job(number, images[number : number + 1], [tolerances[number]], [1000], [None]))
+
+    began = time.perf_counter()
+    for _ in range(clients):
+        send()
+    while engine.busy:
+        for job in engine.tick(time.perf_counter()):
+            latencies[tolerances[job.id]].append(1000 * (time.perf_counter() - sent[job.id]))
+            send()
+    seconds = time.perf_counter() - began
+    return Run(len(images) / seconds, latencies, engine.step_evaluations / len(images))
+
+
+def main(
+    model: Annotated[Path, typer.Argument(help="A version's folder.")],
+    data: Annotated[str, typer.Option(help="Source of images: a hub id, a folder, or sklearn/digits.")],
+    split: str = "test",
+    images: Annotated[int, typer.Option(help="How many, a round and mode.")] = 1000,
+    slots: int = 32,
+    clients: int = 64,
+    rounds: int = 5,
+    threads: int = 1,
+) -> None:
+    """Print both modes side by side, and the ratios."""
+    torch.set_num_threads(threads)
+    console = Console()
+    checkpoint = jfb.load(model)
+    source = read(DataRecipe(source=data), [split], console).splits[split]
+    inputs = source.inputs[:images].float().numpy()
+    modes: tuple[Batching, ...] = ("lockstep", "iteration")
+    for mode in modes:
+        drive(checkpoint, inputs[: 2 * slots], mode, slots, clients)  # warm up
+    runs: dict[str, list[Run]] = {mode: [] for mode in modes}
+    for number in range(rounds):
+        for mode in modes if number % 2 else reversed(modes):
+            runs[mode].append(drive(checkpoint, inputs, mode, slots, clients))
+
+    table = Table("", *modes, "ratio", title=f"{model}: {len(inputs)} images, {slots} slots, {clients} clients, {rounds} rounds")
+    figures = {
+        "requests/s": lambda run: run.requests_per_second,
+        "step evaluations per request": lambda run: run.evaluations,
+        "loose (1e-1) p50, ms": lambda run: run.percentile(LOOSE, 0.5),
+        "loose (1e-1) p99, ms": lambda run: run.percentile(LOOSE, 0.99),
+        "strict (1e-4) p50, ms": lambda run: run.percentile(STRICT, 0.5),
+        "strict (1e-4) p99, ms": lambda run: run.percentile(STRICT, 0.99),
+    }
+    for name, figure in figures.items():
+        medians = [statistics.median(figure(run) for run in runs[mode]) for mode in modes]
+        ratio = statistics.median(figure(b) / figure(a) for a, b in zip(*runs.values(), strict=True))
+        table.add_row(name, *(f"{value:.1f}" for value in medians), f"{ratio:.2f}")
+    console.print(table)
+
+
+if __name__ == "__main__":
+    typer.run(main)
