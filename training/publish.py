@@ -16,6 +16,8 @@ from training.data import Data
 from training.history import write_history
 from training.train import Trained
 
+MOST_SAMPLES = 10
+
 
 def publish(trained: Trained, data: Data, store: Path) -> Path:
     """Write config, weights, metrics, history, curves and model card as the next version of the recipe's model.
@@ -43,8 +45,16 @@ def publish(trained: Trained, data: Data, store: Path) -> Path:
         (folder / "metrics.json").write_text(json.dumps(measured, indent=2) + "\n")
         write_history(folder / "history.csv", trained.history)
         draw_curves(folder / "curves.png", recipe.name, trained.history)
+        (folder / "samples.json").write_text(json.dumps(samples(data), separators=(",", ":")) + "\n")
         write_card(folder / "README.md", config, recipe, measured)
     return store / recipe.name / str(versions(store / recipe.name)[-1])
+
+
+def samples(data: Data) -> list[dict[str, Any]]:
+    """What ``samples.json`` holds: a test input of each of the first classes, to try the model with. Raw, as clients send it."""
+    labels = data.test.labels.tolist()
+    first = {place: labels.index(place) for place in range(min(len(data.classes), MOST_SAMPLES)) if place in labels}
+    return [{"input": data.test.inputs[row].tolist(), "label": data.classes[place]} for place, row in first.items()]
 
 
 def metrics(trained: Trained) -> dict[str, Any]:

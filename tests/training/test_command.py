@@ -109,9 +109,17 @@ def test_a_version_holds_history_curves_and_a_card(digits_version: Path) -> None
 @pytest.mark.slow
 def test_a_server_of_another_user_can_read_every_file(digits_version: Path) -> None:
     modes = {path.name: path.stat().st_mode & 0o777 for path in digits_version.iterdir()}
-    assert modes == dict.fromkeys(
-        ("config.json", "model.safetensors", "metrics.json", "history.csv", "curves.png", "README.md"), 0o644
-    )
+    files = ("config.json", "model.safetensors", "metrics.json", "history.csv", "curves.png", "samples.json", "README.md")
+    assert modes == dict.fromkeys(files, 0o644)
+
+
+@pytest.mark.slow
+def test_samples_are_a_test_input_of_each_class_which_the_model_knows(digits_version: Path) -> None:
+    samples = json.loads((digits_version / "samples.json").read_text())
+    assert [sample["label"] for sample in samples] == list("0123456789")
+    inputs = torch.tensor([sample["input"] for sample in samples]).float()
+    prediction = jfb.predict(jfb.load(digits_version).network, inputs, tolerance=1e-3, max_iterations=100)
+    assert int((prediction.logits.argmax(1) == torch.arange(10)).sum()) >= 9
 
 
 def test_a_recipe_of_ones_own_on_a_folder_of_images(run: Run, tmp_path: Path, picture: Callable[[int, int], Image.Image]) -> None:
