@@ -26,6 +26,8 @@ def main(
     slots: Annotated[int, typer.Option(min=1, help="Rows iterated at a time, a version.")] = 64,
     max_waiting_rows: Annotated[int, typer.Option(min=1, help="Rows that may wait for a slot, a version.")] = 4096,
     batching: Annotated[Batching, typer.Option(help="When the batch is reshaped.")] = "iteration",
+    session_bytes: Annotated[int, typer.Option(min=0, help="Memory for the last fixed points of sessions, a version.")] = 2**26,
+    session_seconds: Annotated[float, typer.Option(min=0, help="How long a session that is not used is remembered.")] = 300.0,
     unloaded: Annotated[list[str] | None, typer.Option(help="A model not to serve until it is loaded; may be repeated.")] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads of PyTorch.")] = None,
     log_level: Annotated[str, typer.Option(help="debug, info, warning or error.")] = "info",
@@ -35,7 +37,7 @@ def main(
     threading.Thread(target=_end_with_parent, name="end with parent", daemon=True).start()
     if threads is not None:
         torch.set_num_threads(threads)
-    loader = Loader(store, _usable(device), slots, max_waiting_rows, batching)
+    loader = Loader(store, _usable(device), slots, max_waiting_rows, batching, session_bytes, session_seconds)
     lifecycle = Lifecycle(loader, unloaded or [])
     lifecycle.apply(lifecycle.find_changes(None))
     EngineProcess(address, lifecycle).serve()

@@ -2,7 +2,9 @@
 
 import asyncio
 import itertools
-from contextlib import suppress
+from collections import deque
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +25,7 @@ from app.engine.messages import (
     Load,
     Look,
     Moments,
+    Progress,
     Refused,
     State,
     Submit,
@@ -33,6 +36,9 @@ from app.engine.messages import (
 
 LAST_WORDS = 0.05
 """Seconds of silence after which an engine that has gone is taken to have said all that it had to say."""
+
+MOST_ITERATIONS_HELD = 1024
+"""Of a watched request; those that nobody has fetched by then are lost, the oldest first."""
 
 log = structlog.get_logger(__name__)
 
@@ -48,6 +54,23 @@ class Computed:
     status: list[str]
     """The words of ``jfb.Status``."""
     moments: Moments
+
+
+@dataclass(frozen=True)
+class Iteration:
+    """What one iteration came to for m rows of a watched request."""
+
+    rows: list[int]
+    iterations: list[int]
+    residual: list[float]
+    logits: NDArray[np.float32]
+    """Shape ``[m, classes]``: the answer if the rows ended here."""
+
+
+@dataclass(frozen=True)
+class _Watcher:
+    seen: deque[Iteration]
+    news: asyncio.Event
 
 
 class EngineClient:
@@ -67,6 +90,7 @@ class EngineClient:
         self._receiver: asyncio.Task[None] | None = None
         self._numbers = itertools.count()
         self._requests: dict[int, asyncio.Future[Computed]] = {}
+        self._watchers: dict[int, _Watcher] = {}
         self._changes: dict[int, asyncio.Future[dict[str, str]]] = {}
         self._looks: list[asyncio.Future[State]] = []
         self._decoder = msgspec.msgpack.Decoder(ToClient)
@@ -116,6 +140,7 @@ class EngineClient:
         deadline: list[float | None],
         *,
         fingerprint: str | None = None,
+        session: str | None = None,
     ) -> Computed:
         """Have n rows computed; cancelling the awaiting task drops them in the engine.
 
@@ -127,6 +152,7 @@ class EngineClient:
             max_iterations: at least 1, one per row.
             deadline: seconds of ``time.monotonic()``, or None, one per row.
             fingerprint: which load of that version, as ``ServedVersion`` has it; any if None.
+            session: the rows start where the last ones of this session ended, if there were as many.
 
         Raises:
             NotServed: if the engine serves no such version, or not that load of it; ``state`` is up to date then.
@@ -135,18 +161,62 @@ class EngineClient:
             RequestFailed: if the rows cannot be computed.
         """
         number = next(self._numbers)
+        submit = Submit(number, model, version, fingerprint, tolerance, max_iterations, deadline, session)
+        async with self._asked(submit, inputs) as future:
+            return await future
+
+    async def watch(
+        self,
+        model: str,
+        version: int,
+        inputs: NDArray[np.generic],
+        tolerance: list[float],
+        max_iterations: list[int],
+        deadline: list[float | None],
+        *,
+        fingerprint: str | None = None,
+        session: str | None = None,
+    ) -> AsyncIterator[Iteration | Computed]:
+        """Have n rows computed and see each iteration; the answer comes last. Closing the iterator drops the rows.
+
+        The arguments, and what is raised, are those of ``predict``. Whoever fetches too slowly misses iterations.
+        """
+        number = next(self._numbers)
+        submit = Submit(number, model, version, fingerprint, tolerance, max_iterations, deadline, session, watched=True)
+        watcher = _Watcher(deque(maxlen=MOST_ITERATIONS_HELD), asyncio.Event())
+        self._watchers[number] = watcher
+        try:
+            async with self._asked(submit, inputs) as future:
+                future.add_done_callback(lambda _: watcher.news.set())
+                while True:
+                    await watcher.news.wait()
+                    watcher.news.clear()
+                    while watcher.seen:
+                        yield watcher.seen.popleft()
+                    if future.done():
+                        break
+                yield future.result()
+        finally:
+            del self._watchers[number]
+
+    @asynccontextmanager
+    async def _asked(self, submit: Submit, inputs: NDArray[np.generic]) -> AsyncIterator[asyncio.Future[Computed]]:
+        """A request under way; leaving before it is answered drops it in the engine."""
         future: asyncio.Future[Computed] = asyncio.get_running_loop().create_future()
-        self._requests[number] = future
+        self._requests[submit.id] = future
         rows = np.ascontiguousarray(inputs, dtype="<f4")
         try:
-            await self._send(Submit(number, model, version, fingerprint, tolerance, max_iterations, deadline), rows.tobytes())
-            return await future
-        except asyncio.CancelledError:
-            with suppress(EngineDied):
-                await self._send(Cancel(number))
-            raise
+            await self._send(submit, rows.tobytes())
+            yield future
         finally:
-            del self._requests[number]
+            del self._requests[submit.id]
+            if not future.done():
+                future.cancel()
+            if future.cancelled():
+                with suppress(EngineDied):
+                    await self._send(Cancel(submit.id))
+            else:
+                future.exception()  # which may be of no interest any more
 
     async def load(self, model: str) -> None:
         """Serve the versions of a model that the store holds now; return when they are.
@@ -233,6 +303,11 @@ class EngineClient:
             case Answer(id, iterations, residual, status, moments):
                 logits = np.frombuffer(frames[1], dtype="<f4").reshape(len(status), -1)
                 self._finish(id, Computed(logits, iterations, residual, list(status), moments))
+            case Progress(id, rows, iterations, residual):
+                if watcher := self._watchers.get(id):
+                    logits = np.frombuffer(frames[1], dtype="<f4").reshape(len(rows), -1)
+                    watcher.seen.append(Iteration(rows, iterations, residual, logits))
+                    watcher.news.set()
             case Refused(id, waiting_rows, max_waiting_rows, retry_after):
                 self._finish(id, QueueFull(waiting_rows, max_waiting_rows, retry_after))
             case messages.NotServed(id):

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from app.engine.backends import Backend
 from app.engine.errors import QueueFull
-from app.engine.job import Job
+from app.engine.job import Job, Progress
+from app.engine.sessions import Sessions
 from app.engine.slots import SlotTable
 from app.engine.throughput import Throughput
 from jfb import ResidualNorm, Status, residual
@@ -42,6 +43,7 @@ class Engine:
         batching: ``iteration`` is the above. ``lockstep`` is what servers of networks of fixed depth do, to be compared
             with: a batch starts when the one before has ended, and ends as a whole when its worst row has ended at its
             strictest tolerance and largest cap.
+        sessions: remembers where the rows of a session ended; nobody does if None.
         clock: what the jobs' ``moments`` are read from. Nothing is decided by it: that is what ``now`` is for.
 
     Attributes:
@@ -59,6 +61,7 @@ class Engine:
         slots: int,
         max_waiting_rows: int,
         batching: Batching = "iteration",
+        sessions: Sessions | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.ticks = 0
@@ -67,6 +70,7 @@ class Engine:
         self.rows_ended = 0
         self.batch_sizes = [0] * ((slots - 1).bit_length() + 1)
         self.max_waiting_rows = max_waiting_rows
+        self._sessions = Sessions(0, 0) if sessions is None else sessions
         self._clock = clock
         self._backend = backend
         self._solver = solver
@@ -85,6 +89,8 @@ class Engine:
         self._waiting_rows = 0
         self._next_deadline = math.inf  # of the waiting rows; may be that of one that waits no more
         self._abandoned: set[int] = set()  # jobs that nobody waits for, though rows of theirs may be in slots
+        self._watched: set[int] = set()
+        self._progress: list[Progress] = []
         self._finished: list[Job] = []
         self._throughput = Throughput()
         self._last_tick: float | None = None
@@ -124,6 +130,8 @@ class Engine:
         self._jobs[job.id] = self._waiting[job.id] = job
         self._waiting_rows += rows
         self._next_deadline = min(self._next_deadline, job.deadline.min())
+        if job.watched:
+            self._watched.add(job.id)
 
     def cancel(self, id: int) -> None:
         """Forget a job, if it is still here; its rows leave before the next iteration."""
@@ -148,17 +156,24 @@ class Engine:
         if self._last_tick is not None:
             self._throughput.count(left, now - self._last_tick)
         self._give_up_waiting(now)
-        self._admit()
+        self._admit(now)
         self._iterate()
         self._last_tick = now if self.busy else None
         finished, self._finished = self._finished, []
         return finished
+
+    def take_progress(self) -> list[Progress]:
+        """What the last tick found the iteration before to have come to, for the jobs that are watched."""
+        progress, self._progress = self._progress, []
+        return progress
 
     def _retire(self, now: float) -> int:
         table = self._table
         if not table.active:
             return 0
         moved = self._moved.cpu().numpy()  # the one moment of a tick in which the host waits for the device
+        if self._watched:
+            self._report(moved)
         ended = self._ended(moved, now)
         leaving = np.flatnonzero(ended)
         if not len(leaving):
@@ -167,7 +182,8 @@ class Engine:
         jobs, rows, moved, iterations = table.job[leaving], table.row[leaving], moved[leaving], table.iterations[leaving]
         converged, capped = moved <= table.tolerance[leaving], iterations >= table.max_iterations[leaving]
         ended_at = self._clock()
-        logits = self._shield(self._backend.readout, self._logits, jobs, self._image[torch.from_numpy(leaving)]).cpu().numpy()
+        images = self._image[torch.from_numpy(leaving)]
+        logits = self._shield(self._backend.readout, self._logits, jobs, images).cpu().numpy()
         read_out_at = self._clock()
         table.remove(ended)
         self.iterations += int(iterations.sum())
@@ -177,8 +193,23 @@ class Engine:
             if job := self._jobs.get(id):
                 job.end(row, logits[k], count, movement, _status(movement, has_converged, is_capped))
                 job.moments.ended, job.moments.read_out = ended_at, read_out_at
-                self._deliver(job)
+                if job.session is not None:
+                    job.keep(row, images[k])
+                self._deliver(job, now)
         return len(leaving)
+
+    def _report(self, moved: NDArray[np.floating]) -> None:
+        table = self._table
+        watched = np.flatnonzero(np.isin(table.job, list(self._watched)))
+        if not len(watched):
+            return
+        jobs = table.job[watched]
+        images = self._image[torch.from_numpy(watched)]
+        logits = self._shield(self._backend.readout, self._logits, jobs, images).cpu().numpy()
+        for id in dict.fromkeys(jobs.tolist()):
+            own = np.flatnonzero(jobs == id)
+            rows, iterations, residuals = (values[watched[own]].tolist() for values in (table.row, table.iterations, moved))
+            self._progress.append(Progress(id, rows, iterations, residuals, logits[own]))
 
     def _ended(self, moved: NDArray[np.floating], now: float) -> NDArray[np.bool_]:
         table = self._table
@@ -203,10 +234,10 @@ class Engine:
             self.rows_ended += late
             if not len(job.waiting):
                 del self._waiting[job.id]
-            self._deliver(job)
+            self._deliver(job, now)
         self._next_deadline = min((job.deadline[job.waiting].min() for job in self._waiting.values()), default=math.inf)
 
-    def _admit(self) -> None:
+    def _admit(self, now: float) -> None:
         table = self._table
         free = table.slots - table.active
         if self._lockstep and table.active:
@@ -235,6 +266,8 @@ class Engine:
             if job.moments.admitted is None:
                 job.moments.admitted, job.moments.injected = admitted_at, injected_at
         point = self._shield(self._backend.initial_state, table.point, jobs, injection)
+        if any(job.session is not None for job, _ in joining):
+            point = self._warm(point, joining, now)
         table.admit(
             point=point,
             injection=injection,
@@ -245,6 +278,18 @@ class Engine:
             max_iterations=gather(lambda job: job.max_iterations),
             deadline=gather(lambda job: job.deadline),
         )
+
+    def _warm(self, point: Tensor, joining: list[tuple[Job, NDArray[np.int64]]], now: float) -> Tensor:
+        """Replace the starts of the rows whose session is remembered."""
+        point = point.clone()
+        begin = 0
+        for job, rows in joining:
+            if job.session is not None and job.start is None:
+                job.start = self._sessions.recall(job.session, len(job.inputs), now)
+            if job.start is not None:
+                point[begin : begin + len(rows)] = job.start[torch.from_numpy(rows)]
+            begin += len(rows)
+        return point
 
     def _iterate(self) -> None:
         table = self._table
@@ -286,10 +331,16 @@ class Engine:
                     self._finished.append(job)
         return result
 
-    def _deliver(self, job: Job) -> None:
+    def _deliver(self, job: Job, now: float) -> None:
         if job.finished:
             del self._jobs[job.id]
+            self._watched.discard(job.id)
             self._finished.append(job)
+            if job.session is not None and job.fixed_points is not None:
+                if Status.DIVERGED in job.status:
+                    self._sessions.forget(job.session)
+                elif all(job.iterations):
+                    self._sessions.keep(job.session, job.fixed_points, now)
 
     def _abandon(self, id: int) -> Job | None:
         job = self._jobs.pop(id, None)
@@ -297,6 +348,7 @@ class Engine:
             if self._waiting.pop(id, None):
                 self._waiting_rows -= len(job.waiting)
             self._abandoned.add(id)
+            self._watched.discard(id)
         return job
 
 

@@ -1,12 +1,28 @@
 """Job: a request's rows inside the engine, and what becomes of them."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 from app.engine.messages import Moments
 from jfb import Status
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What one iteration came to for the rows of a watched job that have a slot, m of them."""
+
+    id: int
+    """Of the job."""
+    rows: list[int]
+    iterations: list[int]
+    residual: list[float]
+    """Of that iteration."""
+    logits: NDArray[np.floating]
+    """Shape ``[m, classes]``: the answer if the rows ended here."""
 
 
 class Job:
@@ -18,6 +34,8 @@ class Job:
         tolerance: positive and finite, one per row.
         max_iterations: at least 1, one per row.
         deadline: in seconds of the engine's ``now``, or None, one per row.
+        session: whose rows these are; they start where the last ones of the session ended. None starts from nothing.
+        watched: whether each iteration is to be told.
 
     Attributes:
         waiting: the rows that have no slot yet, in order.
@@ -25,6 +43,8 @@ class Job:
         iterations, residual, status: one per row.
         failure: why there is no answer; None if there is one.
         moments: what happened to it when.
+        start: where the rows start, ``[n, *state_shape]``; None where the network says.
+        fixed_points: where those of a session ended, of the same shape.
 
     Raises:
         ValueError: for a list of the wrong length or a value out of range.
@@ -37,6 +57,9 @@ class Job:
         tolerance: Sequence[float],
         max_iterations: Sequence[int],
         deadline: Sequence[float | None],
+        *,
+        session: str | None = None,
+        watched: bool = False,
     ) -> None:
         rows = len(inputs)
         if rows < 1:
@@ -56,6 +79,9 @@ class Job:
         if np.isnan(self.deadline).any():
             raise ValueError(f"deadline: expected seconds or none, got {list(deadline)}")
 
+        self.session = session
+        self.watched = watched
+
         self.waiting = np.arange(rows)
         self.logits: NDArray[np.floating] = np.empty((rows, 0))
         self.iterations = [0] * rows
@@ -63,6 +89,8 @@ class Job:
         self.status = [Status.CANCELLED] * rows
         self.failure: str | None = None
         self.moments = Moments()
+        self.start: Tensor | None = None
+        self.fixed_points: Tensor | None = None
         self._unfinished = rows
 
     @property
@@ -82,6 +110,12 @@ class Job:
         self.waiting = self.waiting[~late]
         self._unfinished -= int(late.sum())
         return int(late.sum())
+
+    def keep(self, row: int, fixed_point: Tensor) -> None:
+        """Take the state that a row ended with."""
+        if self.fixed_points is None:
+            self.fixed_points = fixed_point.new_empty(len(self.inputs), *fixed_point.shape)
+        self.fixed_points[row] = fixed_point
 
     def end(self, row: int, logits: NDArray[np.floating], iterations: int, residual: float, status: Status) -> None:
         """Take a row's answer."""

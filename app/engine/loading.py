@@ -8,6 +8,7 @@ import torch
 from app.engine.backends import TorchBackend
 from app.engine.core import Batching, Engine
 from app.engine.messages import ServedVersion
+from app.engine.sessions import Sessions
 from jfb import checkpoint
 from jfb.solvers import SOLVERS
 
@@ -22,13 +23,15 @@ class LoadedVersion:
 
 @dataclass(frozen=True)
 class Loader:
-    """Makes engines of the versions in a store; ``slots`` and what follows are as in ``Engine``."""
+    """Makes engines of the versions in a store; the arguments are those of ``Engine`` and ``Sessions``."""
 
     store: Path
     device: torch.device
     slots: int
     max_waiting_rows: int
     batching: Batching
+    session_bytes: int
+    session_seconds: float
 
     def load(self, model: str, version: int, fingerprint: str) -> LoadedVersion:
         """Load a version and run its network once, in full.
@@ -46,6 +49,7 @@ class Loader:
             slots=self.slots,
             max_waiting_rows=self.max_waiting_rows,
             batching=self.batching,
+            sessions=Sessions(self.session_bytes, self.session_seconds),
         )
         return LoadedVersion(engine, ServedVersion(model, version, found.config.model_dump_json(), fingerprint))
 

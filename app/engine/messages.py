@@ -25,6 +25,10 @@ class Submit(msgspec.Struct, frozen=True, tag="submit"):
     """One per row, at least 1."""
     deadline: list[float | None]
     """One per row, in seconds of ``time.monotonic()``, which all processes of a machine share."""
+    session: str | None = None
+    """The rows start where the last ones of this session ended, if there were as many."""
+    watched: bool = False
+    """Whether ``Progress`` is to be sent after each iteration."""
 
 
 class Cancel(msgspec.Struct, frozen=True, tag="cancel"):
@@ -83,6 +87,17 @@ class Answer(msgspec.Struct, frozen=True, tag="answer"):
     status: Sequence[str]
     """The words of ``jfb.Status``."""
     moments: Moments
+
+
+class Progress(msgspec.Struct, frozen=True, tag="progress"):
+    """Engine to HTTP: an iteration of a watched request. The tensor frame holds logits, float32 ``[m, classes]``."""
+
+    id: int
+    rows: list[int]
+    """Those that have a slot, m of them."""
+    iterations: list[int]
+    residual: list[float]
+    """Of that iteration; NaN or infinity for a row that diverged."""
 
 
 class Refused(msgspec.Struct, frozen=True, tag="refused"):
@@ -160,4 +175,4 @@ class State(msgspec.Struct, frozen=True, tag="state"):
 
 
 ToEngine = Submit | Cancel | Load | Unload | Look
-ToClient = Answer | Refused | NotServed | Changed | Failed | State
+ToClient = Answer | Progress | Refused | NotServed | Changed | Failed | State

@@ -26,6 +26,7 @@ from app.engine.messages import (
     Load,
     Look,
     NotServed,
+    Progress,
     Refused,
     State,
     Submit,
@@ -135,7 +136,17 @@ class EngineProcess:
             if (client, message.id) in self._jobs:
                 raise ValueError(f"id: {message.id} is in use")
             inputs = _rows(tensors, len(message.tolerance), engine.input_shape)
-            engine.submit(Job(ticket, inputs, message.tolerance, message.max_iterations, message.deadline))
+            engine.submit(
+                Job(
+                    ticket,
+                    inputs,
+                    message.tolerance,
+                    message.max_iterations,
+                    message.deadline,
+                    session=message.session,
+                    watched=message.watched,
+                )
+            )
         except QueueFull as full:
             self._send(client, Refused(message.id, full.waiting_rows, full.max_waiting_rows, full.retry_after))
         except ValueError as error:
@@ -168,7 +179,12 @@ class EngineProcess:
     def _tick(self) -> None:
         for engine in self._lifecycle.all_engines():
             if engine.busy:
-                for job in engine.tick(time.monotonic()):
+                finished = engine.tick(time.monotonic())
+                for progress in engine.take_progress():
+                    client, id = self._requests[progress.id]
+                    iteration = Progress(id, progress.rows, progress.iterations, progress.residual)
+                    self._send(client, iteration, progress.logits.astype("<f4").tobytes())
+                for job in finished:
                     self._answer(job)
         self._lifecycle.drop_drained()
 

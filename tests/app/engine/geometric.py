@@ -10,6 +10,7 @@ from torch import Tensor
 from app.engine.backends import TorchBackend
 from app.engine.core import Batching, Engine
 from app.engine.job import Job
+from app.engine.sessions import Sessions
 from jfb import ImplicitNetwork, ResidualNorm
 from jfb.solvers import Picard
 
@@ -49,6 +50,7 @@ def make_engine(
     max_waiting_rows: int = 100,
     batching: Batching = "iteration",
     backend: TorchBackend | None = None,
+    sessions: Sessions | None = None,
     clock: Callable[[], float] = time.monotonic,
 ) -> Engine:
     """An engine of the network above, in float64."""
@@ -60,6 +62,7 @@ def make_engine(
         slots=slots,
         max_waiting_rows=max_waiting_rows,
         batching=batching,
+        sessions=sessions,
         clock=clock,
     )
 
@@ -72,11 +75,14 @@ def make_job(
     deadline: float | None = None,
     ratio: float = 0.5,
     raises: float = NOWHERE,
+    session: str | None = None,
+    watched: bool = False,
 ) -> Job:
     """A job whose rows converge after exactly so many iterations each, if nothing else ends them."""
     rows = len(iterations)
     inputs = np.tile(np.array([[ratio, raises]], dtype=np.float32), (rows, 1))
-    return Job(id, inputs, [0.5 ** (k - 1) for k in iterations], [cap] * rows, [deadline] * rows)
+    tolerance = [0.5 ** (k - 1) for k in iterations]
+    return Job(id, inputs, tolerance, [cap] * rows, [deadline] * rows, session=session, watched=watched)
 
 
 def state_after(iterations: int) -> float:

@@ -1,0 +1,60 @@
+"""Sessions: where the iteration ended for callers that come back with similar inputs."""
+
+from collections import OrderedDict
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class _Kept:
+    points: Tensor
+    expires: float
+
+
+class Sessions:
+    """Remembers the last fixed points of each session, so that its next rows start there and not from nothing.
+
+    A contraction has one fixed point, and finds it from anywhere: a start that is near saves iterations and changes nothing
+    else. Memory is bounded: the sessions that were not used for longest are forgotten first, and each after a time.
+
+    Args:
+        max_bytes: of all fixed points together; a session that is larger by itself is not kept.
+        seconds: after which a session that is not used is forgotten.
+    """
+
+    def __init__(self, max_bytes: int, seconds: float) -> None:
+        self._max_bytes = max_bytes
+        self._seconds = seconds
+        self._kept: OrderedDict[str, _Kept] = OrderedDict()  # the one that was kept last comes last, so expiry is in order
+        self._bytes = 0
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+    def recall(self, session: str, rows: int, now: float) -> Tensor | None:
+        """The fixed points ``[rows, *state_shape]`` that the session ended with; None if it had another number of rows."""
+        self._expire(now)
+        kept = self._kept.get(session)
+        return kept.points if kept is not None and len(kept.points) == rows else None
+
+    def keep(self, session: str, points: Tensor, now: float) -> None:
+        """Remember fixed points instead of the session's earlier ones."""
+        self._expire(now)
+        self.forget(session)
+        if points.nbytes > self._max_bytes:
+            return
+        self._kept[session] = _Kept(points, now + self._seconds)
+        self._bytes += points.nbytes
+        while self._bytes > self._max_bytes:
+            self.forget(next(iter(self._kept)))
+
+    def forget(self, session: str) -> None:
+        """Let the session's next rows start from nothing."""
+        kept = self._kept.pop(session, None)
+        if kept is not None:
+            self._bytes -= kept.points.nbytes
+
+    def _expire(self, now: float) -> None:
+        while self._kept and next(iter(self._kept.values())).expires <= now:
+            self.forget(next(iter(self._kept)))
