@@ -14,15 +14,28 @@ def build_augmentation(recipe: AugmentRecipe) -> Augmentation:
 
     What comes into the picture from outside is zero.
     """
-    if not (recipe.rotate or recipe.shift or recipe.scale or recipe.shear):
-        return lambda images: images
-    import kornia.augmentation as K  # here, because it takes a second and many recipes do without
+    changes: list[Augmentation] = []
+    if recipe.rotate or recipe.shift or recipe.scale or recipe.shear or recipe.flip or recipe.crop:
+        import kornia.augmentation as K  # here, because it takes a second and many recipes do without
+    if recipe.rotate or recipe.shift or recipe.scale or recipe.shear:
+        changes.append(
+            K.RandomAffine(
+                degrees=recipe.rotate,
+                translate=(recipe.shift, recipe.shift),
+                scale=(1 - recipe.scale, 1 + recipe.scale),
+                shear=recipe.shear,
+                p=1.0,
+            )
+        )
+    if recipe.flip:
+        changes.append(K.RandomHorizontalFlip(p=0.5))
+    if recipe.crop:
+        # Of the images' own size, which is known only when they come.
+        changes.append(lambda images: K.RandomCrop(tuple(images.shape[2:]), padding=recipe.crop)(images))
 
-    affine = K.RandomAffine(
-        degrees=recipe.rotate,
-        translate=(recipe.shift, recipe.shift),
-        scale=(1 - recipe.scale, 1 + recipe.scale),
-        shear=recipe.shear,
-        p=1.0,
-    )
-    return lambda images: affine(images)
+    def augment(images: Tensor) -> Tensor:
+        for change in changes:
+            images = change(images)
+        return images
+
+    return augment

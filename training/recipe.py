@@ -112,6 +112,10 @@ class AugmentRecipe(Strict):
     """Largest change of size either way, as a share."""
     shear: float = Field(default=0.0, ge=0, lt=90)
     """Largest angle of shear either way, in degrees."""
+    flip: bool = False
+    """Mirror every other image, left and right."""
+    crop: int = Field(default=0, ge=0)
+    """Pixels that are added on each side, before a window of the image's own size is cut out: shifts by whole pixels."""
 
 
 class Recipe(Strict):
@@ -127,6 +131,8 @@ class Recipe(Strict):
     optimisation: OptimisationRecipe = OptimisationRecipe()
     augment: AugmentRecipe = AugmentRecipe()
     serving: Serving = Serving()
+    license: str | None = None
+    """Of the trained weights, as the Hugging Face hub names licences: ``mit``, ``apache-2.0``, ``other``, ..."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:

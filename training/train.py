@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import cast
 
@@ -25,6 +25,10 @@ from training.recipe import OptimisationRecipe, Recipe
 from training.score import Score, score
 from training.sources import Split
 
+Watch = Callable[[ImplicitNetwork, Tensor, Tensor], None]
+"""Looks on: called before each step with the network in training mode and the batch of inputs and labels that it will learn
+from. It must leave the network and torch's random state as they are."""
+
 
 @dataclass(frozen=True)
 class Trained:
@@ -45,7 +49,7 @@ class Trained:
     """Largest ``‖∂T/∂u‖₂`` measured at fixed points of validation inputs."""
 
 
-def train(recipe: Recipe, data: Data, *, device: torch.device, console: Console) -> Trained:
+def train(recipe: Recipe, data: Data, *, device: torch.device, console: Console, watch: Watch | None = None) -> Trained:
     """Train the recipe's network on the training part, watch it on the validation part, report on the test part.
 
     The same recipe and data give the same weights, bit for bit, on the same machine with the same number of threads.
@@ -88,6 +92,8 @@ def train(recipe: Recipe, data: Data, *, device: torch.device, console: Console)
             for step, rows in enumerate(batches(len(data.train.labels), settings.batch_size, steps_per_epoch), 1):
                 inputs = augment(data.train.inputs[rows].to(device, torch.float32))
                 labels = data.train.labels[rows].to(device)
+                if watch:
+                    watch(network, inputs, labels)
 
                 injection = network.inject(inputs)
                 state, solution = gradient(network, injection, search)

@@ -40,3 +40,23 @@ def test_rotation_and_scale_leave_the_centre_where_it_is(spots: torch.Tensor) ->
     assert mass.min() < 0.75
     assert mass.max() > 1.3
     assert (mass.min() > 0.45) & (mass.max() < 1.75)
+
+
+def test_a_flip_mirrors_about_half_of_the_images_and_leaves_the_others_as_they_are() -> None:
+    torch.manual_seed(0)
+    images = torch.rand(400, 3, 6, 5)
+    changed = build_augmentation(AugmentRecipe(flip=True))(images)
+    mirrored = (changed == images.flip(3)).flatten(1).all(1)
+    untouched = (changed == images).flatten(1).all(1)
+    assert bool((mirrored ^ untouched).all())
+    assert 150 < int(mirrored.sum()) < 250
+
+
+def test_a_crop_shifts_each_image_by_whole_pixels_within_its_bound(spots: torch.Tensor) -> None:
+    torch.manual_seed(0)
+    changed = build_augmentation(AugmentRecipe(crop=3))(spots)
+    assert changed.shape == spots.shape
+    assert sorted(changed.unique().tolist()) == [0.0, 100.0]
+    moved = centre_of_mass(changed) - 10
+    assert (moved - moved.round()).abs().max() < 1e-4
+    assert {int(value) for value in moved.round().flatten().tolist()} == set(range(-3, 4))

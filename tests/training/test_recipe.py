@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from jfb.architectures import build
 from training.errors import RecipeError
-from training.recipe import load_recipe, shipped_recipes
+from training.recipe import AugmentRecipe, load_recipe, shipped_recipes
 
 MINIMAL = """
 data: {source: sklearn/digits, test: 0.2}
@@ -109,3 +110,21 @@ def test_changes_are_validated_and_leave_the_recipe_as_it_was() -> None:
         recipe.changed({"optimisation.epochs": 0})
     with pytest.raises(RecipeError, match=r"data.sorce: unknown key"):
         recipe.changed({"data.sorce": "here"})
+
+
+@pytest.mark.parametrize("name", shipped_recipes())
+def test_every_shipped_recipe_is_a_network_that_contracts_within_the_sizes_that_are_promised(name: str) -> None:
+    most = {"mnist": 60_000, "cifar10": 840_000, "cifar10_small": 170_000}
+    shapes = {"digits": (1, 8, 8), "mnist": (1, 28, 28), "fashion_mnist": (1, 28, 28)}
+    recipe = load_recipe(name)
+    network = build(recipe.network.name, shapes.get(name, (3, 32, 32)), 10, recipe.network.arguments)
+    assert sum(parameter.numel() for parameter in network.parameters()) <= most.get(name, 200_000)
+    bound = network.contraction_bound()
+    assert bound is not None
+    assert bound < 1
+    assert recipe.license is not None
+
+
+def test_small_cifar_is_not_augmented_and_large_is() -> None:
+    assert load_recipe("cifar10_small").augment == AugmentRecipe()
+    assert load_recipe("cifar10").augment == AugmentRecipe(flip=True, crop=4)
