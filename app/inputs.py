@@ -64,6 +64,17 @@ def from_npy(body: bytes, spec: InputSpec, max_rows: int) -> Rows:
     return _checked("body", rows, spec)
 
 
+def from_array(field: str, rows: NDArray[Any], spec: InputSpec, max_rows: int) -> Rows:
+    """Rows from an array of integers or floats.
+
+    Raises:
+        Refusal: 422 for anything but numbers within the spec's range of shape ``[n, *spec.shape]``, n at least 1; 413 for n
+            above ``max_rows``.
+    """
+    check_count(field, len(rows), max_rows)
+    return _checked(field, rows, spec)
+
+
 def check_count(field: str, count: int, max_rows: int) -> None:
     """Raise a ``Refusal`` for an empty batch (422) or one that is too large (413)."""
     if count < 1:
@@ -76,6 +87,8 @@ def _checked(field: str, rows: NDArray[Any], spec: InputSpec) -> Rows:
     """The rows as float32, if their shape is right and every number is one that the model may get."""
     if rows.shape[1:] != spec.shape:
         raise Refusal(422, f"{field}: expected shape {_shape_wanted(spec)}, got {list(rows.shape)}")
+    if rows.dtype.kind == "f" and rows.dtype.itemsize == 2:
+        rows = rows.astype(np.float32)  # in which every bound is a number; in half precision 70,000 is infinite
     limit = np.finfo(np.float32).max
     low, high = spec.low, spec.high
     # A comparison with NaN is false, so what is not a number is not inside either.

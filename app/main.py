@@ -12,7 +12,7 @@ from app import errors, openapi
 from app.engine.supervisor import EngineSupervisor
 from app.greeting import greeting
 from app.middleware import RequestMiddleware
-from app.routes import health, metrics, models, predict
+from app.routes import health, inference, metrics, models, predict, repository
 from app.server import Server
 from app.settings import Settings
 
@@ -38,8 +38,10 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.add_middleware(RequestMiddleware, metrics=server.metrics)
     errors.install(app)
     metrics.install(server)
-    for routes in (predict, models, health, metrics):
-        app.include_router(routes.router)
+    for router in (predict.router, models.router, inference.router, repository.router, repository.admin_router):
+        app.include_router(router)
+    for router in (health.router, metrics.router):
+        app.include_router(router)
     openapi.install(app, server)
     return app
 

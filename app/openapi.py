@@ -10,7 +10,7 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from PIL import Image
 
-from app import wire
+from app import protocol, wire
 from app.body import KNOWN_TYPES
 from app.catalogue import Catalogue, InputSpec, Model
 from app.errors import Refusal
@@ -22,8 +22,11 @@ LONGEST_EXAMPLE = 4096
 """Numbers that an example may spell out; larger images are shown as PNG only."""
 
 MEANINGS = {
-    400: "Not JSON, or no model named where there is no default model.",
+    400: "Not JSON, or no model named where there is no default model; under /v2 also what is 422 elsewhere.",
+    401: "The server wants a key, and this is none of its keys.",
+    403: "The key may not be used for this.",
     404: "No such model or version; the answer says which there are.",
+    408: "The body did not arrive in time.",
     413: "The body or the batch is too large.",
     415: "A content type that the server does not know; the answer says which it knows.",
     422: "Something in the request is not as it should be; the answer names it.",
@@ -34,20 +37,36 @@ MEANINGS = {
 }
 
 SCHEMAS: dict[str, dict[str, Any]] = msgspec.json.schema_components(
-    [wire.PredictAnswer, wire.ModelDescription, wire.ModelList, wire.Live, wire.Ready, wire.Error],
+    [
+        *(wire.PredictAnswer, wire.ModelDescription, wire.ModelList, wire.Live, wire.Ready, wire.Error),
+        *(protocol.ServerMetadata, protocol.ModelMetadata, protocol.ModelReady, protocol.InferRequest, protocol.InferAnswer),
+        *(protocol.IndexRequest, protocol.IndexEntry, protocol.ChangeRequest),
+    ],
     ref_template="#/components/schemas/{name}",
 )[1]
 
 
-def answers(struct: type[msgspec.Struct], *errors: int) -> dict[str, Any]:
-    """Arguments for a route: that it answers with a struct as JSON, or with one of some errors."""
-    statuses: dict[int | str, Any] = {200: _json(struct, struct.__doc__ or "")}
-    return {"responses": statuses | {status: _json(wire.Error, MEANINGS[status]) for status in errors}}
+def answers(struct: type[msgspec.Struct], *errors: int, many: bool = False) -> dict[str, Any]:
+    """Arguments for a route: that it answers with a struct, or a list of many, as JSON, or with one of some errors."""
+    schema = {"type": "array", "items": _reference(struct)} if many else _reference(struct)
+    success = {"description": struct.__doc__, "content": {"application/json": {"schema": schema}}}
+    return {"responses": {200: success} | refusals(*errors)}
 
 
-def _json(struct: type[msgspec.Struct], meaning: str) -> dict[str, Any]:
-    reference = {"$ref": f"#/components/schemas/{struct.__name__}"}
-    return {"description": meaning, "content": {"application/json": {"schema": reference}}}
+def refusals(*statuses: int) -> dict[int | str, Any]:
+    """Descriptions of errors by status."""
+    schema = _reference(wire.Error)
+    return {status: {"description": MEANINGS[status], "content": {"application/json": {"schema": schema}}} for status in statuses}
+
+
+def optional_body(struct: type[msgspec.Struct]) -> dict[str, Any]:
+    """Argument for a route: that it takes a struct as JSON, or nothing."""
+    content = {"application/json": {"schema": _reference(struct), "examples": {"empty": {"summary": "nothing", "value": {}}}}}
+    return {"openapi_extra": {"requestBody": {"required": False, "content": content}}}
+
+
+def _reference(struct: type[msgspec.Struct]) -> dict[str, Any]:
+    return {"$ref": f"#/components/schemas/{struct.__name__}"}
 
 
 def _number_or_list(number: dict[str, Any], meaning: str) -> dict[str, Any]:
@@ -67,7 +86,7 @@ def _parameters(max_iterations_limit: int | None = None) -> dict[str, dict[str, 
     }
 
 
-PREDICT: dict[str, Any] = answers(wire.PredictAnswer, 400, 404, 413, 415, 422, 429, 500, 503, 504) | {
+PREDICT: dict[str, Any] = answers(wire.PredictAnswer, 400, 404, 408, 413, 415, 422, 429, 500, 503, 504) | {
     "description": (
         "Send a batch as JSON or as a .npy file, or one image as PNG or JPEG:\n\n"
         "```\n"
@@ -87,6 +106,17 @@ PREDICT: dict[str, Any] = answers(wire.PredictAnswer, 400, 404, 413, 415, 422, 4
     },
 }
 """Arguments for the predict routes."""
+INFER: dict[str, Any] = answers(protocol.InferAnswer, 400, 404, 408, 413, 415, 429, 500, 503, 504) | {
+    "description": (
+        "Tensors may lie behind the JSON, in the request (`binary_data_size`) and in the answer (`binary_data`, "
+        "`binary_data_output`); the header Inference-Header-Content-Length then says how long the JSON is. "
+        "`tolerance` and `max_iterations` may be parameters, or inputs with one entry per row, which go before."
+    ),
+    "openapi_extra": {
+        "requestBody": {"required": True, "content": {"application/json": {"schema": _reference(protocol.InferRequest)}}}
+    },
+}
+"""Arguments for the infer routes."""
 
 
 def install(app: FastAPI, server: Server) -> None:
@@ -94,7 +124,7 @@ def install(app: FastAPI, server: Server) -> None:
 
     def describe() -> dict[str, Any]:
         description = get_openapi(title=app.title, version="1", summary=app.summary, routes=app.routes)
-        description["components"] = {"schemas": SCHEMAS}
+        description["components"]["schemas"] = SCHEMAS
         try:
             catalogue = server.catalogue
         except Refusal:  # the models are being loaded
@@ -114,10 +144,14 @@ def _fill_in(path: str, operation: dict[str, Any], catalogue: Catalogue, setting
     model = catalogue.find(shown, None) if shown else None
     for parameter in operation.get("parameters", []):
         if model is not None and parameter["in"] == "path":
+            kind = parameter["schema"].get("type", "string")
             parameter["example"] = {"name": model.name, "version": model.version}[parameter["name"]]
+            parameter["example"] = str(parameter["example"]) if kind == "string" else parameter["example"]
         if parameter["name"] == "max_iterations":
             parameter["schema"] = _parameters(settings.max_iterations_limit)["max_iterations"]
-    if "requestBody" in operation:
+    if path.endswith("/infer") and model is not None:
+        operation["requestBody"]["content"]["application/json"]["examples"] = _infer_examples(model)
+    if path.endswith("/predict"):
         # The default model's inputs are known; elsewhere they depend on the path.
         spec = model.config.input if model is not None and path == "/predict" else None
         body = operation["requestBody"]["content"]["application/json"]
@@ -154,13 +188,21 @@ def _rows_schema(spec: InputSpec) -> dict[str, Any]:
     return {"items": entry, "description": f"Shape [n, {', '.join(map(str, spec.shape))}]."}
 
 
+def _infer_examples(model: Model) -> dict[str, dict[str, Any]]:
+    spec, tolerance = model.config.input, model.config.serving.tolerance
+    if math.prod(spec.shape) > LONGEST_EXAMPLE:
+        return {}
+    data = [_example_entry(spec)] * math.prod(spec.shape)
+    tensor = {"name": "inputs", "datatype": "FP32", "shape": [1, *spec.shape], "data": data}
+    return {"numbers": {"summary": "numbers", "value": {"inputs": [tensor], "parameters": {"tolerance": tolerance}}}}
+
+
 def examples_for(model: Model) -> dict[str, dict[str, Any]]:
     """Bodies that a model accepts, each with a summary: ``inputs`` if short enough to read, ``images`` if it takes any."""
     spec, tolerance = model.config.input, model.config.serving.tolerance
     examples: dict[str, dict[str, Any]] = {}
     if math.prod(spec.shape) <= LONGEST_EXAMPLE:
-        entry: Any = max(spec.low or 0.0, 0.0) if spec.high is None or spec.high >= 0 else spec.high
-        entry = int(entry) if entry == int(entry) else entry
+        entry: Any = _example_entry(spec)
         for side in reversed(spec.shape):
             entry = [entry] * side
         examples["inputs"] = {"summary": "numbers", "value": {"inputs": [entry], "tolerance": tolerance}}
@@ -170,3 +212,9 @@ def examples_for(model: Model) -> dict[str, dict[str, Any]]:
         image = base64.b64encode(file.getvalue()).decode()
         examples["images"] = {"summary": "a PNG", "value": {"images": [image], "tolerance": tolerance}}
     return examples
+
+
+def _example_entry(spec: InputSpec) -> float:
+    """Zero, or what is nearest to it."""
+    entry = max(spec.low or 0.0, 0.0) if spec.high is None or spec.high >= 0 else spec.high
+    return int(entry) if entry == int(entry) else entry

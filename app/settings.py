@@ -37,6 +37,8 @@ class Settings(BaseSettings):
     """Rows that one request may hold; larger requests are answered 413."""
     max_body_bytes: int = Field(default=32 * 1024 * 1024, ge=1)
     """Bytes that the body of one request may hold; larger ones are answered 413."""
+    body_timeout: float = Field(default=30.0, gt=0)
+    """Seconds in which the body of a request must have arrived; slower ones are answered 408."""
     max_iterations_limit: int = Field(default=1000, ge=1)
     """The highest max_iterations that a request may ask for; it also bounds the models' own defaults."""
     batching: Literal["iteration", "lockstep"] = "iteration"

@@ -104,11 +104,13 @@ def test_docs_show_the_description(client: httpx.Client) -> None:
 def test_every_example_in_the_description_works(client: httpx.Client, description: dict[str, Any]) -> None:
     asked = 0
     for path, operations in description["paths"].items():
+        if path.endswith(("/load", "/unload")):
+            continue  # what they do to a model, other tests would notice
         for method, operation in operations.items():
             values = {p["name"]: p["example"] for p in operation.get("parameters", []) if p["in"] == "path"}
             content = operation.get("requestBody", {}).get("content", {}).get("application/json", {})
             bodies = [example["value"] for example in content.get("examples", {}).values()] or [None]
-            assert method == "get" or len(bodies) == 2
+            assert method == "get" or bodies != [None]
             for body in bodies:
                 answer = client.request(method, path.format(**values), json=body)
                 assert answer.status_code == 200, (path, answer.text)

@@ -1,0 +1,188 @@
+"""The Open Inference Protocol (KServe v2): what speaks here, what a model takes and gives, infer."""
+
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from typing import Annotated, Any
+
+import msgspec
+import numpy as np
+from fastapi import APIRouter, Path, Request, Response
+from msgspec import UNSET
+from numpy.typing import NDArray
+
+from app import binary_tensors, body, inputs, openapi, parameters, tensors
+from app.asking import compute, while_models_change
+from app.catalogue import Model
+from app.engine.client import Computed
+from app.errors import Refusal, bad_requests_are_400, expected, shown, unavailable
+from app.protocol import (
+    Datatype,
+    InferAnswer,
+    InferRequest,
+    ModelMetadata,
+    ModelReady,
+    RequestedOutput,
+    RequestInput,
+    ServerMetadata,
+    TensorMetadata,
+    TensorParameters,
+)
+from app.server import Server, ServerOfRequest
+from app.settings import Settings
+from app.work import Work
+
+router = APIRouter(prefix="/v2", tags=["open inference protocol"])
+
+PLATFORM = "jfb_safetensors"
+EXTENSIONS = ["binary_tensor_data", "model_repository"]
+PER_ROW: dict[str, Datatype] = {"tolerance": "FP32", "max_iterations": "INT64"}
+"""Inputs that may be left out, and hold one entry per row."""
+OUTPUTS: dict[str, tuple[Datatype, Callable[[Computed], Any]]] = {
+    # The last iterate of a row that diverged says nothing.
+    "logits": ("FP32", lambda computed: np.where(np.equal(computed.status, "diverged")[:, None], np.nan, computed.logits)),
+    "iterations": ("INT64", lambda computed: computed.iterations),
+    "residual": ("FP32", lambda computed: computed.residual),
+    "converged": ("BOOL", lambda computed: [status == "converged" for status in computed.status]),
+}
+Version = Annotated[str, Path(description="a positive integer")]
+
+
+@router.get("", summary="What speaks here", **openapi.answers(ServerMetadata))
+@router.get("/", include_in_schema=False)
+async def server_metadata() -> Response:
+    return _json(ServerMetadata("jfb", _version(), EXTENSIONS))
+
+
+@router.get("/models/{name}", summary="What a model takes and gives", **openapi.answers(ModelMetadata, 404, 503))
+@router.get(
+    "/models/{name}/versions/{version}",
+    summary="What a version of a model takes and gives",
+    **openapi.answers(ModelMetadata, 400, 404, 503),
+)
+async def model_metadata(server: ServerOfRequest, name: str, version: Version | None = None) -> Response:
+    model = _find(server, name, version)
+    spec = model.config.input
+    optional = [TensorMetadata(name, datatype, [-1], TensorParameters(True)) for name, datatype in PER_ROW.items()]
+    return _json(
+        ModelMetadata(
+            model.name,
+            [str(number) for number in server.catalogue.versions(name)],
+            PLATFORM,
+            [TensorMetadata("inputs", "UINT8" if spec.dtype == "uint8" else "FP32", [-1, *spec.shape]), *optional],
+            [
+                TensorMetadata(name, datatype, [-1, len(model.config.classes)] if name == "logits" else [-1])
+                for name, (datatype, _) in OUTPUTS.items()
+            ],
+        )
+    )
+
+
+@router.get("/models/{name}/ready", summary="Can a model be asked?", **openapi.answers(ModelReady, 404, 503))
+@router.get(
+    "/models/{name}/versions/{version}/ready",
+    summary="Can a version of a model be asked?",
+    **openapi.answers(ModelReady, 400, 404, 503),
+)
+async def model_ready(server: ServerOfRequest, name: str, version: Version | None = None) -> Response:
+    model = _find(server, name, version)
+    if not server.engine.ready:
+        raise unavailable("engine: it is being started")
+    return _json(ModelReady(model.name, True))
+
+
+@router.post("/models/{name}/infer", summary="Ask a model's highest version", **openapi.INFER)
+@router.post("/models/{name}/versions/{version}/infer", summary="Ask one version of a model", **openapi.INFER)
+async def infer(request: Request, server: ServerOfRequest, name: str, version: Version | None = None) -> Response:
+    arrived = time.monotonic()
+    with bad_requests_are_400():
+        _find(server, name, version)  # an unknown model is refused before its inputs are read
+        content = await body.read(request, server.settings)
+        content = body.decompress(content, request.headers.get("content-encoding", "identity"), server.settings.max_body_bytes)
+        header, tail = binary_tensors.split(content, request.headers.get(binary_tensors.HEADER))
+        asked = tensors.decode("body", header, InferRequest)
+        wanted = _wanted(asked)
+
+        async def attempt() -> Response:
+            model = _find(server, name, version)
+            computed = await compute(request, server, model, _work(asked, tail, model, server.settings), arrived)
+            return _answer(asked, model, wanted, computed)
+
+        return await while_models_change(attempt)
+
+
+def _find(server: Server, name: str, version: str | None) -> Model:
+    if version is None:
+        return server.catalogue.find(name, None)
+    if not (version.isascii() and version.isdecimal() and len(version) < 20):
+        raise Refusal(400, f"version: expected a positive integer, got {shown(version)}")
+    return server.catalogue.find(name, int(version))
+
+
+def _work(asked: InferRequest, tail: memoryview, model: Model, settings: Settings) -> Work:
+    spec, arrays = model.config.input, _arrays(asked.inputs, tail, model)
+    if "inputs" not in arrays:
+        raise Refusal(422, "inputs: expected a tensor with the name inputs, got none")
+    rows = inputs.from_array("inputs", arrays.pop("inputs"), spec, settings.max_rows_per_request)
+    named = msgspec.structs.asdict(asked.parameters)
+    given: dict[str, object] = {name: named[name] for name in parameters.NAMES if named[name] is not UNSET}
+    if asked.parameters.timeout is not UNSET:
+        given.setdefault("deadline_ms", asked.parameters.timeout / 1000)
+    given |= {name: array.tolist() for name, array in arrays.items()}
+    return Work(rows, parameters.read(given, len(rows), model.config.serving, settings.max_iterations_limit))
+
+
+def _arrays(given: Sequence[RequestInput], tail: memoryview, model: Model) -> dict[str, NDArray[Any]]:
+    _check_names("inputs", [tensor.name for tensor in given], ["inputs", *PER_ROW])
+    sizes = [tensor.parameters.binary_data_size for tensor in given]
+    behind = iter(binary_tensors.cut(tail, [size for size in sizes if size is not UNSET]))
+    arrays = {}
+    for index, (tensor, size) in enumerate(zip(given, sizes, strict=True)):
+        field = f"inputs[{index}]"
+        if tensor.datatype == "BOOL":
+            raise expected(f"{field}.datatype", "one of numbers", tensor.datatype)
+        row_shape = model.config.input.shape if tensor.name == "inputs" else ()
+        arrays[tensor.name] = tensors.read(field, tensor, next(behind) if size is not UNSET else None, row_shape)
+    return arrays
+
+
+def _wanted(asked: InferRequest) -> list[tuple[str, bool]]:
+    """The names of the outputs to send, each with whether it shall lie behind the JSON."""
+    outputs = [RequestedOutput(name) for name in OUTPUTS] if asked.outputs is UNSET or not asked.outputs else asked.outputs
+    _check_names("outputs", [output.name for output in outputs], OUTPUTS)
+    otherwise = asked.parameters.binary_data_output
+    return [(one.name, otherwise if one.parameters.binary_data is UNSET else one.parameters.binary_data) for one in outputs]
+
+
+def _check_names(field: str, names: Sequence[str], known: Iterable[str]) -> None:
+    for index, name in enumerate(names):
+        if name not in known:
+            raise expected(f"{field}[{index}].name", f"one of {', '.join(known)}", name)
+    for name, times in Counter(names).items():
+        if times > 1:
+            raise Refusal(422, f"{field}: expected {name} once, got it {times} times")
+
+
+def _answer(asked: InferRequest, model: Model, wanted: Sequence[tuple[str, bool]], computed: Computed) -> Response:
+    outputs, behind = [], []
+    for name, binary in wanted:
+        datatype, values = OUTPUTS[name]
+        output, content = tensors.write(name, datatype, np.asarray(values(computed)), binary=binary)
+        outputs.append(output)
+        if content is not None:
+            behind.append(content)
+    header = msgspec.json.encode(InferAnswer(model.name, str(model.version), outputs, asked.id))
+    whole, headers = binary_tensors.join(header, behind)
+    return Response(whole, headers=headers)
+
+
+def _version() -> str:
+    try:
+        return version("jfb")
+    except PackageNotFoundError:  # run from a checkout
+        return "0"
+
+
+def _json(content: msgspec.Struct) -> Response:
+    return Response(msgspec.json.encode(content), media_type="application/json")
