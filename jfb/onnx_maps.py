@@ -48,8 +48,16 @@ def trace(network: ImplicitNetwork, input_shape: Sequence[int], residual_norm: R
         "initial_state": _export(network, network.initial_state, MAPS["initial_state"], injection),
         "step": _export(network, network.step, MAPS["step"], state, injection),
         "readout": _export(network, network.readout, MAPS["readout"], state),
-        "residual": _export(network, lambda state, image: residual(state, image, residual_norm), RESIDUAL, state, state),
+        "residual": _export(network, lambda state, image: _residual(state, image, residual_norm), RESIDUAL, state, state),
     }
+
+
+def _residual(previous: Tensor, current: Tensor, norm: ResidualNorm) -> Tensor:
+    """``jfb.residual``, for runtimes whose maximum passes over NaN, as ONNX Runtime's does: a diverged row must not go on."""
+    moved = residual(previous, current, norm)
+    if norm is not ResidualNorm.CHANNEL_MAX:
+        return moved
+    return torch.where((current - previous).isnan().flatten(1).any(1), torch.nan, moved)
 
 
 class _Map(nn.Module):

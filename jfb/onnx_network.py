@@ -105,7 +105,7 @@ class _Graph:
         rows = arguments[0].shape[0]
         result = torch.empty(rows, *self.shapes[self.signature.output])
         given = zip(self.signature.inputs, arguments, strict=True)
-        held = {name: _plain(name, argument, self.shapes[name]) for name, argument in given}
+        held = {name: _plain(name, argument, (rows, *self.shapes[name])) for name, argument in given}
         if not rows:
             return result  # a convolution of no rows is an error to ONNX Runtime
         binding = self._session.io_binding()
@@ -151,10 +151,9 @@ def _session(model: ModelProto) -> onnxruntime.InferenceSession:
 
 
 def _plain(name: str, tensor: Tensor, expected: Shape) -> Tensor:
-    if tensor.device.type != "cpu" or tensor.dtype != torch.float32 or tensor.shape[1:] != expected:
-        raise ValueError(
-            f"{name}: expected float32 {_shown(expected)} on cpu, got {tensor.dtype} {list(tensor.shape)} on {tensor.device}"
-        )
+    if tensor.device.type != "cpu" or tensor.dtype != torch.float32 or tensor.shape != expected:
+        got = f"{tensor.dtype} {list(tensor.shape)} on {tensor.device}"
+        raise ValueError(f"{name}: expected torch.float32 {list(expected)} on cpu, got {got}")
     return tensor.detach().contiguous()
 
 
