@@ -1,5 +1,8 @@
 """What several rooms' tests share."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,3 +16,17 @@ def shared() -> Path:
     if not SHARED.is_dir():
         pytest.skip("no folder of reference data beside the checkout")
     return SHARED
+
+
+@pytest.fixture(scope="session")
+def digits_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store with the digits model, trained by the command that `make run` runs."""
+    store = tmp_path_factory.mktemp("store")
+    subprocess.run(
+        [sys.executable, "-m", "training", "train", "digits"],
+        env={**os.environ, "JFB_MODEL_STORE": str(store)},
+        check=True,
+        capture_output=True,
+        timeout=300,
+    )
+    return store
