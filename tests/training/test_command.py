@@ -2,8 +2,7 @@
 
 import csv
 import json
-import os
-import subprocess
+import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -47,20 +46,10 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
 
 
 @pytest.fixture(scope="module")
-def digits_version(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def digits_version(digits_store: Path) -> Path:
     """The digits recipe, trained as shipped; the store is named by the environment."""
-    store = tmp_path_factory.mktemp("store")
-    finished = subprocess.run(
-        [sys.executable, "-m", "training", "train", "digits"],
-        capture_output=True,
-        text=True,
-        timeout=600,
-        cwd=Path(__file__).parents[2],
-        env={**os.environ, "JFB_MODEL_STORE": str(store)},
-    )
-    assert finished.returncode == 0, finished.stderr
-    assert models(store) == {"digits": [1]}
-    return store / "digits" / "1"
+    assert models(digits_store) == {"digits": [1]}
+    return digits_store / "digits" / "1"
 
 
 @pytest.mark.slow
@@ -110,7 +99,32 @@ def test_a_version_holds_history_curves_and_a_card(digits_version: Path) -> None
 def test_a_server_of_another_user_can_read_every_file(digits_version: Path) -> None:
     modes = {path.name: path.stat().st_mode & 0o777 for path in digits_version.iterdir()}
     files = ("config.json", "model.safetensors", "metrics.json", "history.csv", "curves.png", "samples.json", "README.md")
-    assert modes == dict.fromkeys(files, 0o644)
+    evaluation = ("evaluation.json", "evaluation.csv", "evaluation.png")
+    assert modes == dict.fromkeys(files + evaluation, 0o644)
+
+
+@pytest.mark.slow
+def test_a_version_is_evaluated_again_and_its_default_tolerance_becomes_the_recommended_one(
+    run: Run, digits_version: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(digits_version, tmp_path / "digits" / "1")
+    before = jfb.load(tmp_path / "digits" / "1").config
+    finished = run("evaluate", "digits", "--store", str(tmp_path), "--tolerances", "0.5,0.00001", "--caps", "3", "--apply")
+    assert finished.code == 0, finished.err
+    evaluation = json.loads((tmp_path / "digits" / "1" / "evaluation.json").read_text())
+    assert {(o["tolerance"], o["max_iterations"]) for o in evaluation["outcomes"]} == {
+        (tolerance, cap) for tolerance in (0.5, 0.001, 0.00001) for cap in (3, 100)
+    }
+    after = jfb.load(tmp_path / "digits" / "1").config
+    assert after.serving.tolerance == evaluation["recommended_tolerance"]
+    assert after.model_copy(update={"serving": before.serving}) == before
+    metrics = json.loads((digits_version / "metrics.json").read_text())
+    at_default = next(o for o in evaluation["outcomes"] if (o["tolerance"], o["max_iterations"]) == (0.001, 100))
+    assert at_default["accuracy"] == pytest.approx(metrics["accuracy"])
+    assert at_default["iterations"] == pytest.approx(metrics["iterations"], abs=0.02)
+    card = (tmp_path / "digits" / "1" / "README.md").read_text()
+    assert f"| 1e-05 | {evaluation['outcomes'][-1]['accuracy']:.2%} |" in card
+    assert not list((tmp_path / "digits" / "1").glob(".*"))
 
 
 @pytest.mark.slow
@@ -165,6 +179,7 @@ def test_help_lists_the_commands_and_the_shipped_recipes(run: Run) -> None:
         (("train", "digits", "--gradient", "exact"), "'exact' is not one of"),
         (("train", "digits", "--device", "quantum"), "error: --device quantum: "),
         (("train", "digits", "--data", "nowhere"), "nowhere"),
+        (("evaluate", "nope"), "error: no model 'nope': expected the folder of a version, or a name in"),
     ],
 )
 def test_mistakes_end_with_one_clear_message_and_no_traceback(
