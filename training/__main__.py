@@ -5,6 +5,8 @@ import sys
 import typer
 from rich.console import Console
 
+from training.commands.evaluate import evaluate
+from training.commands.export import export
 from training.commands.import_authors import import_authors
 from training.commands.train import train
 from training.errors import TrainingError
@@ -16,6 +18,8 @@ app = typer.Typer(
     add_completion=False,
 )
 app.command()(train)
+app.command()(evaluate)
+app.command()(export)
 
 imports = typer.Typer(help="Bring weights from elsewhere into the model store.", no_args_is_help=True)
 app.add_typer(imports, name="import")

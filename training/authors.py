@@ -16,6 +16,7 @@ from jfb import ModelConfig, ResidualNorm
 from jfb.architectures import build
 from jfb.checkpoint import new_version, save, versions
 from jfb.model_config import ArchitectureSpec, InputSpec, Serving
+from training.card import write_card
 from training.errors import ForeignFileError
 from training.foreign_pickle import read_tensors
 
@@ -70,15 +71,12 @@ FACTS = {
     ),
 }
 
-CARD = """\
-# {name}
-
+ABOUT = """\
 The implicit network of the JFB paper's authors ({family}; Wu Fung, Heaton, Li, McKenzie, Osher, Yin, AAAI 2022), with the
-weights that they published under the MIT licence. Published test accuracy: {published}, measured in batches that stop when
-their worst image has converged; here each image stops by itself.
+weights that they published. Published test accuracy: {published}, measured in batches that stop when their worst image has
+converged; here each image stops by itself.
 
-Nothing in this network is a contraction by construction: it converges because the authors trained it so.
-"""
+Nothing in this network is a contraction by construction: it converges because the authors trained it so."""
 
 
 def import_authors(path: Path, family: Family, store: Path, name: str) -> Path:
@@ -105,7 +103,8 @@ def import_authors(path: Path, family: Family, store: Path, name: str) -> Path:
         classes=facts.classes,
         serving=Serving(tolerance=facts.tolerance, max_iterations=200, residual_norm=ResidualNorm.CHANNEL_MAX),
         provenance={
-            "source": "weights published by the authors of the JFB paper (MIT licence)",
+            "about": ABOUT.format(family=family, published=facts.published),
+            "license": "mit",
             "file": path.name,
             "family": family.value,
             "jfb": version("jfb"),
@@ -131,7 +130,7 @@ def import_authors(path: Path, family: Family, store: Path, name: str) -> Path:
     network.load_state_dict(weights)
     with new_version(store, name) as folder:
         save(folder, config, network)
-        (folder / "README.md").write_text(CARD.format(name=name, family=family, published=facts.published))
+        write_card(folder, name)
     return store / name / str(versions(store / name)[-1])
 
 

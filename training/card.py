@@ -1,62 +1,132 @@
-"""The model card: README.md of a version."""
+"""The model card: README.md of a version, which states what else is in the folder."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from jfb.checkpoint import read_config
 from jfb.model_config import ModelConfig
-from training.recipe import Recipe
 
-CARD = """\
----
-library_name: jfb
-tags: [implicit-network, jacobian-free-backpropagation]
----
-
-# {name}
-
-An implicit classifier (`{architecture}`, {parameters:,} parameters) of {classes} classes: its answer is read from the fixed
-point of one small block, trained with the gradient `{gradient}`.
-
-![loss, accuracy and iterations over the epochs](curves.png)
-
-| on the test part of `{source}` ({test:,} inputs) | |
-|---|---|
-| accuracy | {accuracy:.2%} |
-| mean iterations at tolerance {tolerance:g} ({residual_norm}), at most {max_iterations} | {iterations:.1f} |
-| converged | {converged:.2%} |
-| training time | {seconds:.0f} s |
-| contraction factor: guaranteed bound | {bound} |
-| contraction factor: largest measured at fixed points | {contraction_factor:.3f} |
-
-Inputs are raw, `{dtype}` of shape `{shape}`{values}; normalisation is part of the network. Labels: {labels}.
-
-The recipe:
-
-```yaml
-{recipe}```
-"""
+CARD = "README.md"
 
 
-def write_card(path: Path, config: ModelConfig, recipe: Recipe, metrics: dict[str, Any]) -> None:
-    """Write the card of a trained model from its config, its recipe and its ``metrics.json``."""
-    shown = ", ".join(config.classes[:20]) + (", …" if len(config.classes) > 20 else "")
-    bound = metrics["contraction_bound"]
-    path.write_text(
-        CARD.format(
-            **{**metrics, **config.serving.model_dump(mode="json")},
-            name=recipe.name,
-            architecture=config.architecture.name,
-            classes=len(config.classes),
-            gradient=recipe.gradient.name,
-            source=recipe.data.source,
-            test=config.provenance["inputs"]["test"],
-            bound="none" if bound is None else f"{bound:.3f}",
-            dtype=config.input.dtype,
-            shape=list(config.input.shape),
-            values="" if config.input.low is None else f", from {config.input.low:g} to {config.input.high:g}",
-            labels=shown,
-            recipe=yaml.safe_dump(recipe.model_dump(mode="json", exclude_none=True), sort_keys=False, width=100),
-        )
+def write_card(folder: Path, name: str) -> None:
+    """Write the card from ``config.json`` and, where they are there, ``metrics.json``, ``evaluation.json`` and the pictures.
+
+    The card begins with the metadata that the Hugging Face hub reads.
+    """
+    config = read_config(folder)
+    recipe = config.provenance.get("recipe", {})
+    license_ = config.provenance.get("license", recipe.get("license"))
+    metadata = {"library_name": "jfb", "tags": ["implicit-network", "jacobian-free-backpropagation"]}
+    metadata |= {"license": license_} if license_ else {}
+    sections = [
+        f"---\n{yaml.safe_dump(metadata, sort_keys=False)}---",
+        f"# {name}",
+        _origin(config, recipe),
+        _inputs(config),
+        _licence(license_),
+        _pictures(folder, {"curves.png": "loss, accuracy and iterations over the epochs"}),
+        _metrics(config, recipe, _read(folder / "metrics.json")),
+        _tolerances(_read(folder / "evaluation.json")),
+        _pictures(folder, {"evaluation.png": "accuracy against mean iterations"}),
+        _recipe(recipe),
+    ]
+    (folder / CARD).write_text("\n\n".join(section for section in sections if section) + "\n")
+
+
+def _origin(config: ModelConfig, recipe: dict[str, Any]) -> str:
+    text = (
+        f"An implicit classifier (`{config.architecture.name}`) of {len(config.classes)} classes: its answer is read from the "
+        "fixed point of one small block, and every request chooses how exactly that is found."
     )
+    if recipe:
+        text += f" Trained on `{recipe['data']['source']}` with the gradient `{recipe['gradient']['name']}`."
+    if about := config.provenance.get("about"):
+        text += f"\n\n{about}"
+    return text
+
+
+def _inputs(config: ModelConfig) -> str:
+    spec = config.input
+    values = "" if spec.low is None or spec.high is None else f", from {spec.low:g} to {spec.high:g}"
+    shown = ", ".join(config.classes[:20]) + (", …" if len(config.classes) > 20 else "")
+    return (
+        f"Inputs are raw, `{spec.dtype}` of shape `{list(spec.shape)}`{values}; normalisation is part of the network. "
+        f"Labels: {shown}."
+    )
+
+
+def _licence(name: str | None) -> str:
+    return f"Licence: {name}." if name else "Licence: none is stated; ask whoever trained it."
+
+
+def _pictures(folder: Path, pictures: dict[str, str]) -> str:
+    return "\n\n".join(f"![{text}]({name})" for name, text in pictures.items() if (folder / name).exists())
+
+
+def _metrics(config: ModelConfig, recipe: dict[str, Any], metrics: dict[str, Any] | None) -> str:
+    if metrics is None:
+        return ""
+    serving = recipe.get("serving", config.serving.model_dump(mode="json"))  # config's may have been changed since
+    test = config.provenance.get("inputs", {}).get("test")
+    bound = metrics["contraction_bound"]
+    return _table(
+        ("on the test part" + (f" ({test:,} inputs)" if test else ""), ""),
+        [
+            ("accuracy", f"{metrics['accuracy']:.2%}"),
+            (
+                f"mean iterations at tolerance {serving['tolerance']:g} ({serving['residual_norm']}), "
+                f"at most {serving['max_iterations']}",
+                f"{metrics['iterations']:.1f}",
+            ),
+            ("converged", f"{metrics['converged']:.2%}"),
+            ("parameters", f"{metrics['parameters']:,}"),
+            ("training time", f"{metrics['seconds']:.0f} s"),
+            ("contraction factor: guaranteed bound", "none" if bound is None else f"{bound:.3f}"),
+            ("contraction factor: largest measured at fixed points", f"{metrics['contraction_factor']:.3f}"),
+        ],
+    )
+
+
+def _tolerances(evaluation: dict[str, Any] | None) -> str:
+    if evaluation is None:
+        return ""
+    serving = evaluation["serving"]
+    rows = [outcome for outcome in evaluation["outcomes"] if outcome["max_iterations"] == serving["max_iterations"]]
+    table = _table(
+        ("tolerance", "accuracy", "mean iterations", "95 % take at most", "unconverged"),
+        [
+            (
+                f"{row['tolerance']:g}",
+                f"{row['accuracy']:.2%}",
+                f"{row['iterations']:.1f}",
+                f"{row['p95_iterations']}",
+                f"{row['unconverged']:.2%}",
+            )
+            for row in rows
+        ],
+    )
+    return (
+        f"## What a tolerance costs\n\nOn the test part, at most {serving['max_iterations']} iterations; tolerances are "
+        f"`{serving['residual_norm']}`. Recommended, by the {evaluation['validation_inputs']:,} inputs of the validation part: "
+        f"**{evaluation['recommended_tolerance']:g}**, the loosest that costs at most 0.05 points of accuracy against the "
+        f"tightest.\n\n{table}"
+    )
+
+
+def _recipe(recipe: dict[str, Any]) -> str:
+    if not recipe:
+        return ""
+    return f"## The recipe\n\n```yaml\n{yaml.safe_dump(recipe, sort_keys=False, width=100)}```"
+
+
+def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+    lines = [head, ("---",) * len(head), *rows]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    return json.loads(path.read_text()) if path.exists() else None

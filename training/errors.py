@@ -19,3 +19,7 @@ class NonFiniteLossError(TrainingError):
 
 class ForeignFileError(TrainingError):
     """A file of weights from elsewhere that cannot be imported: the message names the file and what was expected."""
+
+
+class ModelError(TrainingError):
+    """A model that is not in the store, cannot be loaded, or does not fit the data."""

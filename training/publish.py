@@ -7,20 +7,23 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from rich.console import Console
 
 from jfb.checkpoint import new_version, save, versions
 from jfb.model_config import ModelConfig
 from training.card import write_card
 from training.curves import draw_curves
 from training.data import Data
+from training.evaluation import evaluate
+from training.evaluation_report import write_evaluation
 from training.history import write_history
 from training.train import Trained
 
 MOST_SAMPLES = 10
 
 
-def publish(trained: Trained, data: Data, store: Path) -> Path:
-    """Write config, weights, metrics, history, curves and model card as the next version of the recipe's model.
+def publish(trained: Trained, data: Data, store: Path, console: Console) -> Path:
+    """Write config, weights, metrics, history, curves, evaluation and model card as the next version of the recipe's model.
 
     Returns:
         The version's folder, ``store/<name>/<version>``.
@@ -39,14 +42,16 @@ def publish(trained: Trained, data: Data, store: Path) -> Path:
             "date": datetime.now(UTC).isoformat(timespec="seconds"),
         },
     )
-    measured = metrics(trained)
+    device = next(trained.network.parameters()).device
+    evaluation = evaluate(trained.network, config, data, device=device, console=console)
     with new_version(store, recipe.name) as folder:
         save(folder, config, trained.network)
-        (folder / "metrics.json").write_text(json.dumps(measured, indent=2) + "\n")
+        (folder / "metrics.json").write_text(json.dumps(metrics(trained), indent=2) + "\n")
         write_history(folder / "history.csv", trained.history)
         draw_curves(folder / "curves.png", recipe.name, trained.history)
         (folder / "samples.json").write_text(json.dumps(samples(data), separators=(",", ":")) + "\n")
-        write_card(folder / "README.md", config, recipe, measured)
+        write_evaluation(folder, recipe.name, evaluation)
+        write_card(folder, recipe.name)
     return store / recipe.name / str(versions(store / recipe.name)[-1])
 
 

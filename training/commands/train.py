@@ -53,7 +53,7 @@ def train(
         soft_wrap=True,
     )
     trained = run(chosen, parts, device=on, console=console)
-    folder = publish(trained, parts, store)
+    folder = publish(trained, parts, store, console)
     console.print(
         f"test accuracy [bold]{trained.test.accuracy:.2%}[/bold] at {trained.test.iterations:.1f} iterations, "
         f"{trained.seconds:.0f} s of training: {folder}",

@@ -1,0 +1,104 @@
+"""``python -m training evaluate``"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, TypeVar
+
+from rich.console import Console
+from rich.table import Table
+from typer import Argument, BadParameter, Option
+
+from jfb import ModelConfig
+from jfb.checkpoint import CONFIG
+from training.card import write_card
+from training.commands.train import choose_device
+from training.data import load_data
+from training.evaluation import CAPS, TOLERANCES, WORTH_ITERATING_FOR, Evaluation
+from training.evaluation import evaluate as run
+from training.evaluation_report import write_evaluation
+from training.stored import find_version, load_version, recipe_of
+
+Number = TypeVar("Number", int, float)
+
+
+def _text(numbers: Sequence[float]) -> str:
+    return ",".join(f"{number:g}" for number in numbers)
+
+
+def evaluate(
+    model: Annotated[str, Argument(help="A name in the store (its highest version), name/version, or a version's folder.")],
+    recipe: Annotated[
+        str | None, Option(help="Whose data to evaluate on, for models that were not trained here: a shipped recipe or a file.")
+    ] = None,
+    data: Annotated[
+        Path | None, Option(exists=True, file_okay=False, help="A local folder instead of the recipe's source.")
+    ] = None,
+    tolerances: Annotated[str, Option(help="Separated by commas.")] = _text(TOLERANCES),
+    caps: Annotated[str, Option(help="Largest numbers of iterations, separated by commas.")] = _text(CAPS),
+    apply: Annotated[bool, Option("--apply", help="Make the recommended tolerance the model's default.")] = False,
+    store: Annotated[Path, Option(envvar="JFB_MODEL_STORE", help="Where the model is.")] = Path("model_store"),
+    device: Annotated[str, Option(envvar="JFB_DEVICE", help="auto (CUDA where there is one), cpu, cuda, cuda:1, ...")] = "auto",
+) -> None:
+    """Tell what each tolerance and each cap cost, and recommend a default; write both into the version's folder."""
+    console = Console()
+    on = choose_device(device)
+    folder = find_version(model, store)
+    checkpoint = load_version(folder, on)
+    config = checkpoint.config
+    chosen = recipe_of(config, folder, recipe).changed({} if data is None else {"data.source": str(data)})
+    evaluation = run(
+        checkpoint.network,
+        config,
+        load_data(chosen.data, console),
+        device=on,
+        console=console,
+        tolerances=_numbers("--tolerances", tolerances, float),
+        caps=_numbers("--caps", caps, int),
+    )
+    name = folder.resolve().parent.name if folder.name.isdecimal() else folder.name
+    write_evaluation(folder, name, evaluation)
+    if apply:
+        set_tolerance(folder, config, evaluation.recommended_tolerance)
+    write_card(folder, name)
+    console.print(_table(evaluation))
+    console.print(
+        f"recommended tolerance [bold]{evaluation.recommended_tolerance:g}[/bold] (by {evaluation.validation_inputs:,} inputs of "
+        f"the validation part), now "
+        f"{'the default' if apply else f'{config.serving.tolerance:g}; --apply makes it the default'}: {folder}",
+        soft_wrap=True,
+    )
+    if evaluation.validation_inputs * WORTH_ITERATING_FOR < 1:
+        console.print(
+            f"so few inputs do not resolve {100 * WORTH_ITERATING_FOR:g} points of accuracy: look at the table, too",
+            style="yellow",
+            soft_wrap=True,
+        )
+
+
+def set_tolerance(folder: Path, config: ModelConfig, tolerance: float) -> None:
+    """Give a version another default tolerance; who reads ``config.json`` meanwhile sees the old file or the new one."""
+    changed = config.model_copy(update={"serving": config.serving.model_copy(update={"tolerance": tolerance})})
+    incomplete = folder / f".{CONFIG}.incomplete"
+    incomplete.write_text(changed.model_dump_json(indent=2) + "\n")
+    incomplete.replace(folder / CONFIG)
+
+
+def _numbers(option: str, text: str, number: type[Number]) -> tuple[Number, ...]:
+    try:
+        return tuple(number(part) for part in text.split(","))
+    except ValueError as error:
+        raise BadParameter(f"{option}: expected numbers separated by commas, got {text!r}") from error
+
+
+def _table(evaluation: Evaluation) -> Table:
+    table = Table("tolerance", "accuracy", "mean iterations", "95 % take at most", "unconverged")
+    for outcome in evaluation.outcomes:
+        if outcome.label is None and outcome.max_iterations == evaluation.serving.max_iterations:
+            table.add_row(
+                f"{outcome.tolerance:g}",
+                f"{outcome.accuracy:.2%}",
+                f"{outcome.iterations:.1f}",
+                str(outcome.p95_iterations),
+                f"{outcome.unconverged:.2%}",
+            )
+    return table
