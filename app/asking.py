@@ -1,16 +1,19 @@
 """Asking the engine on behalf of a request: not longer than its client waits, and always of the models of now."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
+from contextlib import aclosing
 from typing import Any, TypeVar
 
 from starlette.requests import ClientDisconnect, Request
 
 from app.catalogue import Model
-from app.engine.client import Computed
+from app.engine.client import Computed, Iteration
 from app.engine.errors import NotServed
 from app.errors import Refusal
+from app.inputs import Rows
 from app.server import Server
+from app.streaming import EventStream
 from app.work import Work
 
 MOST_ATTEMPTS = 5
@@ -30,20 +33,50 @@ async def compute(request: Request, server: Server, model: Model, work: Work, ar
         ClientDisconnect: if the client went first.
         EngineError: as ``EngineClient.predict``.
     """
-    request.state.rows = len(work.inputs)
-    parameters = work.parameters
-    computed = await _unless_gone(
-        request,
-        server.engine.client.predict(
-            model.name,
-            model.version,
-            work.inputs,
-            parameters.tolerance,
-            parameters.max_iterations,
-            [None if limit is None else arrived + limit / 1000 for limit in parameters.deadline_ms],
-            fingerprint=model.fingerprint,
-        ),
+    predict = server.engine.client.predict
+    computing = predict(*_rows(request, model, work, arrived), fingerprint=model.fingerprint, session=work.session)
+    computed = await _unless_gone(request, computing)
+    _count(request, server, model, computed)
+    return _in_time(computed)
+
+
+async def watch(request: Request, server: Server, model: Model, work: Work, arrived: float) -> EventStream:
+    """The same, as events that tell of each iteration."""
+    watching = server.engine.client.watch(
+        *_rows(request, model, work, arrived), fingerprint=model.fingerprint, session=work.session
     )
+    watching = _counted(request, server, model, watching)
+    first = await _unless_gone(request, anext(watching))
+    if isinstance(first, Computed):
+        _in_time(first)
+    return EventStream(model, first, watching)
+
+
+def _rows(
+    request: Request, model: Model, work: Work, arrived: float
+) -> tuple[str, int, Rows, list[float], list[int], list[float | None]]:
+    request.state.rows = len(work.inputs)
+    limits = work.parameters
+    deadline = [None if limit is None else arrived + limit / 1000 for limit in limits.deadline_ms]
+    return model.name, model.version, work.inputs, limits.tolerance, limits.max_iterations, deadline
+
+
+async def _counted(
+    request: Request, server: Server, model: Model, watching: AsyncGenerator[Iteration | Computed, None]
+) -> AsyncGenerator[Iteration | Computed, None]:
+    async with aclosing(watching):
+        async for event in watching:
+            if isinstance(event, Computed):
+                _count(request, server, model, event)
+            yield event
+
+
+def _count(request: Request, server: Server, model: Model, computed: Computed) -> None:
+    request.state.moments = computed.moments
+    server.measures.count_rows(model, computed)
+
+
+def _in_time(computed: Computed) -> Computed:
     if not any(computed.iterations):
         raise Refusal(504, "deadline_ms: expected time for one iteration at least, got none before the deadline of any row")
     return computed

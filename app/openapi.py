@@ -17,6 +17,8 @@ from app.errors import Refusal
 from app.parameters import LARGEST_TOLERANCE, SMALLEST_TOLERANCE
 from app.server import Server
 from app.settings import Settings
+from app.streaming import EVENT_STREAM
+from app.work import LONGEST_SESSION
 
 LONGEST_EXAMPLE = 4096
 """Numbers that an example may spell out; larger images are shown as PNG only."""
@@ -39,6 +41,7 @@ MEANINGS = {
 SCHEMAS: dict[str, dict[str, Any]] = msgspec.json.schema_components(
     [
         *(wire.PredictAnswer, wire.ModelDescription, wire.ModelList, wire.Live, wire.Ready, wire.Error),
+        wire.IterationEvent,
         *(protocol.ServerMetadata, protocol.ModelMetadata, protocol.ModelReady, protocol.InferRequest, protocol.InferAnswer),
         *(protocol.IndexRequest, protocol.IndexEntry, protocol.ChangeRequest),
     ],
@@ -83,6 +86,12 @@ def _parameters(max_iterations_limit: int | None = None) -> dict[str, dict[str, 
         "tolerance": _number_or_list(tolerance, "Iterate until an iteration moves the state by no more than this."),
         "max_iterations": _number_or_list(cap, "But no more often than this."),
         "deadline_ms": _number_or_list({"type": "number", "exclusiveMinimum": 0}, "And no longer than this."),
+        "session": {
+            "type": "string",
+            "minLength": 1,
+            "maxLength": LONGEST_SESSION,
+            "description": "Start where the last rows of this session ended, if they were as many; for slowly changing inputs.",
+        },
     }
 
 
@@ -93,7 +102,13 @@ PREDICT: dict[str, Any] = answers(wire.PredictAnswer, 400, 404, 408, 413, 415, 4
         "curl -H 'content-type: image/png' --data-binary @image.png 'http://127.0.0.1:8000/predict?tolerance=0.001'\n"
         "curl -H 'content-type: application/x-npy' --data-binary @batch.npy http://127.0.0.1:8000/predict\n"
         "```\n\n"
-        "The parameters may stand in the query string (several times for one per row); those in a JSON body go before."
+        "The parameters may stand in the query string (several times for one per row); those in a JSON body go before.\n\n"
+        "With `Accept: text/event-stream` the answer comes about before your eyes: an event `iteration` for each iteration of "
+        "each row (see IterationEvent), then one `answer`, or one `error` if there is none after all.\n\n"
+        "```\n"
+        "curl -N -H 'accept: text/event-stream' -H 'content-type: image/png' --data-binary @image.png "
+        "http://127.0.0.1:8000/predict\n"
+        "```"
     ),
     "openapi_extra": {
         "parameters": [
@@ -106,6 +121,8 @@ PREDICT: dict[str, Any] = answers(wire.PredictAnswer, 400, 404, 408, 413, 415, 4
     },
 }
 """Arguments for the predict routes."""
+PREDICT["responses"][200]["content"][EVENT_STREAM] = {"schema": {"type": "string"}}
+
 INFER: dict[str, Any] = answers(protocol.InferAnswer, 400, 404, 408, 413, 415, 429, 500, 503, 504) | {
     "description": (
         "Tensors may lie behind the JSON, in the request (`binary_data_size`) and in the answer (`binary_data`, "

@@ -26,6 +26,23 @@ class PredictAnswer(Struct, frozen=True):
     predictions: list[Prediction]
 
 
+class LabelProbability(Struct, frozen=True):
+    """One of the labels that are likely at the moment."""
+
+    label: str
+    index: Annotated[int, Meta(ge=0, description="of the label in the model's classes")]
+    probability: float
+
+
+class IterationEvent(Struct, frozen=True):
+    """The data of an event ``iteration``: what one iteration of one row came to."""
+
+    row: Annotated[int, Meta(ge=0, description="of the request")]
+    iteration: Annotated[int, Meta(ge=1)]
+    residual: Annotated[float, Meta(ge=0, description="how far this iteration moved the state; null if it is not finite")] | None
+    top: Annotated[list[LabelProbability], Meta(description="the likeliest labels, if the row ended here; likeliest first")]
+
+
 class InputDescription(Struct, frozen=True):
     """What one raw input of a model is."""
 

@@ -15,6 +15,9 @@ from app.inputs import Rows
 from app.parameters import Parameters
 from app.settings import Settings
 
+LONGEST_SESSION = 128
+"""Characters that the name of a session may have."""
+
 
 @dataclass(frozen=True)
 class Work:
@@ -22,6 +25,8 @@ class Work:
 
     inputs: Rows
     parameters: Parameters
+    session: str | None = None
+    """Whose rows these are, for a warm start."""
 
 
 async def read(body: bytes, media_type: str, query: QueryParams, model: Model, settings: Settings) -> Work:
@@ -33,6 +38,7 @@ async def read(body: bytes, media_type: str, query: QueryParams, model: Model, s
         Refusal: 400 for what is not JSON, 413 for too many rows, 422 for everything that is not as it should be.
     """
     given = _from_query(query)
+    session: object = query.get("session")
     spec, max_rows = model.config.input, settings.max_rows_per_request
     match media_type:
         case "application/json":
@@ -41,19 +47,29 @@ async def read(body: bytes, media_type: str, query: QueryParams, model: Model, s
                 rows = inputs.from_lists(content["inputs"], spec, max_rows)
             else:
                 rows = await asyncio.to_thread(images.from_base64, content["images"], spec, max_rows)
+            session = content.get("session", session)
             given |= {name: content[name] for name in parameters.NAMES if name in content}
         case "application/x-npy":
             rows = inputs.from_npy(body, spec, max_rows)
         case _:
             rows = (await asyncio.to_thread(images.from_file, "body", body, spec))[None]
-    return Work(rows, parameters.read(given, len(rows), model.config.serving, settings.max_iterations_limit))
+    asked = parameters.read(given, len(rows), model.config.serving, settings.max_iterations_limit)
+    return Work(rows, asked, _session(session))
+
+
+def _session(value: object) -> str | None:
+    if value is None:
+        return None
+    if not isinstance(value, str) or not 0 < len(value) <= LONGEST_SESSION:
+        raise expected("session", f"a text of 1 to {LONGEST_SESSION} characters", value)
+    return value.encode(errors="replace").decode()  # JSON lets half a surrogate pair through, msgpack does not
 
 
 def _from_json(body: bytes) -> Mapping[str, object]:
     content = _decode(body)
     if not isinstance(content, dict):
         raise expected("body", "an object with inputs or images", content)
-    _check_names(content, ("inputs", "images", *parameters.NAMES))
+    _check_names(content, ("inputs", "images", "session", *parameters.NAMES))
     if ("inputs" in content) == ("images" in content):
         raise Refusal(422, f"inputs, images: expected one of them, got {'both' if 'inputs' in content else 'neither'}")
     return content
@@ -74,8 +90,8 @@ def _decode(body: bytes) -> object:
 
 
 def _from_query(query: QueryParams) -> dict[str, object]:
-    _check_names(query, parameters.NAMES)
-    values = {name: [_number_or_text(text) for text in query.getlist(name)] for name in query}
+    _check_names(query, ("session", *parameters.NAMES))
+    values = {name: [_number_or_text(text) for text in query.getlist(name)] for name in query if name != "session"}
     return {name: several if len(several) > 1 else several[0] for name, several in values.items()}
 
 

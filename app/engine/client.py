@@ -3,7 +3,7 @@
 import asyncio
 import itertools
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
@@ -176,7 +176,7 @@ class EngineClient:
         *,
         fingerprint: str | None = None,
         session: str | None = None,
-    ) -> AsyncIterator[Iteration | Computed]:
+    ) -> AsyncGenerator[Iteration | Computed, None]:
         """Have n rows computed and see each iteration; the answer comes last. Closing the iterator drops the rows.
 
         The arguments, and what is raised, are those of ``predict``. Whoever fetches too slowly misses iterations.

@@ -3,6 +3,7 @@
 import asyncio
 import itertools
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -40,12 +41,15 @@ class EngineSupervisor:
         threads: CPU threads of PyTorch; its own choice if None.
         hang_timeout: seconds of silence after which a living engine is killed.
         start_timeout: the same, for one that is still loading.
+        session_bytes, session_seconds: as in ``app.engine.sessions.Sessions``.
         log_level: of the engine process.
 
     Attributes:
         client: asks the engine; raises ``EngineDied`` while there is none.
         ready: whether there is one.
         restarts: how often one was started again.
+        ends_in_a_row: how many engines have ended, each soon after its start; 0 again when one lives.
+        trouble: why there is no engine now, where one ended; None if there is one, or was none yet.
     """
 
     def __init__(
@@ -59,22 +63,29 @@ class EngineSupervisor:
         *,
         hang_timeout: float = 10.0,
         start_timeout: float = 300.0,
+        session_bytes: int = 2**26,
+        session_seconds: float = 300.0,
         log_level: str = "info",
     ) -> None:
         self.client = EngineClient()
         self.restarts = 0
+        self.ends_in_a_row = 0
+        self.trouble: str | None = None
         self._arguments = [
             f"--store={store}",
             f"--device={device}",
             f"--slots={slots}",
             f"--max-waiting-rows={max_waiting_rows}",
             f"--batching={batching}",
+            f"--session-bytes={session_bytes}",
+            f"--session-seconds={session_seconds}",
             f"--log-level={log_level}",
         ]
         if threads is not None:
             self._arguments.append(f"--threads={threads}")
         self._hang_timeout = hang_timeout
         self._start_timeout = start_timeout
+        self._last_end = "it could not be started"
         self._ready = asyncio.Event()
         self._stopping = False
         self._process: Process | None = None
@@ -115,19 +126,21 @@ class EngineSupervisor:
 
     async def _keep(self) -> None:
         folder = Path(tempfile.mkdtemp(prefix="jfb-engine-"))  # nobody but this user can enter it and connect
-        deaths = 0
         try:
             for life in itertools.count():
-                started = time.monotonic()
                 try:
                     await self._live(f"ipc://{folder / str(life)}")
                 except OSError as error:
                     log.error("the engine process cannot be started", error=str(error))
                 if self._stopping:
                     return
-                deaths = 1 if time.monotonic() - started > SHORT_LIFE else deaths + 1
-                pause = min(0.25 * 2 ** (deaths - 1), LONGEST_PAUSE) if deaths > 1 else 0.0
-                log.error("the engine process ended and is started again", ends_in_a_row=deaths, pause=pause)
+                self.ends_in_a_row = ends = self.ends_in_a_row + 1
+                pause = min(0.25 * 2 ** (ends - 1), LONGEST_PAUSE) if ends > 1 else 0.0
+                self.trouble = (
+                    f"it ended {'once' if ends == 1 else f'{ends} times in a row'} ({self._last_end}) "
+                    f"and is started again {f'after {pause:g} s' if pause else 'at once'}"
+                )
+                log.error("the engine process ended and is started again", ends_in_a_row=ends, pause=pause)
                 await asyncio.sleep(pause)
                 self.restarts += 1
         finally:
@@ -135,7 +148,12 @@ class EngineSupervisor:
 
     async def _live(self, address: str) -> None:
         """Start an engine and stay with it until it has ended."""
-        command = [sys.executable, "-m", "app.engine", f"--address={address}", *self._arguments]
+        self._last_end = "it could not be started"
+        unloaded = self.client.state.unloaded if self.client.state else []  # a restart does not undo what was asked for
+        command = [
+            *(sys.executable, "-m", "app.engine", f"--address={address}", *self._arguments),
+            *(f"--unloaded={model}" for model in unloaded),
+        ]
         # The engine reads its standard input only to notice that this process, which holds the other end, is gone.
         # Its own session keeps Ctrl-C from it, which is for this process to act on.
         self._process = process = await asyncio.create_subprocess_exec(*command, stdin=PIPE, start_new_session=True)
@@ -149,7 +167,8 @@ class EngineSupervisor:
             hang.cancel()
             with suppress(ProcessLookupError):
                 process.kill()
-            await death
+            code = await death
+            self._last_end = f"by {signal.Signals(-code).name}" if code < 0 else f"with status {code}"
             self._process = None
             await self.client.disconnect()
             log.info("the engine process ended", pid=process.pid, exit_code=process.returncode)
@@ -159,9 +178,13 @@ class EngineSupervisor:
         with suppress(TimeoutError, EngineDied):
             await self.client.look(self._start_timeout)
             self._ready.set()
+            self.trouble = None
             log.info("the engine is ready", pid=self.pid)
+            began = time.monotonic()
             while True:
                 await asyncio.sleep(SECONDS_BETWEEN_LOOKS)
+                if time.monotonic() - began > SHORT_LIFE:
+                    self.ends_in_a_row = 0
                 try:
                     await self.client.look(self._hang_timeout / 2)
                 except TimeoutError:  # asked twice, because a stall of this process looks the same

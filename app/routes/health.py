@@ -22,6 +22,10 @@ async def live() -> Response:
 
 @router.get("/ready", summary="Are all models loaded, and does the engine answer?", **openapi.answers(Ready, 503))
 async def ready(server: ServerOfRequest) -> Response:
+    if server.stopping.is_set():
+        raise unavailable("server: it is shutting down")
+    if server.engine.trouble is not None:
+        raise unavailable(f"engine: {server.engine.trouble}")
     catalogue = server.catalogue
     if not server.engine.ready:
         raise unavailable("engine: it is being started")

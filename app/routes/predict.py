@@ -5,9 +5,9 @@ import time
 import msgspec
 from fastapi import APIRouter, Request, Response
 
-from app import body, openapi, work
+from app import body, openapi, streaming, work
 from app.answer import answer
-from app.asking import compute, while_models_change
+from app.asking import compute, watch, while_models_change
 from app.server import Server, ServerOfRequest
 
 router = APIRouter(tags=["predict"])
@@ -30,13 +30,15 @@ async def predict_version(request: Request, server: ServerOfRequest, name: str, 
 
 async def _predict(request: Request, server: Server, name: str | None, version: int | None) -> Response:
     arrived = time.monotonic()
-    server.catalogue.find(name, version)  # an unknown model is refused before its inputs are read
+    request.state.model = server.catalogue.find(name, version).name  # an unknown model is refused before its inputs are read
     media_type = body.media_type(request)
     content = await body.read(request, server.settings)
 
     async def attempt() -> Response:
         model = server.catalogue.find(name, version)
         asked = await work.read(content, media_type, request.query_params, model, server.settings)
+        if streaming.is_wanted(request):
+            return await watch(request, server, model, asked, arrived)
         computed = await compute(request, server, model, asked, arrived)
         return Response(msgspec.json.encode(answer(model, computed)), media_type="application/json")
 
