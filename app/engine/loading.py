@@ -41,6 +41,9 @@ class Loader:
             Exception: whatever a model that cannot be served raises.
         """
         found = checkpoint.load(self.store / model / str(version), self.device)
+        # The weights are a mapping of their file so far: whoever writes to that would change the network, or end this process.
+        for tensor in (*found.network.parameters(), *found.network.buffers()):
+            tensor.data = tensor.data.clone()
         engine = Engine(
             TorchBackend(found.network, self.device),
             SOLVERS[found.config.serving.solver](),
