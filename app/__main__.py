@@ -8,8 +8,11 @@ from pydantic_settings import CliApp
 
 from app import log
 from app.errors import in_our_words
+from app.keys import KeysError
 from app.main import create_app
 from app.settings import Settings
+from app.stopping import StoppingServer
+from app.tracing import TracingMissing
 
 SHUTDOWN_SECONDS = 10
 """How long requests in flight may take to end once the server has been told to stop."""
@@ -25,9 +28,14 @@ def main() -> None:
             field = ".".join(map(str, problem["loc"]))
             sys.stderr.write(f"{field}: {message}, got {problem['input']!r}\n" if field else f"{message}\n")
         sys.exit(2)
-    log.configure(settings.log_level)
-    uvicorn.run(
-        create_app(settings),
+    log.configure(settings.log_level, settings.log_format)
+    try:
+        app = create_app(settings)
+    except (KeysError, TracingMissing) as error:
+        sys.stderr.write(f"{error}\n")
+        sys.exit(2)
+    config = uvicorn.Config(
+        app,
         host=settings.host,
         port=settings.port,
         log_config=None,
@@ -35,6 +43,10 @@ def main() -> None:
         server_header=False,
         timeout_graceful_shutdown=SHUTDOWN_SECONDS,
     )
+    server = StoppingServer(config, app.state.server)
+    server.run()
+    if not server.started:
+        sys.exit(3)  # it has logged why, such as a port in use
 
 
 if __name__ == "__main__":

@@ -6,8 +6,14 @@ import sys
 import structlog
 
 
-def configure(level: str) -> None:
-    """Log to stderr from ``level`` (debug, info, warning, error) on: coloured lines on a terminal, else JSON lines."""
+def configure(level: str, form: str = "auto") -> None:
+    """Log to stderr from ``level`` (debug, info, warning, error) on.
+
+    Args:
+        level: the least severe messages that are logged.
+        form: ``console`` is lines for people, ``json`` a JSON object a line, ``auto`` the former on a terminal only.
+    """
+    console = sys.stderr.isatty() if form == "auto" else form == "console"
     shared: list[structlog.typing.Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_log_level,
@@ -21,8 +27,8 @@ def configure(level: str) -> None:
     )
     # Both kinds of traceback without the local variables: they would hold what clients sent.
     renderer: list[structlog.typing.Processor] = (
-        [structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)]
-        if sys.stderr.isatty()
+        [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback)]
+        if console
         else [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
     )
     handler = logging.StreamHandler()

@@ -2,19 +2,27 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager, nullcontext, suppress
 
 import structlog
 import typer
-from fastapi import FastAPI
+from fastapi import Depends, FastAPI
+from fastapi.middleware.cors import CORSMiddleware
+from prometheus_client import CollectorRegistry
 
 from app import errors, openapi
+from app.authorisation import admin, user
 from app.engine.supervisor import EngineSupervisor
 from app.greeting import greeting
+from app.keys import Keys
+from app.measures import Measures
 from app.middleware import RequestMiddleware
+from app.monitoring import monitoring
+from app.reloading import keeping_up
 from app.routes import health, inference, metrics, models, predict, repository
 from app.server import Server
 from app.settings import Settings
+from app.tracing import Tracing
 
 log = structlog.get_logger(__name__)
 
@@ -29,19 +37,29 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         settings.max_waiting_rows,
         settings.batching,
         settings.threads,
+        session_bytes=settings.session_bytes,
+        session_seconds=settings.session_seconds,
         log_level=settings.log_level,
     )
-    server = Server(settings, engine)
+    keys, registry = Keys(settings), CollectorRegistry()
+    tracing = Tracing(settings.otlp_endpoint) if settings.otlp_endpoint else None
+    server = Server(settings, engine, keys, registry, Measures(registry), tracing)
+    server.on_hangup.append(keys.reload)
 
     app = FastAPI(title="Implicit networks", summary="Fixed points, served by the iteration.", lifespan=_lifespan)
     app.state.server = server
-    app.add_middleware(RequestMiddleware, metrics=server.metrics)
+    if settings.cors_origins:
+        origins = [origin.strip() for origin in settings.cors_origins.split(",")]
+        app.add_middleware(CORSMiddleware, allow_origins=origins, allow_methods=["*"], allow_headers=["*"], expose_headers=["*"])
+    app.add_middleware(RequestMiddleware, server=server)  # the last is the outermost
     errors.install(app)
     metrics.install(server)
-    for router in (predict.router, models.router, inference.router, repository.router, repository.admin_router):
-        app.include_router(router)
-    for router in (health.router, metrics.router):
-        app.include_router(router)
+    for routes in (predict, models, inference, repository):
+        app.include_router(routes.router, dependencies=[Depends(user)], responses=openapi.refusals(401))
+    app.include_router(repository.admin_router, dependencies=[Depends(admin)], responses=openapi.refusals(401, 403))
+    app.include_router(health.router)
+    if settings.metrics_port is None:
+        app.include_router(metrics.router)
     openapi.install(app, server)
     return app
 
@@ -51,7 +69,8 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     server: Server = app.state.server
     starting = asyncio.create_task(_start(server))  # in the background, so that /v2/health/live answers at once
     try:
-        yield
+        async with keeping_up(server), monitoring(server), server.tracing.sending() if server.tracing else nullcontext():
+            yield
     finally:
         starting.cancel()
         with suppress(asyncio.CancelledError):

@@ -1,45 +1,73 @@
-"""Around every request: an id, one line in the log, one count in the metrics, and an answer even to a bug."""
+"""Around every request: an id, a trace, one line in the log, one count in the metrics, and an answer even to a bug."""
 
 import asyncio
+import re
 import time
 import uuid
 
 import structlog
-from prometheus_client import CollectorRegistry, Counter
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.errors import Refusal, respond, unavailable
+from app.server import Server
 
 log = structlog.get_logger(__name__)
 
+DOCS = "https://cdn.jsdelivr.net"
+"""Where FastAPI's documentation pages have their scripts from."""
+PAGE_HEADERS = {
+    "content-security-policy": (
+        "default-src 'self'; img-src 'self' data: blob:; style-src 'self' 'unsafe-inline'; script-src 'self'; "
+        "object-src 'none'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
+    ),
+    "x-content-type-options": "nosniff",
+    "x-frame-options": "DENY",
+    "referrer-policy": "no-referrer",
+}
+"""Of every HTML page: it loads nothing from elsewhere, and nobody can put it into a frame."""
+DOCS_HEADERS = PAGE_HEADERS | {
+    "content-security-policy": (
+        f"default-src 'self'; img-src 'self' data: https://fastapi.tiangolo.com; style-src 'unsafe-inline' {DOCS}; "
+        f"script-src 'unsafe-inline' {DOCS}; worker-src blob:; object-src 'none'; base-uri 'none'; frame-ancestors 'none'"
+    )
+}
+
 
 class RequestMiddleware:
-    """Echo or make ``x-request-id``, log and count the request, and answer 500 in the usual form if a handler raises.
+    """Echo or make ``x-request-id``, log, count and trace the request, and answer 500 in the usual form if a handler raises.
 
-    Routes may put the number of rows of a request into ``request.state.rows``; nothing else of its content is logged.
+    Routes may put the number of rows of a request into ``request.state.rows``, the name of the model that it asks into
+    ``request.state.model`` and when the engine did what into ``request.state.moments``; nothing else of its content is logged.
     """
 
-    def __init__(self, app: ASGIApp, metrics: CollectorRegistry) -> None:
+    def __init__(self, app: ASGIApp, server: Server) -> None:
         self._app = app
-        self._requests = Counter("jfb_http_requests", "Requests answered.", ["method", "route", "status"], registry=metrics)
+        self._server = server
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
         began = time.perf_counter()
-        request_id = _id_of(Headers(scope=scope))
+        headers, method = Headers(scope=scope), scope["method"]
+        request_id = _id_of(headers)
         status: int | None = None
 
         async def send_with_id(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                MutableHeaders(scope=message)["x-request-id"] = request_id
+                answer = MutableHeaders(scope=message)
+                answer["x-request-id"] = request_id
+                if answer.get("content-type", "").startswith("text/html"):
+                    answer.update(DOCS_HEADERS if scope["path"].startswith(("/docs", "/redoc")) else PAGE_HEADERS)
             await send(message)
 
-        structlog.contextvars.bind_contextvars(request_id=request_id)
+        tracing = self._server.tracing
+        trace = tracing.begin(headers) if tracing else None
+        trace_id = trace.id if trace else _trace_of(headers)
+        structlog.contextvars.bind_contextvars(request_id=request_id, **({"trace_id": trace_id} if trace_id else {}))
         try:
             await self._app(scope, receive, send_with_id)
         except asyncio.CancelledError:  # uvicorn does that to what is still in flight when the time to shut down is over
@@ -52,14 +80,24 @@ class RequestMiddleware:
         finally:
             # Unknown paths share one label, or clients could make up labels without end.
             route = getattr(scope.get("route"), "path", "unknown")
-            method = scope["method"]
-            self._requests.labels(method, route, str(status)).inc()
-            milliseconds = round((time.perf_counter() - began) * 1e3, 2)
-            rows = scope.get("state", {}).get("rows")
-            log.info("request", method=method, route=route, status=status, rows=rows, ms=milliseconds)
+            seconds = time.perf_counter() - began
+            state = scope.get("state", {})
+            model, rows = state.get("model", ""), state.get("rows")
+            self._server.measures.count_request(model, method, route, str(status), seconds)
+            log.info("request", method=method, route=route, model=model, status=status, rows=rows, ms=round(seconds * 1e3, 2))
+            if tracing and trace:
+                facts = {"http.request.method": method, "http.route": route, "http.response.status_code": status or 0}
+                own = {"jfb.model": model, "jfb.rows": rows or 0, "jfb.request_id": request_id}
+                tracing.end(trace, f"{method} {route}", facts | own, state.get("moments"))
             structlog.contextvars.clear_contextvars()
 
 
 def _id_of(headers: Headers) -> str:
     given = headers.get("x-request-id", "")
     return given if 0 < len(given) <= 128 and given.isascii() and given.isprintable() else uuid.uuid4().hex
+
+
+def _trace_of(headers: Headers) -> str | None:
+    """The trace id of a W3C ``traceparent``."""
+    match = re.fullmatch(r"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}(-.*)?", headers.get("traceparent", ""))
+    return match[1] if match and match[1].strip("0") else None

@@ -1,6 +1,8 @@
 """Server: what the routes share."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from threading import Event
 from typing import Annotated
 
 from fastapi import Depends, Request
@@ -9,7 +11,10 @@ from prometheus_client import CollectorRegistry
 from app.catalogue import Catalogue
 from app.engine.supervisor import EngineSupervisor
 from app.errors import unavailable
+from app.keys import Keys
+from app.measures import Measures
 from app.settings import Settings
+from app.tracing import Tracing
 
 
 @dataclass(frozen=True)
@@ -18,7 +23,16 @@ class Server:
 
     settings: Settings
     engine: EngineSupervisor
-    metrics: CollectorRegistry = field(default_factory=CollectorRegistry)
+    keys: Keys
+    metrics: CollectorRegistry
+    """What Prometheus reads."""
+    measures: Measures
+    """What is counted here for it."""
+    tracing: Tracing | None = None
+    stopping: Event = field(default_factory=Event)
+    """Set when the server has been told to end; it then answers for a while, but is not ready."""
+    on_hangup: list[Callable[[], None]] = field(default_factory=list)
+    """What SIGHUP calls."""
 
     @property
     def catalogue(self) -> Catalogue:

@@ -1,9 +1,10 @@
 """Settings: everything that can be set about the server, as ``JFB_`` variables and as flags of ``python -m app``."""
 
+import re
 from pathlib import Path
 from typing import Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 
@@ -45,8 +46,40 @@ class Settings(BaseSettings):
     """Whether rows join and leave between iterations, or a batch runs until its worst row has ended (for comparison)."""
     threads: int | None = Field(default=None, ge=1)
     """CPU threads of the engine; PyTorch's own choice unless set."""
+    poll_seconds: float | None = Field(default=None, gt=0)
+    """How often to look for new versions in the store; only when told to (SIGHUP, or a load request) unless set."""
+    drain_seconds: float = Field(default=1.0, ge=0)
+    """How long after SIGTERM requests are still taken, while /v2/health/ready answers 503 already."""
+    session_bytes: int = Field(default=64 * 1024 * 1024, ge=0)
+    """Memory for the warm starts of sessions, of each version; those not used for longest are forgotten first."""
+    session_seconds: float = Field(default=300.0, gt=0)
+    """How long a session that is not used is remembered."""
+    api_keys: SecretStr | None = None
+    """Keys, one of which every request must bear (Authorization: Bearer KEY); several with commas. Anyone may ask unless set."""
+    api_keys_file: Path | None = None
+    """File of such keys, one a line, read again on SIGHUP."""
+    admin_keys: SecretStr | None = None
+    """Keys that may load and unload models too; with api_keys alone nobody may. Anyone may unless either is set."""
+    admin_keys_file: Path | None = None
+    """File of such keys, one a line, read again on SIGHUP."""
+    metrics_port: int | None = Field(default=None, ge=0, le=65535)
+    """Port of /metrics, which the other port then has no more, and of /v2/health, which both have; 0 as for port."""
+    cors_origins: str = ""
+    """Origins whose pages may ask from a browser, such as https://example.org, with commas between them; * is every page."""
+    otlp_endpoint: str | None = None
+    """OpenTelemetry collector that traces are sent to, such as http://localhost:4318; needs the extra otel."""
+    log_format: Literal["auto", "console", "json"] = "auto"
+    """How the log is written; auto is console on a terminal and JSON elsewhere."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """The least severe messages that are logged; info has one line a request."""
+
+    @field_validator("cors_origins")
+    @classmethod
+    def _check_origins(cls, value: str) -> str:
+        for origin in filter(None, value.split(",")):
+            if origin.strip() != "*" and not re.fullmatch(r"https?://[^/\s]+", origin.strip()):
+                raise ValueError(f"expected origins such as https://example.org, got {origin.strip()!r}")
+        return value
 
     @model_validator(mode="after")
     def _check(self) -> Self:

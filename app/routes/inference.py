@@ -97,7 +97,7 @@ async def model_ready(server: ServerOfRequest, name: str, version: Version | Non
 async def infer(request: Request, server: ServerOfRequest, name: str, version: Version | None = None) -> Response:
     arrived = time.monotonic()
     with bad_requests_are_400():
-        _find(server, name, version)  # an unknown model is refused before its inputs are read
+        request.state.model = _find(server, name, version).name  # an unknown model is refused before its inputs are read
         content = await body.read(request, server.settings)
         content = body.decompress(content, request.headers.get("content-encoding", "identity"), server.settings.max_body_bytes)
         header, tail = binary_tensors.split(content, request.headers.get(binary_tensors.HEADER))

@@ -5,10 +5,11 @@ from contextlib import suppress
 
 from fastapi import APIRouter, Response
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from app.engine.errors import EngineDied
+from app.histogram import LABELS, add
 from app.server import Server, ServerOfRequest
 
 router = APIRouter(tags=["health"])
@@ -39,10 +40,24 @@ class EngineCollector(Collector):
         engine = self._server.engine
         yield GaugeMetricFamily("jfb_engine_ready", "Whether the engine is up.", value=float(engine.ready))
         yield CounterMetricFamily("jfb_engine_restarts", "Times that the engine was restarted.", value=engine.restarts)
+        yield GaugeMetricFamily(
+            "jfb_engine_ends_in_a_row",
+            "Engines that ended soon after their start, one after the other.",
+            value=engine.ends_in_a_row,
+        )
         counters = engine.client.state.counters if engine.client.state else []
+        versions = GaugeMetricFamily("jfb_engine_versions", "Versions that are served.", labels=["model"])
+        for model in dict.fromkeys(one.model for one in counters):
+            versions.add_metric([model], sum(one.model == model for one in counters))
+        yield versions
+        sizes = HistogramMetricFamily("jfb_engine_batch_rows", "Rows of the batch, a tick.", labels=LABELS)
+        for one in counters:
+            bounds = [2**power for power in range(len(one.batch_sizes))]
+            add(sizes, [one.model, str(one.version)], bounds, [*one.batch_sizes, 0], one.step_evaluations)
+        yield sizes
         for family, names in ((CounterMetricFamily, COUNTERS), (GaugeMetricFamily, GAUGES)):
             for name, meaning in names.items():
-                metric = family(f"jfb_engine_{name}", meaning, labels=["model", "version"])
+                metric = family(f"jfb_engine_{name}", meaning, labels=LABELS)
                 for one in counters:
                     metric.add_metric([one.model, str(one.version)], getattr(one, name))
                 yield metric
