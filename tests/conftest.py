@@ -24,7 +24,7 @@ def digits_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     store = tmp_path_factory.mktemp("store")
     subprocess.run(
         [sys.executable, "-m", "training", "train", "digits"],
-        env={**os.environ, "JFB_MODEL_STORE": str(store)},
+        env={**os.environ, "JFB_MODEL_STORE": str(store), "JFB_RUNS": str(store.parent / "runs")},
         check=True,
         capture_output=True,
         timeout=300,

@@ -63,13 +63,18 @@ def samples(data: Data) -> list[dict[str, Any]]:
 
 
 def metrics(trained: Trained) -> dict[str, Any]:
-    """What ``metrics.json`` says: of the test part, but for what is named otherwise; shares, not percentages."""
+    """What ``metrics.json`` says: of the test part, but for what is named otherwise; shares, not percentages.
+
+    ``epoch`` is the one whose averaged weights these are: the best of ``epochs`` by validation accuracy.
+    """
     return {
         "accuracy": trained.test.accuracy,
         "loss": trained.test.loss,
         "iterations": trained.test.iterations,
         "converged": trained.test.converged,
         "validation_accuracy": trained.validation.accuracy,
+        "epoch": trained.epoch,
+        "epochs": len(trained.history),
         "parameters": sum(parameter.numel() for parameter in trained.network.parameters()),
         "seconds": trained.seconds,
         "contraction_bound": trained.contraction_bound,

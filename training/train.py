@@ -2,9 +2,10 @@
 
 import math
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import cast
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
+from typing import Any, cast
 
 import torch
 from rich.console import Console
@@ -19,9 +20,12 @@ from jfb.contraction import local_contraction_factor
 from jfb.model_config import ArchitectureSpec
 from training.augment import build_augmentation
 from training.data import Data, measure_normalisation
-from training.errors import NonFiniteLossError, RecipeError
+from training.errors import NonFiniteLossError, RecipeError, TrainingError
 from training.history import Epoch
+from training.joint_batch_norm import join_batch_norms
+from training.processes import Processes
 from training.recipe import OptimisationRecipe, Recipe
+from training.run_folder import RunFolder, Snapshot
 from training.score import Score, score
 from training.sources import Split
 
@@ -38,117 +42,257 @@ class Trained:
     architecture: ArchitectureSpec
     """With the arguments that were measured."""
     network: ImplicitNetwork
-    """In evaluation mode; the averaged weights."""
+    """In evaluation mode; the averaged weights at the end of the best epoch."""
+    epoch: int
+    """The best: the one with the highest validation accuracy, and of several the last."""
     history: list[Epoch]
     validation: Score
     test: Score
     seconds: float
+    """Of training, without the time between a crash and the resumption."""
     contraction_bound: float | None
     """Guaranteed upper bound on γ."""
     contraction_factor: float
     """Largest ``‖∂T/∂u‖₂`` measured at fixed points of validation inputs."""
 
 
-def train(recipe: Recipe, data: Data, *, device: torch.device, console: Console, watch: Watch | None = None) -> Trained:
+def train(
+    recipe: Recipe,
+    data: Data,
+    *,
+    device: torch.device,
+    console: Console,
+    watch: Watch | None = None,
+    folder: RunFolder | None = None,
+    processes: Processes | None = None,
+) -> Trained:
     """Train the recipe's network on the training part, watch it on the validation part, report on the test part.
 
-    The same recipe and data give the same weights, bit for bit, on the same machine with the same number of threads.
+    The same recipe and data give the same weights, bit for bit, on the same machine with the same number of threads, also
+    when the run was killed and resumed any number of times. On several processes they are the same to rounding, but for
+    dropout, which each process draws for its own rows.
+
+    Args:
+        folder: where to write while the run goes on; a run that has a snapshot there is resumed from it.
+        processes: this one alone if not given.
 
     Raises:
-        RecipeError: for arguments that the architecture refuses.
+        RecipeError: for arguments that the architecture refuses, and batches with less than an input a process.
         NonFiniteLossError: as soon as the loss is NaN or infinite.
+        TrainingError: for a snapshot of another recipe or of other data.
     """
-    began = time.perf_counter()
-    settings = recipe.optimisation
-    torch.manual_seed(settings.seed)
-    torch.backends.cudnn.deterministic = True
-
-    architecture = with_normalisation(recipe.network, data.train)
-    try:
-        network = build(architecture.name, data.input.shape, len(data.classes), architecture.arguments).to(device)
-    except (TypeError, ValueError) as error:
-        raise RecipeError(f"{recipe.name}: network: {error}") from error
-    if len(data.input.shape) == 3:
-        network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # convolutions are faster so
-    # Operator norms are convex, so an average of weights that keep a bound keeps it, too.
-    average = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(settings.averaging), use_buffers=True)  # type: ignore[no-untyped-call]
-    averaged = cast(ImplicitNetwork, average.module)
-
-    steps_per_epoch = max(len(data.train.labels) // settings.batch_size, 1)
-    optimiser = torch.optim.AdamW(decayed(network, settings.weight_decay), lr=settings.learning_rate)
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimiser, lambda step: learning_rate_factor(step / (settings.epochs * steps_per_epoch), settings.warm_up)
-    )
-    gradient, search, augment = recipe.gradient.build(), recipe.search.build(), build_augmentation(recipe.augment)
-
-    history: list[Epoch] = []
-    with _progress(console) as progress:
-        bar = progress.add_task("", total=settings.epochs * steps_per_epoch, news="")
-        for epoch in range(1, settings.epochs + 1):
-            # Seeded anew, so that an epoch's randomness does not hang on how many numbers those before it drew.
-            torch.manual_seed(epoch_seed(settings, epoch))
-            network.train()
-            loss_sum = right = iterations = seen = 0.0
-            for step, rows in enumerate(batches(len(data.train.labels), settings.batch_size, steps_per_epoch), 1):
-                inputs = augment(data.train.inputs[rows].to(device, torch.float32))
-                labels = data.train.labels[rows].to(device)
-                if watch:
-                    watch(network, inputs, labels)
-
-                injection = network.inject(inputs)
-                state, solution = gradient(network, injection, search)
-                logits = network.readout(state)
-                loss = F.cross_entropy(logits, labels, label_smoothing=settings.label_smoothing)
-                if not math.isfinite(loss.item()):
-                    raise NonFiniteLossError(_non_finite(recipe, epoch, step, loss.item(), inputs))
-
-                optimiser.zero_grad()
-                loss.backward()  # type: ignore[no-untyped-call]
-                optimiser.step()
-                schedule.step()
-                network.constrain()
-                average.update_parameters(network)
-
-                seen += len(labels)
-                loss_sum += loss.item() * len(labels)
-                right += int((logits.argmax(1) == labels).sum())
-                iterations += int(solution.iterations.sum())
-                news = f"loss {loss_sum / seen:.4f}  accuracy {100 * right / seen:.2f} %  iterations {iterations / seen:.1f}"
-                progress.update(bar, advance=1, description=f"epoch {epoch}/{settings.epochs}", news=news)
-
-            validation = score(averaged, data.validation, recipe.serving, device)
-            history.append(
-                Epoch(
-                    epoch=epoch,
-                    seconds=time.perf_counter() - began,
-                    learning_rate=float(schedule.get_last_lr()[0]),
-                    train_loss=loss_sum / seen,
-                    train_accuracy=right / seen,
-                    train_iterations=iterations / seen,
-                    validation_loss=validation.loss,
-                    validation_accuracy=validation.accuracy,
-                    validation_iterations=validation.iterations,
-                    contraction_bound=averaged.contraction_bound(),
-                )
-            )
+    processes = processes or Processes()
+    run = Run(recipe, data, device, processes)
+    if folder and (snapshot := folder.read_snapshot()):
+        run.restore(snapshot, folder)
+        console.print(f"going on with {folder.path} at epoch {run.epoch}, after step {run.step}", soft_wrap=True)
+    began = time.perf_counter() - run.seconds
+    saved = time.perf_counter()
+    epochs = recipe.optimisation.epochs
+    writes = folder if processes.first else None
+    with _progress(console) as progress, writes.record(run.history) if writes else nullcontext() as record:
+        bar = progress.add_task("", total=epochs * run.steps, news="")
+        while run.epoch <= epochs:
+            run.network.train()
+            for rows in run.remaining_batches():
+                run.learn(rows, watch)
+                done = (run.epoch - 1) * run.steps + run.step
+                progress.update(bar, completed=done, description=f"epoch {run.epoch}/{epochs}", news=run.news())
+                if writes and time.perf_counter() - saved >= writes.snapshot_seconds:
+                    run.seconds = time.perf_counter() - began
+                    writes.write_snapshot(run.snapshot())
+                    saved = time.perf_counter()
+            news, validation = run.news(), score(run.averaged, data.validation, recipe.serving, device)
+            run.seconds = time.perf_counter() - began
+            run.end_epoch(validation)
+            if writes and record:
+                record.add(run.history)
+                writes.write_snapshot(run.snapshot())
+                saved = time.perf_counter()
             progress.console.print(
-                f"epoch {epoch}: {news}; validation loss {validation.loss:.4f}, accuracy {100 * validation.accuracy:.2f} %, "
-                f"iterations {validation.iterations:.1f}",
+                f"epoch {run.history[-1].epoch}: {news}; validation loss {validation.loss:.4f}, accuracy "
+                f"{100 * validation.accuracy:.2f} %, iterations {validation.iterations:.1f}",
                 soft_wrap=True,
             )
 
-    seconds = time.perf_counter() - began
+    network = run.best_network()
     return Trained(
         recipe=recipe,
-        architecture=architecture,
-        network=averaged,
-        history=history,
-        validation=validation,
-        test=score(averaged, data.test, recipe.serving, device),
-        seconds=seconds,
-        contraction_bound=averaged.contraction_bound(),
-        contraction_factor=measured_contraction(averaged, data.validation, recipe, device),
+        architecture=run.architecture,
+        network=network,
+        epoch=run.best_epoch,
+        history=run.history,
+        validation=score(network, data.validation, recipe.serving, device),
+        test=score(network, data.test, recipe.serving, device),
+        seconds=run.seconds,
+        contraction_bound=network.contraction_bound(),
+        contraction_factor=measured_contraction(network, data.validation, recipe, device),
     )
+
+
+class Learner(nn.Module):
+    """A forward pass of training: from inputs and labels to a loss with a graph, and what there is to report."""
+
+    def __init__(self, network: ImplicitNetwork, recipe: Recipe) -> None:
+        super().__init__()
+        self.network = network
+        self.gradient, self.search = recipe.gradient.build(), recipe.search.build()
+        self.label_smoothing = recipe.optimisation.label_smoothing
+
+    def forward(self, inputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the sum of the losses, and sums ``[3]`` without a graph: of losses, right answers and iterations."""
+        injection = self.network.inject(inputs)
+        state, solution = self.gradient(self.network, injection, self.search)
+        logits = self.network.readout(state)
+        loss = F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing, reduction="sum")
+        right = (logits.argmax(1) == labels).sum()
+        return loss, torch.stack([loss.detach(), right.to(loss.dtype), solution.iterations.sum().to(loss.dtype)])
+
+
+class Run:
+    """Everything that changes as a run goes on. A snapshot is all of it, so what follows a snapshot is decided by it.
+
+    There is no random state to keep: whatever is random in a step is drawn from a seed of its own.
+    """
+
+    def __init__(self, recipe: Recipe, data: Data, device: torch.device, processes: Processes) -> None:
+        settings = recipe.optimisation
+        batch = min(settings.batch_size, len(data.train.labels))
+        if batch < processes.count:
+            raise RecipeError(
+                f"{recipe.name}: optimisation.batch_size: expected at least an input for each of {processes.count} processes, "
+                f"got batches of {batch}"
+            )
+        torch.manual_seed(settings.seed)
+        torch.backends.cudnn.deterministic = True
+        self.recipe, self.data, self.device, self.processes = recipe, data, device, processes
+        self.architecture = with_normalisation(recipe.network, data.train)
+        arguments = self.architecture.arguments
+        try:
+            network = build(self.architecture.name, data.input.shape, len(data.classes), arguments).to(device)
+        except (TypeError, ValueError) as error:
+            raise RecipeError(f"{recipe.name}: network: {error}") from error
+        if processes.count > 1:
+            join_batch_norms(network)
+        if len(data.input.shape) == 3:
+            network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # convolutions are faster so
+        self.network = network
+        # Operator norms are convex, so an average of weights that keep a bound keeps it, too.
+        self.average = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(settings.averaging), use_buffers=True)  # type: ignore[no-untyped-call]
+        self.averaged = cast(ImplicitNetwork, self.average.module)
+        self.learner = processes.wrap(Learner(network, recipe))
+        self.augment = build_augmentation(recipe.augment)
+
+        self.steps = max(len(data.train.labels) // settings.batch_size, 1)
+        """Of an epoch."""
+        self.optimiser = torch.optim.AdamW(decayed(network, settings.weight_decay), lr=settings.learning_rate)
+        self.schedule = torch.optim.lr_scheduler.LambdaLR(
+            self.optimiser, lambda step: learning_rate_factor(step / (settings.epochs * self.steps), settings.warm_up)
+        )
+        self.epoch = 1
+        self.step = 0
+        """Steps of this epoch that are behind."""
+        self.sums = [0.0, 0.0, 0.0, 0.0]
+        """Of this epoch: losses, right answers, iterations, inputs."""
+        self.history: list[Epoch] = []
+        self.best_epoch = 0
+        self.best_weights: dict[str, Tensor] = {}
+        self.seconds = 0.0
+
+    def remaining_batches(self) -> list[Tensor]:
+        """Rows of each step that is left of this epoch; what does not fill a batch waits for another epoch's order."""
+        generator = torch.Generator().manual_seed(epoch_seed(self.recipe.optimisation, self.epoch))
+        order = torch.randperm(len(self.data.train.labels), generator=generator)
+        size = self.recipe.optimisation.batch_size
+        return [order[step * size : (step + 1) * size] for step in range(self.step, self.steps)]
+
+    def learn(self, rows: Tensor, watch: Watch | None) -> None:
+        """Make one step, with the given rows of the training part."""
+        part, processes = self.data.train, self.processes
+        seed = step_seed(self.recipe.optimisation, self.epoch, self.step)
+        torch.manual_seed(seed)
+        # Every process augments the joint batch, or what one draws for an image would hang on how many processes there are.
+        inputs, labels = self.augment(part.inputs[rows].to(self.device, torch.float32)), part.labels[rows].to(self.device)
+        if watch:
+            watch(self.network, inputs, labels)
+        if processes.rank:
+            torch.manual_seed(seed + processes.rank)  # dropout's masks are for rows of its own
+
+        loss, sums = self.learner(processes.part(inputs), processes.part(labels))
+        sums = [*processes.total(sums).tolist(), len(rows)]
+        if not math.isfinite(sums[0]):
+            raise NonFiniteLossError(_non_finite(self.recipe, self.epoch, self.step + 1, sums[0] / len(rows), inputs))
+        self.optimiser.zero_grad()
+        (loss * (processes.count / len(rows))).backward()  # the processes' gradients are averaged, not summed
+        self.optimiser.step()
+        self.schedule.step()
+        self.network.constrain()
+        self.average.update_parameters(self.network)
+
+        self.sums = [total + number for total, number in zip(self.sums, sums, strict=True)]
+        self.step += 1
+
+    def news(self) -> str:
+        """This epoch so far, for people."""
+        loss, right, iterations, inputs = self.sums
+        return f"loss {loss / inputs:.4f}  accuracy {100 * right / inputs:.2f} %  iterations {iterations / inputs:.1f}"
+
+    def end_epoch(self, validation: Score) -> None:
+        """Write down the epoch, keep its weights if they are the best, and go to the next one."""
+        loss, right, iterations, inputs = self.sums
+        if validation.accuracy >= max((epoch.validation_accuracy for epoch in self.history), default=0.0):
+            self.best_epoch = self.epoch
+            self.best_weights = {name: tensor.to("cpu", copy=True) for name, tensor in self.averaged.state_dict().items()}
+        self.history.append(
+            Epoch(
+                epoch=self.epoch,
+                seconds=self.seconds,
+                learning_rate=float(self.schedule.get_last_lr()[0]),
+                train_loss=loss / inputs,
+                train_accuracy=right / inputs,
+                train_iterations=iterations / inputs,
+                validation_loss=validation.loss,
+                validation_accuracy=validation.accuracy,
+                validation_iterations=validation.iterations,
+                contraction_bound=self.averaged.contraction_bound(),
+            )
+        )
+        self.epoch, self.step, self.sums = self.epoch + 1, 0, [0.0, 0.0, 0.0, 0.0]
+
+    def best_network(self) -> ImplicitNetwork:
+        """The averaged network, from here on with the weights of the best epoch."""
+        self.averaged.load_state_dict(self.best_weights)
+        return self.averaged.eval()
+
+    def snapshot(self) -> Snapshot:
+        """The state of the run, as plain data."""
+        return {
+            **self._origin(),
+            **{name: getattr(self, name) for name in ("epoch", "step", "sums", "seconds", "best_epoch", "best_weights")},
+            "history": [asdict(epoch) for epoch in self.history],
+            **{name: part.state_dict() for name, part in self._parts().items()},
+        }
+
+    def restore(self, snapshot: Snapshot, folder: RunFolder) -> None:
+        """Go on from a snapshot.
+
+        Raises:
+            TrainingError: if it is of another recipe, or of data with another mean and standard deviation.
+        """
+        changed = _differences({key: snapshot[key] for key in self._origin()}, self._origin())
+        if changed:
+            raise TrainingError(f"--resume: {folder.path} was begun otherwise: {'; '.join(changed)}")
+        for name in ("epoch", "step", "sums", "seconds", "best_epoch", "best_weights"):
+            setattr(self, name, snapshot[name])
+        self.history = [Epoch(**epoch) for epoch in snapshot["history"]]
+        for name, part in self._parts().items():
+            part.load_state_dict(snapshot[name])
+
+    def _origin(self) -> dict[str, Any]:
+        return {"recipe": self.recipe.model_dump(mode="json"), "architecture": self.architecture.model_dump(mode="json")}
+
+    def _parts(self) -> dict[str, Any]:
+        return {"network": self.network, "average": self.average, "optimiser": self.optimiser, "schedule": self.schedule}
 
 
 def with_normalisation(network: ArchitectureSpec, part: Split) -> ArchitectureSpec:
@@ -172,15 +316,13 @@ def learning_rate_factor(progress: float, warm_up: float) -> float:
 
 
 def epoch_seed(settings: OptimisationRecipe, epoch: int) -> int:
-    """The seed of everything random in an epoch: order, augmentation, dropout."""
+    """The seed of an epoch's order."""
     return settings.seed * 1_000_003 + epoch
 
 
-def batches(rows: int, batch_size: int, steps: int) -> Iterator[Tensor]:
-    """Rows of each step of an epoch, in random order; what does not fill a batch waits for another epoch's order."""
-    order = torch.randperm(rows)
-    for step in range(steps):
-        yield order[step * batch_size : (step + 1) * batch_size]
+def step_seed(settings: OptimisationRecipe, epoch: int, step: int) -> int:
+    """The seed of what else is random in a step: augmentation and dropout."""
+    return (epoch_seed(settings, epoch) * 1_000_003 + step) % 2**63
 
 
 def measured_contraction(
@@ -220,3 +362,15 @@ def _non_finite(recipe: Recipe, epoch: int, step: int, loss: float, inputs: Tens
         f"{where}: lower optimisation.learning_rate (now {recipe.optimisation.learning_rate:g}), or lengthen "
         f"optimisation.warm_up (now {recipe.optimisation.warm_up:g})"
     )
+
+
+def _differences(before: dict[str, Any], now: dict[str, Any], prefix: str = "") -> list[str]:
+    """Keys whose values differ, in words."""
+    found = []
+    for key in sorted(before.keys() | now.keys()):
+        old, new = before.get(key), now.get(key)
+        if isinstance(old, dict) and isinstance(new, dict):
+            found += _differences(old, new, f"{prefix}{key}.")
+        elif old != new:
+            found.append(f"{prefix}{key} was {old}, is {new}")
+    return found

@@ -17,6 +17,11 @@ def _private_dataset_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
 
 
+@pytest.fixture(autouse=True)
+def _private_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("JFB_RUNS", str(tmp_path / "runs"))
+
+
 @pytest.fixture
 def console() -> Console:
     return Console(quiet=True)
