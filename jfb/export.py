@@ -63,8 +63,7 @@ def _facts(folder: Path, config: ModelConfig) -> dict[str, str]:
     folder = folder.resolve()
     facts = {
         "format_version": str(FORMAT_VERSION),
-        "name": folder.parent.name,
-        "version": folder.name,
+        **({"name": folder.parent.name, "version": folder.name} if folder.name.isdecimal() else {"name": folder.name}),
         "architecture": config.architecture.name,
         "input": config.input.model_dump_json(),
         "classes": json.dumps(config.classes, ensure_ascii=False),
@@ -74,6 +73,6 @@ def _facts(folder: Path, config: ModelConfig) -> dict[str, str]:
         "residual_norm": config.serving.residual_norm.value,
     }
     metrics = folder / "metrics.json"
-    if metrics.exists():
-        facts["accuracy"] = str(json.loads(metrics.read_text())["accuracy"])
+    if metrics.exists() and "accuracy" in (measured := json.loads(metrics.read_text())):
+        facts["accuracy"] = str(measured["accuracy"])
     return facts

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 import torch
+from numpy.typing import NDArray
 from onnx import ModelProto
 from torch import Tensor
 
@@ -88,7 +89,10 @@ class OnnxNetwork(ImplicitNetwork):
 
 
 class _Graph:
-    """One file: a function of tensors, whose results ONNX Runtime writes straight into PyTorch's memory."""
+    """One file: a function of tensors, which PyTorch and ONNX Runtime hand each other through NumPy, without copies.
+
+    ONNX Runtime's own bindings of memory are slower here: making one costs half as much as a step of one row.
+    """
 
     def __init__(self, path: Path, signature: Signature) -> None:
         self.path = path
@@ -103,19 +107,17 @@ class _Graph:
     def __call__(self, *arguments: Tensor) -> Tensor:
         """Compute. Raises ``ValueError`` for tensors that the graph does not take, ``RuntimeError`` if it fails."""
         rows = arguments[0].shape[0]
-        result = torch.empty(rows, *self.shapes[self.signature.output])
+        expected = (rows, *self.shapes[self.signature.output])
         given = zip(self.signature.inputs, arguments, strict=True)
-        held = {name: _plain(name, argument, (rows, *self.shapes[name])) for name, argument in given}
+        feed = {name: _array(name, argument, (rows, *self.shapes[name])) for name, argument in given}
         if not rows:
-            return result  # a convolution of no rows is an error to ONNX Runtime
-        binding = self._session.io_binding()
-        for name, tensor in held.items():
-            binding.bind_input(name, "cpu", 0, np.float32, tensor.shape, tensor.data_ptr())
-        binding.bind_output(self.signature.output, "cpu", 0, np.float32, result.shape, result.data_ptr())
+            return torch.empty(expected)  # a convolution of no rows is an error to ONNX Runtime
         try:
-            self._session.run_with_iobinding(binding)
+            result = torch.from_numpy(self._session.run([self.signature.output], feed)[0])
         except Exception as error:  # the runtime's exceptions have no common type, and the graph may be anybody's
             raise RuntimeError(f"{self.path}: {error}") from error
+        if result.shape != expected:
+            raise RuntimeError(f"{self.path}: {self.signature.output}: expected shape {list(expected)}, got {list(result.shape)}")
         return result
 
 
@@ -150,11 +152,12 @@ def _session(model: ModelProto) -> onnxruntime.InferenceSession:
         raise OnnxFileError(f"ONNX Runtime refuses it: {error}") from error
 
 
-def _plain(name: str, tensor: Tensor, expected: Shape) -> Tensor:
+def _array(name: str, tensor: Tensor, expected: Shape) -> NDArray[np.float32]:
     if tensor.device.type != "cpu" or tensor.dtype != torch.float32 or tensor.shape != expected:
         got = f"{tensor.dtype} {list(tensor.shape)} on {tensor.device}"
         raise ValueError(f"{name}: expected torch.float32 {list(expected)} on cpu, got {got}")
-    return tensor.detach().contiguous()
+    array: NDArray[np.float32] = tensor.detach().contiguous().numpy()
+    return array
 
 
 def _shown(expected: Shape) -> str:

@@ -1,5 +1,6 @@
 """The exported graph, run by ONNX Runtime, against ``jfb.predict``."""
 
+import io
 import json
 import logging
 from itertools import pairwise
@@ -8,8 +9,10 @@ from pathlib import Path
 import numpy as np
 import onnx
 import onnxruntime
+import pyarrow.parquet as pq
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -249,11 +252,6 @@ def test_the_authors_network_for_mnist_answers_as_their_own_program_does(shared:
 
 def mnist_images(shared: Path, count: int) -> Tensor:
     """The first test images, ``[count, 1, 28, 28]``, in [0, 255]."""
-    import io
-
-    import pyarrow.parquet as pq
-    from PIL import Image
-
     table = pq.read_table(shared / "data" / "mnist" / "test-00000-of-00001.parquet").slice(0, count)
     pictures = [np.asarray(Image.open(io.BytesIO(row["bytes"]))) for row in table["image"].to_pylist()]
     return torch.from_numpy(np.stack(pictures)).float().unsqueeze(1)

@@ -35,7 +35,7 @@ def export(
         console.print(f"{path}: {path.stat().st_size / 1024:,.0f} KiB", soft_wrap=True, highlight=False)
     if solver != "picard":
         console.print(
-            f"model.onnx iterates plainly: the same answers within the tolerance as with {solver}, after other numbers of iterations",
+            f"model.onnx iterates plainly: answers within the same tolerance as with {solver}, after other numbers of iterations",
             style="yellow",
             soft_wrap=True,
         )

@@ -1,0 +1,82 @@
+"""The exported graph in ONNX Runtime, and its parts driven by ``jfb.solve``, against ``jfb.predict`` in PyTorch.
+
+    python benchmarks/onnx_whole_graph.py
+
+One thread, one process, the contenders taking turns; medians of many rounds, and ratios of medians. The network is an implicit
+ResNet for 28x28 images with stages of 24 and 40 channels, untrained.
+"""
+
+import logging
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import torch
+
+import jfb
+from jfb import ModelConfig, checkpoint
+from jfb.architectures import build
+from jfb.export import export
+from jfb.onnx_network import OnnxNetwork
+
+ARGUMENTS = {"channels": [24, 40], "pool": [2, 2]}
+CONFIG = ModelConfig.model_validate(
+    {
+        "architecture": {"name": "implicit_resnet", "arguments": ARGUMENTS},
+        "input": {"shape": [1, 28, 28], "kind": "image", "low": 0, "high": 255},
+        "classes": [str(digit) for digit in range(10)],
+    }
+)
+ROUNDS = 40
+CAP = 100
+
+
+def main() -> None:
+    """Print a table."""
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        checkpoint.save(folder, CONFIG, build("implicit_resnet", (1, 28, 28), 10, ARGUMENTS))
+        export(folder, parts=True)
+        network, parts = jfb.load(folder).network, OnnxNetwork(folder, CONFIG)
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = 1
+        session = onnxruntime.InferenceSession(folder / "model.onnx", options, providers=["CPUExecutionProvider"])
+
+    print(f"{'batch':>5} {'tolerance':>14} {'iterations':>16} {'predict':>10} {'model.onnx':>18} {'parts':>18}")
+    for rows, tolerances in ((1, (1e-3, 1e-3)), (32, (1e-3, 1e-3)), (32, (1e-5, 1e-1))):
+        inputs = 255 * torch.rand(rows, 1, 28, 28)
+        tolerance = torch.from_numpy(np.geomspace(*tolerances, rows, dtype=np.float32))
+        feed = {"inputs": inputs.numpy(), "tolerance": tolerance.numpy(), "max_iterations": np.full(rows, CAP)}
+        iterations = jfb.predict(network, inputs, tolerance=tolerance, max_iterations=CAP).solution.iterations.float()
+        eager, whole, driven = medians(
+            partial(jfb.predict, network, inputs, tolerance=tolerance, max_iterations=CAP),
+            partial(session.run, None, feed),
+            partial(jfb.predict, parts, inputs, tolerance=tolerance, max_iterations=CAP),
+        )
+        asked = " to ".join(f"{bound:g}" for bound in sorted(set(tolerances)))
+        counts = f"{iterations.mean():.1f}, max {iterations.max():.0f}"
+        times = "".join(f"{1e3 * seconds:>8.2f} ms {eager / seconds:>5.2f} x" for seconds in (whole, driven))
+        print(f"{rows:>5} {asked:>14} {counts:>16} {1e3 * eager:>7.2f} ms {times}")
+
+
+def medians(*contenders: Callable[[], object]) -> list[float]:
+    """Seconds a call, each contender's median; a round runs all of them once."""
+    seconds: list[list[float]] = [[] for _ in contenders]
+    for _ in range(ROUNDS):
+        for contender, mine in zip(contenders, seconds, strict=True):
+            start = time.perf_counter()
+            contender()
+            mine.append(time.perf_counter() - start)
+    return [statistics.median(mine) for mine in seconds]
+
+
+if __name__ == "__main__":
+    main()
