@@ -5,6 +5,7 @@ import sys
 import typer
 from rich.console import Console
 
+from training.commands.compare import compare
 from training.commands.evaluate import evaluate
 from training.commands.export import export
 from training.commands.import_authors import import_authors
@@ -18,6 +19,7 @@ app = typer.Typer(
     add_completion=False,
 )
 app.command()(train)
+app.command()(compare)
 app.command()(evaluate)
 app.command()(export)
 
