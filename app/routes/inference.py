@@ -56,12 +56,44 @@ async def server_metadata() -> Response:
 
 
 @router.get("/models/{name}", summary="What a model takes and gives", **openapi.answers(ModelMetadata, 404, 503))
+async def model_metadata(server: ServerOfRequest, name: str) -> Response:
+    return _metadata(server, name, None)
+
+
 @router.get(
     "/models/{name}/versions/{version}",
     summary="What a version of a model takes and gives",
     **openapi.answers(ModelMetadata, 400, 404, 503),
 )
-async def model_metadata(server: ServerOfRequest, name: str, version: Version | None = None) -> Response:
+async def version_metadata(server: ServerOfRequest, name: str, version: Version) -> Response:
+    return _metadata(server, name, version)
+
+
+@router.get("/models/{name}/ready", summary="Can a model be asked?", **openapi.answers(ModelReady, 404, 503))
+async def model_ready(server: ServerOfRequest, name: str) -> Response:
+    return _ready(server, name, None)
+
+
+@router.get(
+    "/models/{name}/versions/{version}/ready",
+    summary="Can a version of a model be asked?",
+    **openapi.answers(ModelReady, 400, 404, 503),
+)
+async def version_ready(server: ServerOfRequest, name: str, version: Version) -> Response:
+    return _ready(server, name, version)
+
+
+@router.post("/models/{name}/infer", summary="Ask a model's highest version", **openapi.INFER)
+async def infer(request: Request, server: ServerOfRequest, name: str) -> Response:
+    return await _infer(request, server, name, None)
+
+
+@router.post("/models/{name}/versions/{version}/infer", summary="Ask one version of a model", **openapi.INFER)
+async def infer_version(request: Request, server: ServerOfRequest, name: str, version: Version) -> Response:
+    return await _infer(request, server, name, version)
+
+
+def _metadata(server: Server, name: str, version: str | None) -> Response:
     model = _find(server, name, version)
     spec = model.config.input
     optional = [TensorMetadata(name, datatype, [-1], TensorParameters(True)) for name, datatype in PER_ROW.items()]
@@ -79,22 +111,14 @@ async def model_metadata(server: ServerOfRequest, name: str, version: Version | 
     )
 
 
-@router.get("/models/{name}/ready", summary="Can a model be asked?", **openapi.answers(ModelReady, 404, 503))
-@router.get(
-    "/models/{name}/versions/{version}/ready",
-    summary="Can a version of a model be asked?",
-    **openapi.answers(ModelReady, 400, 404, 503),
-)
-async def model_ready(server: ServerOfRequest, name: str, version: Version | None = None) -> Response:
+def _ready(server: Server, name: str, version: str | None) -> Response:
     model = _find(server, name, version)
     if not server.engine.ready:
         raise unavailable("engine: it is being started")
     return _json(ModelReady(model.name, True))
 
 
-@router.post("/models/{name}/infer", summary="Ask a model's highest version", **openapi.INFER)
-@router.post("/models/{name}/versions/{version}/infer", summary="Ask one version of a model", **openapi.INFER)
-async def infer(request: Request, server: ServerOfRequest, name: str, version: Version | None = None) -> Response:
+async def _infer(request: Request, server: Server, name: str, version: str | None) -> Response:
     arrived = time.monotonic()
     with bad_requests_are_400():
         request.state.model = _find(server, name, version).name  # an unknown model is refused before its inputs are read
