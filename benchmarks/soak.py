@@ -1,0 +1,416 @@
+"""Soak: everything at once, for a while, from a seed, against a real server; then everything is checked.
+
+Clients send good, warm-started, streamed, slow, bad and huge requests, and some leave early. Meanwhile the engine is killed,
+versions are published, replaced, broken and removed, and the server is told to reload, at random moments. It is required that
+
+* each request gets exactly one answer, and its connection never breaks;
+* every 200 is right: what ``jfb.predict`` computes offline with the version that the answer names;
+* bad and huge requests get their own 4xx, and there is no 5xx but the announced ones: 503 with Retry-After while there is no
+  engine, and 504 for a deadline before the first iteration;
+* no row stays behind, and memory is flat.
+
+    python -m benchmarks.soak --seconds 180 --seed 1
+
+It ends with status 1, and says what was wrong, if anything was.
+"""
+
+import asyncio
+import json
+import os
+import random
+import shutil
+import signal
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+import httpx
+import numpy as np
+import torch
+import typer
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+from torch import nn
+
+import jfb
+from jfb import ModelConfig, checkpoint
+from jfb.architectures import build
+from jfb.architectures.implicit_mlp import ImplicitMLP
+
+CLIENTS = 24
+IMAGES = np.random.default_rng(0).integers(0, 17, (64, 1, 8, 8)).astype(np.float32)
+TOLERANCES = (1e-1, 1e-2, 1e-4)
+CAP = 300
+SETTINGS = {
+    "device": "cpu",
+    "threads": 1,
+    "default_model": "digits",
+    "slots": 16,
+    "max_waiting_rows": 48,
+    "max_rows_per_request": 32,
+    "max_body_bytes": 100_000,
+    "max_iterations_limit": 100_000,
+    "session_bytes": 2**20,
+    "drain_seconds": 0,
+    "log_level": "warning",
+}
+PICTURES = ModelConfig.model_validate(
+    {
+        "architecture": {"name": "implicit_resnet", "arguments": {"mean": 8.0, "std": 8.0, "channels": [8], "pool": [2]}},
+        "input": {"shape": [1, 8, 8], "kind": "image", "low": 0, "high": 16},
+        "classes": [str(digit) for digit in range(10)],
+        "serving": {"tolerance": 1e-3, "max_iterations": CAP},
+    }
+)
+ENDLESS = ModelConfig.model_validate(
+    {
+        "architecture": {"name": "implicit_mlp", "arguments": {"width": 8, "contraction": 0.999999, "slope": 1.0}},
+        "input": {"shape": [4], "kind": "vector"},
+        "classes": ["no", "yes"],
+    }
+)
+BAD: list[tuple[int, dict[str, Any]]] = [
+    (400, {"content": b"{"}),
+    (422, {"json": {"inputs": [[1, 2, 3]]}}),
+    (422, {"json": {"inputs": [[[[17.0] * 8] * 8]]}}),
+    (422, {"json": {"inputs": IMAGES[:1].tolist(), "tolerance": -1}}),
+    (422, {"json": {"inputs": IMAGES[:1].tolist(), "session": ""}}),
+    (422, {"json": {"images": ["bm8gaW1hZ2U="]}}),
+    (413, {"json": {"inputs": IMAGES[:33].tolist()}}),
+    (413, {"content": b" " * 100_001}),
+]
+"""Bodies and what they are answered."""
+
+
+@dataclass
+class Answered:
+    """A 200 to be checked."""
+
+    version: int
+    images: list[int]
+    tolerance: float
+    is_warm: bool
+    predictions: list[dict[str, Any]]
+
+
+@dataclass
+class Soak:
+    """What happened so far."""
+
+    url: str
+    store: Path
+    process: "subprocess.Popen[bytes]"
+    random: random.Random
+    sent: Counter[str] = field(default_factory=Counter)
+    answers: Counter[tuple[str, str]] = field(default_factory=Counter)
+    events: Counter[str] = field(default_factory=Counter)
+    right: list[Answered] = field(default_factory=list)
+    wrong: list[str] = field(default_factory=list)
+    networks: dict[int, jfb.Checkpoint] = field(default_factory=dict)
+    resident: dict[str, list[float]] = field(default_factory=lambda: {"http": [], "engine": []})
+
+    # What clients do.
+
+    async def predict(self, client: httpx.AsyncClient) -> None:
+        """A good request: right, or refused for now."""
+        images, tolerance = self._images(), self.random.choice(TOLERANCES)
+        body = {"inputs": IMAGES[images].tolist(), "tolerance": tolerance, "max_iterations": CAP}
+        self._take("predict", await client.post("/predict", json=body), images, tolerance, is_warm=False)
+
+    async def warm(self, client: httpx.AsyncClient) -> None:
+        """One of a few sessions asks again."""
+        images = self._images()
+        body = {"inputs": IMAGES[images].tolist(), "tolerance": 1e-4, "max_iterations": CAP}
+        body["session"] = f"{self.random.randrange(8)}"
+        self._take("warm", await client.post("/predict", json=body), images, 1e-4, is_warm=True)
+
+    async def stream(self, client: httpx.AsyncClient) -> None:
+        """A good request whose iterations are watched."""
+        images = self._images()
+        body = {"inputs": IMAGES[images].tolist(), "tolerance": 1e-2, "max_iterations": CAP}
+        answer = await client.post("/predict", json=body, headers={"accept": "text/event-stream"})
+        if answer.status_code != 200:
+            self._take("stream", answer, images, 1e-2, is_warm=False)
+            return
+        name, data = answer.text.removesuffix("\n\n").rpartition("\n\n")[2].split("\n")
+        if name == "event: error":
+            self.answers["stream", "error event"] += 1
+            return
+        self._check("stream", name == "event: answer", f"the last event is {name}")
+        self.answers["stream", "200"] += 1
+        content = json.loads(data.removeprefix("data: "))
+        self.right.append(Answered(content["version"], images, 1e-2, False, content["predictions"]))
+
+    async def slow(self, client: httpx.AsyncClient) -> None:
+        """More iterations than the deadline has room for."""
+        body = {
+            "inputs": [[0, 1, 2, 3]],
+            "tolerance": 1e-30,
+            "max_iterations": 100_000,
+            "deadline_ms": self.random.choice([1, 50]),
+        }
+        answer = await client.post("/models/slow/predict", json=body)
+        self._take("slow", answer, allowed=(504,))
+        if answer.status_code == 200:
+            self._check("slow", answer.json()["predictions"][0]["status"] == "deadline", answer.text)
+
+    async def bad(self, client: httpx.AsyncClient) -> None:
+        """What is refused before the engine hears of it."""
+        status, content = self.random.choice(BAD)
+        answer = await client.post("/predict", headers={"content-type": "application/json"}, **content)
+        self.answers["bad", str(answer.status_code)] += 1
+        self._check("bad", answer.status_code == status and "error" in answer.json(), f"expected {status}: {answer.text}")
+
+    async def leave(self, client: httpx.AsyncClient) -> None:
+        """A client that closes its connection in the midst of a long computation."""
+        body = json.dumps({"inputs": [[0, 1, 2, 3]] * 4, "tolerance": 1e-30, "max_iterations": 100_000}).encode()
+        url = httpx.URL(self.url)
+        _, writer = await asyncio.open_connection(url.host, url.port)
+        head = (
+            f"POST /models/slow/predict HTTP/1.1\r\nhost: soak\r\ncontent-type: application/json\r\ncontent-length: {len(body)}"
+        )
+        writer.write(head.encode() + b"\r\n\r\n" + body[: self.random.choice([len(body), len(body) // 2])])
+        with suppress(ConnectionError):
+            await writer.drain()
+            await asyncio.sleep(self.random.random() * 0.2)
+        writer.close()
+        with suppress(ConnectionError):
+            await writer.wait_closed()
+        self.answers["leave", "left"] += 1
+
+    # What happens to the server.
+
+    async def kill(self) -> None:
+        os.kill(self._engine(), signal.SIGKILL)
+
+    async def publish(self) -> None:
+        """A new version takes the place of the oldest, or new weights that of the newest."""
+        self.add_version()
+        shutil.rmtree(self.store / "digits" / str(checkpoint.versions(self.store / "digits")[0]))
+        self.process.send_signal(signal.SIGHUP)
+
+    async def touch(self) -> None:
+        """The same weights again, loaded anew."""
+        for path in (self.store / "digits").glob("*/model.safetensors"):
+            os.utime(path)
+        self.process.send_signal(signal.SIGHUP)
+
+    async def break_one(self) -> None:
+        """A version that cannot be loaded comes, and goes after a while."""
+        folder = self.store / "digits" / "999999"
+        folder.mkdir()
+        (folder / "config.json").write_text("{")
+        self.process.send_signal(signal.SIGHUP)
+        await asyncio.sleep(1)
+        shutil.rmtree(folder)
+
+    def add_version(self) -> None:
+        with torch.random.fork_rng():
+            torch.manual_seed(self.random.getrandbits(32))
+            network = build("implicit_resnet", (1, 8, 8), 10, PICTURES.architecture.arguments)
+        with checkpoint.new_version(self.store, "digits") as folder:
+            checkpoint.save(folder, PICTURES, network)
+        version = checkpoint.versions(self.store / "digits")[-1]
+        self.networks[version] = jfb.Checkpoint(PICTURES, network.eval())
+
+    # The course of it.
+
+    async def client(self, until: float, client: httpx.AsyncClient) -> None:
+        """One client, which asks one thing after the other."""
+        kinds: list[tuple[Callable[[httpx.AsyncClient], Awaitable[None]], int]]
+        kinds = [(self.predict, 10), (self.warm, 4), (self.stream, 2), (self.slow, 2), (self.bad, 4), (self.leave, 2)]
+        while time.monotonic() < until:
+            (kind,) = self.random.choices([kind for kind, _ in kinds], [weight for _, weight in kinds])
+            name = kind.__name__
+            self.sent[name] += 1
+            try:
+                await kind(client)
+            except httpx.HTTPError as error:
+                self.wrong.append(f"{name}: no answer: {error!r}")
+            await asyncio.sleep(self.random.random() * 0.02)
+
+    async def trouble(self, until: float) -> None:
+        """Now and then something happens."""
+        while time.monotonic() < until - 3:
+            await asyncio.sleep(1 + self.random.random() * 3)
+            what = self.random.choice([self.kill, self.publish, self.publish, self.touch, self.break_one])
+            self.events[what.__name__] += 1
+            with suppress(ProcessLookupError, StopIteration):  # there is no engine to be killed at the moment
+                await what()
+
+    async def weigh(self, until: float) -> None:
+        """Look at the memory of both processes."""
+        while time.monotonic() < until:
+            with suppress(OSError, StopIteration):
+                for name, pid in (("http", self.process.pid), ("engine", self._engine())):
+                    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+                    self.resident[name].append(pages * os.sysconf("SC_PAGESIZE") / 2**20)
+            await asyncio.sleep(0.25)
+
+    def check_answers(self) -> None:
+        """Compare every 200 with ``jfb.predict``."""
+        expected: dict[tuple[int, float], jfb.Prediction] = {}
+        for one in track(self.right, "checking", console=Console(stderr=True), transient=True):
+            key = one.version, one.tolerance
+            if key not in expected:
+                network = self.networks[one.version].network
+                expected[key] = jfb.predict(network, torch.from_numpy(IMAGES), tolerance=one.tolerance, max_iterations=CAP)
+            offline = expected[key]
+            for image, row in zip(one.images, one.predictions, strict=True):
+                iterations = int(offline.solution.iterations[image])
+                apart = float(np.abs(np.array(row["probabilities"]) - offline.logits[image].double().softmax(0).numpy()).max())
+                if one.is_warm:  # the same fixed point from elsewhere: the same answer within the tolerance
+                    is_right = row["status"] == "converged" and row["residual"] <= one.tolerance and apart < 0.01
+                elif row["iterations"] == iterations:
+                    is_right = row["status"] == offline.solution.status[image] and apart < 1e-5
+                else:  # one more or less, where rounding falls on the threshold
+                    is_right = abs(row["iterations"] - iterations) == 1 and apart < one.tolerance
+                self._check("answer", is_right, f"{key}, image {image}: {row}, expected {iterations} iterations, {apart} apart")
+
+    def check_memory(self) -> None:
+        """Late in the run it is what it was early on."""
+        for name, values in self.resident.items():
+            quarter = len(values) // 4
+            early, late = statistics.median(values[quarter : 2 * quarter]), statistics.median(values[-quarter:])
+            self._check("memory", late < 1.1 * early, f"{name}: {early:.0f} MiB early on, {late:.0f} MiB at the end")
+
+    def _images(self) -> list[int]:
+        return self.random.sample(range(len(IMAGES)), self.random.choice([1, 1, 1, 2, 8]))
+
+    def _take(
+        self,
+        kind: str,
+        answer: httpx.Response,
+        images: list[int] | None = None,
+        tolerance: float = 0.0,
+        *,
+        is_warm: bool = False,
+        allowed: tuple[int, ...] = (),
+    ) -> None:
+        self.answers[kind, str(answer.status_code)] += 1
+        if answer.status_code == 200:
+            if images is not None:
+                content = answer.json()
+                self.right.append(Answered(content["version"], images, tolerance, is_warm, content["predictions"]))
+        elif answer.status_code in (429, 503):
+            self._check(kind, int(answer.headers.get("retry-after", 0)) >= 1, f"no Retry-After: {answer.text}")
+        else:
+            self._check(kind, answer.status_code in allowed, f"{answer.status_code}: {answer.text}")
+
+    def _check(self, what: str, holds: bool, otherwise: str) -> None:
+        if not holds:
+            self.wrong.append(f"{what}: {otherwise}")
+
+    def _engine(self) -> int:
+        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
+        return next(int(child) for child in children if b"app.engine" in Path(f"/proc/{child}/cmdline").read_bytes())
+
+
+@asynccontextmanager
+async def running(store: Path, log: Path, seed: int) -> AsyncIterator[Soak]:
+    """A server of the store, ready; its log goes to a file."""
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    settings = {**SETTINGS, "model_store": store, "port": port}
+    variables = {f"JFB_{name.upper()}": str(value) for name, value in settings.items()}
+    with log.open("wb") as output:
+        process = subprocess.Popen([sys.executable, "-m", "app"], env={**os.environ, **variables}, stdout=output, stderr=output)
+    try:
+        soak = Soak(f"http://127.0.0.1:{port}", store, process, random.Random(seed))
+        soak.add_version()
+        soak.add_version()
+        await ready(soak.url)
+        yield soak
+    finally:
+        process.terminate()
+        process.wait(30)
+
+
+async def ready(url: str) -> None:
+    """Return when the server is."""
+    async with httpx.AsyncClient(base_url=url) as client, asyncio.timeout(120):
+        while True:
+            with suppress(httpx.TransportError):
+                if (await client.get("/v2/health/ready")).status_code == 200:
+                    return
+            await asyncio.sleep(0.1)
+
+
+async def run(seconds: float, seed: int, folder: Path) -> Soak:
+    """Soak a server, and check what it answered."""
+    store = folder / "store"
+    network = build("implicit_mlp", (4,), 2, ENDLESS.architecture.arguments)
+    assert isinstance(network, ImplicitMLP)
+    nn.init.orthogonal_(network.latent.weight)  # a rotation, which takes all the iterations there are
+    with checkpoint.new_version(store, "slow") as version:
+        checkpoint.save(version, ENDLESS, network)
+    async with running(store, folder / "log", seed) as soak:
+        until = time.monotonic() + seconds
+        limits = httpx.Limits(max_connections=CLIENTS)
+        async with httpx.AsyncClient(base_url=soak.url, timeout=60, limits=limits) as client:
+            clients = [soak.client(until, client) for _ in range(CLIENTS)]
+            await asyncio.gather(*clients, soak.trouble(until), soak.weigh(until))
+            await ready(soak.url)
+            await asyncio.sleep(1)  # for the last who left
+            for line in (await client.get("/metrics")).text.splitlines():
+                if line.startswith(("jfb_engine_active_rows{", "jfb_engine_waiting_rows{")):
+                    soak._check("rows", line.endswith(" 0.0"), f"left behind: {line}")
+            again = await client.post("/predict", json={"inputs": IMAGES[:1].tolist()})
+            soak._check("end", again.status_code == 200, f"the server is not well: {again.text}")
+    soak._check("exit", soak.process.returncode == 0, f"the server ended with status {soak.process.returncode}")
+    answered = Counter[str]()
+    for (kind, _), count in soak.answers.items():
+        answered[kind] += count
+    soak._check("count", answered == soak.sent, f"{dict(soak.sent)} were sent, {dict(answered)} answered")
+    for word in ("a bug", "Traceback"):
+        soak._check("log", word not in (folder / "log").read_text(), f"the log has {word!r}, see {folder / 'log'}")
+    soak.check_answers()
+    soak.check_memory()
+    return soak
+
+
+def report(soak: Soak, console: Console) -> None:
+    """Print what happened."""
+    table = Table("request", "answer", "count")
+    for (kind, status), count in sorted(soak.answers.items()):
+        table.add_row(kind, status, str(count))
+    console.print(table)
+    rows = sum(len(one.images) for one in soak.right)
+    console.print(f"{sum(soak.sent.values())} requests; {len(soak.right)} answers of {rows} rows were compared with jfb.predict")
+    console.print("happened: " + ", ".join(f"{name} {count}" for name, count in sorted(soak.events.items())))
+    for name, values in soak.resident.items():
+        console.print(f"memory of {name}: {min(values):.0f} to {max(values):.0f} MiB, {values[-1]:.0f} MiB at the end")
+    for wrong in soak.wrong[:20]:
+        console.print(f"[red]wrong[/red] {wrong}", highlight=False)
+    console.print(f"{len(soak.wrong)} wrong" if soak.wrong else "nothing wrong")
+
+
+def main(
+    seconds: Annotated[float, typer.Option(min=5, help="How long.")] = 600,
+    seed: Annotated[int, typer.Option(help="Of what is sent and what happens.")] = 0,
+) -> None:
+    """Soak a server of small models."""
+    torch.set_num_threads(1)
+    folder = Path(tempfile.mkdtemp(prefix="jfb-soak-"))
+    try:
+        soak = asyncio.run(run(seconds, seed, folder))
+        report(soak, Console(width=120))
+        if soak.wrong:
+            Console(stderr=True).print((folder / "log").read_text()[-5000:], markup=False)
+            sys.exit(1)
+    finally:
+        shutil.rmtree(folder)
+
+
+if __name__ == "__main__":
+    typer.run(main)
