@@ -40,6 +40,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         session_bytes=settings.session_bytes,
         session_seconds=settings.session_seconds,
         log_level=settings.log_level,
+        log_format=settings.log_format,
     )
     keys, registry = Keys(settings), CollectorRegistry()
     tracing = Tracing(settings.otlp_endpoint) if settings.otlp_endpoint else None

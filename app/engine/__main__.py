@@ -31,9 +31,10 @@ def main(
     unloaded: Annotated[list[str] | None, typer.Option(help="A model not to serve until it is loaded; may be repeated.")] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads of PyTorch.")] = None,
     log_level: Annotated[str, typer.Option(help="debug, info, warning or error.")] = "info",
+    log_format: Annotated[str, typer.Option(help="auto, console or json.")] = "auto",
 ) -> None:
     """Load a model store and serve it on a ZeroMQ socket until SIGTERM, or until the standard input closes."""
-    log.configure(log_level)
+    log.configure(log_level, log_format)
     threading.Thread(target=_end_with_parent, name="end with parent", daemon=True).start()
     if threads is not None:
         torch.set_num_threads(threads)

@@ -42,7 +42,7 @@ class EngineSupervisor:
         hang_timeout: seconds of silence after which a living engine is killed.
         start_timeout: the same, for one that is still loading.
         session_bytes, session_seconds: as in ``app.engine.sessions.Sessions``.
-        log_level: of the engine process.
+        log_level, log_format: of the engine process; see ``app.log.configure``.
 
     Attributes:
         client: asks the engine; raises ``EngineDied`` while there is none.
@@ -66,6 +66,7 @@ class EngineSupervisor:
         session_bytes: int = 2**26,
         session_seconds: float = 300.0,
         log_level: str = "info",
+        log_format: str = "auto",
     ) -> None:
         self.client = EngineClient()
         self.restarts = 0
@@ -80,6 +81,7 @@ class EngineSupervisor:
             f"--session-bytes={session_bytes}",
             f"--session-seconds={session_seconds}",
             f"--log-level={log_level}",
+            f"--log-format={log_format}",
         ]
         if threads is not None:
             self._arguments.append(f"--threads={threads}")

@@ -381,3 +381,16 @@ def test_the_index_lists_every_version_with_what_is_wrong_with_it(
     ready = client.post("/v2/repository/index", json={"ready": True}).json()
     assert [entry["state"] for entry in ready] == ["READY"] * 4
     refused(client.post("/v2/repository/index", json={"ready": 1}), 400, "ready: ")
+
+
+def test_tritonclient_unloads_and_loads_a_model(asking: triton.InferenceServerClient, client: httpx.Client) -> None:
+    asking.unload_model("wild")
+    assert not asking.is_model_ready("wild")
+    assert asking.get_model_repository_index()[-1] == {"name": "wild", "state": "UNAVAILABLE", "reason": "it was unloaded"}
+    asking.load_model("wild")
+    assert asking.is_model_ready("wild")
+    with pytest.raises(InferenceServerException, match="nobody"):
+        asking.load_model("nobody")
+    with pytest.raises(InferenceServerException, match="config"):
+        asking.load_model("wild", config="{}")
+    refused(client.post("/v2/repository/models/wild/load", content=b"{"), 400, "body: ", "JSON")

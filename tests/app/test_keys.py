@@ -156,6 +156,8 @@ def test_the_log_has_neither_keys_nor_json_when_it_is_for_people(locked: tuple[R
     wait_until(lambda: "in-words" in server.log.read_text(), 5, "the line is in the log")
     (line,) = [line for line in server.log.read_text().splitlines() if "in-words" in line]
     assert not line.startswith("{")
+    assert "model loaded" in server.log.read_text()  # which the engine says
+    assert "\n{" not in server.log.read_text()
     assert "boss" not in server.log.read_text()
     assert "also-from-file" not in server.log.read_text()
 

@@ -5,6 +5,7 @@ import io
 import json
 import struct
 import zlib
+from pathlib import Path
 
 import httpx
 import numpy as np
@@ -232,6 +233,23 @@ def bomb(width: int, height: int) -> bytes:
 def test_images_that_cannot_be_read_or_are_bombs(client: httpx.Client, body: bytes, parts: tuple[str, ...]) -> None:
     refused(client.post("/predict", content=body, headers={"content-type": "image/png"}), 422, "body: ", *parts)
     refused(client.post("/predict", json={"images": [base64.b64encode(body).decode()]}), 422, "images[0]: ", *parts)
+
+
+def test_a_true_picture_that_is_tiny_as_a_file_and_huge_in_memory_is_refused_before_it_is_decoded(server: RunningServer) -> None:
+    def most_memory() -> int:
+        """The most that the process ever had, in kilobytes."""
+        (line,) = [
+            line for line in Path(f"/proc/{server.process.pid}/status").read_text().splitlines() if line.startswith("VmHWM")
+        ]
+        return int(line.split()[1])
+
+    file = io.BytesIO()
+    Image.new("1", (20_000, 20_000)).save(file, "PNG")
+    assert file.tell() < 100_000
+    before = most_memory()
+    answer = server.client.post("/predict", content=file.getvalue(), headers={"content-type": "image/png"})
+    refused(answer, 422, "body: ", "pixels")
+    assert most_memory() - before < 20_000  # decoded, it would be 400,000 and more
 
 
 def test_unknown_content_types_are_415_and_the_known_ones_are_listed(client: httpx.Client) -> None:
