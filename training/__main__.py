@@ -9,6 +9,8 @@ from training.commands.compare import compare
 from training.commands.evaluate import evaluate
 from training.commands.export import export
 from training.commands.import_authors import import_authors
+from training.commands.import_hub import import_hub
+from training.commands.push import push
 from training.commands.train import train
 from training.errors import TrainingError
 
@@ -22,15 +24,12 @@ app.command()(train)
 app.command()(compare)
 app.command()(evaluate)
 app.command()(export)
+app.command()(push)
 
 imports = typer.Typer(help="Bring weights from elsewhere into the model store.", no_args_is_help=True)
 app.add_typer(imports, name="import")
 imports.command("authors")(import_authors)
-
-
-@imports.callback()
-def _sources() -> None:
-    """Keeps ``authors`` a subcommand while it is the only one."""
+imports.command("hub")(import_hub)
 
 
 def main() -> None:

@@ -23,3 +23,7 @@ class ForeignFileError(TrainingError):
 
 class ModelError(TrainingError):
     """A model that is not in the store, cannot be loaded, or does not fit the data."""
+
+
+class HubError(TrainingError):
+    """The Hugging Face hub was not reached, or refused."""
