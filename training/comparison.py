@@ -1,5 +1,6 @@
 """Comparison: the same network, seeds and data under several gradients, a process each."""
 
+import math
 import multiprocessing
 import statistics
 import time
@@ -104,7 +105,7 @@ def run(recipe: Recipe, device: torch.device, quiet: bool) -> Run:
         validation=trained.validation,
         test=trained.test,
         seconds=trained.seconds,
-        step_seconds=clock.median(),
+        step_seconds=clock.step_seconds(),
         memory_before=before,
         memory=peak_memory(device),
         input=data.input,
@@ -131,10 +132,10 @@ class StepClock:
     def __call__(self, network: ImplicitNetwork, inputs: Tensor, labels: Tensor) -> None:
         self._beginnings.append(time.perf_counter())
 
-    def median(self) -> float:
-        """Seconds from beginning to beginning; a pause between epochs is one number in many. NaN for a single step."""
+    def step_seconds(self) -> float:
+        """Median from beginning to beginning; a pause between epochs is one number in many. NaN for a single step."""
         pairs = zip(self._beginnings, self._beginnings[1:], strict=False)
-        return statistics.median([end - begin for begin, end in pairs] or [float("nan")])
+        return statistics.median([end - begin for begin, end in pairs] or [math.nan])
 
 
 def in_fresh_process(function: Callable[Arguments, Result], *arguments: Arguments.args, **named: Arguments.kwargs) -> Result:

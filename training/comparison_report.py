@@ -16,7 +16,7 @@ COLUMNS = {
     "test_accuracy": "test accuracy",
     "validation_accuracy": "validation accuracy",
     "seconds": "training, s",
-    "step_ms": "a step, ms",
+    "step_ms": "a step, ms (median)",
     "memory_mb": "peak memory, MB",
     "step_memory_mb": "of that by training, MB",
     "train_iterations": "iterations, training",
