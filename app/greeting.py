@@ -20,8 +20,8 @@ def greeting(settings: Settings, catalogue: Catalogue) -> str:
     url = f"http://{'127.0.0.1' if settings.host == '0.0.0.0' else settings.host}:{settings.port}"
     model = catalogue.find(catalogue.default or catalogue.names[0], None)
     path = "/predict" if catalogue.default else f"/models/{model.name}/predict"
-    content = next(iter(examples_for(model).values()), None)
-    lines = [f"Serving {', '.join(catalogue.names)} on {url}; its documentation is {url}/docs."]
+    content = next(iter(examples_for(model, settings.model_store).values()), None)
+    lines = [f"Serving {', '.join(catalogue.names)} on {url}; open it in a browser, or read {url}/docs."]
     if content is not None:
         body = json.dumps(content["value"], separators=(",", ":"))
         lines.append(f"Try: curl {url}{path} -H 'content-type: application/json' -d {shlex.quote(body)}")

@@ -19,7 +19,7 @@ from app.measures import Measures
 from app.middleware import RequestMiddleware
 from app.monitoring import monitoring
 from app.reloading import keeping_up
-from app.routes import health, inference, metrics, models, predict, repository
+from app.routes import health, inference, metrics, models, pages, predict, repository
 from app.server import Server
 from app.settings import Settings
 from app.tracing import Tracing
@@ -59,6 +59,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         app.include_router(routes.router, dependencies=[Depends(user)], responses=openapi.refusals(401))
     app.include_router(repository.admin_router, dependencies=[Depends(admin)], responses=openapi.refusals(401, 403))
     app.include_router(health.router)
+    app.include_router(pages.router)
+    app.mount("/static", pages.Static())
     if settings.metrics_port is None:
         app.include_router(metrics.router)
     openapi.install(app, server)

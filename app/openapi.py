@@ -1,20 +1,21 @@
 """The OpenAPI description: schemas from ``wire``, and for /docs examples that the served models accept."""
 
 import base64
-import io
 import math
+from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
-from PIL import Image
 
-from app import protocol, wire
+from app import images, protocol, wire
 from app.body import KNOWN_TYPES
 from app.catalogue import Catalogue, InputSpec, Model
 from app.errors import Refusal
 from app.parameters import LARGEST_TOLERANCE, SMALLEST_TOLERANCE
+from app.samples import samples_of
 from app.server import Server
 from app.settings import Settings
 from app.streaming import EVENT_STREAM
@@ -41,7 +42,7 @@ MEANINGS = {
 SCHEMAS: dict[str, dict[str, Any]] = msgspec.json.schema_components(
     [
         *(wire.PredictAnswer, wire.ModelDescription, wire.ModelList, wire.Live, wire.Ready, wire.Error),
-        wire.IterationEvent,
+        *(wire.IterationEvent, wire.Sample),
         *(protocol.ServerMetadata, protocol.ModelMetadata, protocol.ModelReady, protocol.InferRequest, protocol.InferAnswer),
         *(protocol.IndexRequest, protocol.IndexEntry, protocol.ChangeRequest),
     ],
@@ -167,14 +168,14 @@ def _fill_in(path: str, operation: dict[str, Any], catalogue: Catalogue, setting
         if parameter["name"] == "max_iterations":
             parameter["schema"] = _parameters(settings.max_iterations_limit)["max_iterations"]
     if path.endswith("/infer") and model is not None:
-        operation["requestBody"]["content"]["application/json"]["examples"] = _infer_examples(model)
+        operation["requestBody"]["content"]["application/json"]["examples"] = _infer_examples(model, settings.model_store)
     if path.endswith("/predict"):
         # The default model's inputs are known; elsewhere they depend on the path.
         spec = model.config.input if model is not None and path == "/predict" else None
         body = operation["requestBody"]["content"]["application/json"]
         body["schema"] = _request_schema(spec, settings)
         if model is not None:
-            body["examples"] = examples_for(model)
+            body["examples"] = examples_for(model, settings.model_store)
 
 
 def _request_schema(spec: InputSpec | None, settings: Settings) -> dict[str, Any]:
@@ -205,33 +206,42 @@ def _rows_schema(spec: InputSpec) -> dict[str, Any]:
     return {"items": entry, "description": f"Shape [n, {', '.join(map(str, spec.shape))}]."}
 
 
-def _infer_examples(model: Model) -> dict[str, dict[str, Any]]:
+def _infer_examples(model: Model, store: Path) -> dict[str, dict[str, Any]]:
     spec, tolerance = model.config.input, model.config.serving.tolerance
     if math.prod(spec.shape) > LONGEST_EXAMPLE:
         return {}
-    data = [_example_entry(spec)] * math.prod(spec.shape)
+    data = _example_input(model, store)
+    for _ in spec.shape[1:]:
+        data = [entry for part in data for entry in part]
     tensor = {"name": "inputs", "datatype": "FP32", "shape": [1, *spec.shape], "data": data}
     return {"numbers": {"summary": "numbers", "value": {"inputs": [tensor], "parameters": {"tolerance": tolerance}}}}
 
 
-def examples_for(model: Model) -> dict[str, dict[str, Any]]:
-    """Bodies that a model accepts, each with a summary: ``inputs`` if short enough to read, ``images`` if it takes any."""
+def examples_for(model: Model, store: Path) -> dict[str, dict[str, Any]]:
+    """Bodies that a model accepts, each with a summary: ``inputs`` if short enough to read, ``images`` if it takes any.
+
+    They ask about the first of the model's samples, or about zeros where it has none.
+    """
     spec, tolerance = model.config.input, model.config.serving.tolerance
+    example = _example_input(model, store)
     examples: dict[str, dict[str, Any]] = {}
     if math.prod(spec.shape) <= LONGEST_EXAMPLE:
-        entry: Any = _example_entry(spec)
-        for side in reversed(spec.shape):
-            entry = [entry] * side
-        examples["inputs"] = {"summary": "numbers", "value": {"inputs": [entry], "tolerance": tolerance}}
+        examples["inputs"] = {"summary": "numbers", "value": {"inputs": [example], "tolerance": tolerance}}
     if spec.kind == "image":
-        file = io.BytesIO()
-        Image.new("L", (spec.shape[2], spec.shape[1])).save(file, "PNG")
-        image = base64.b64encode(file.getvalue()).decode()
+        image = base64.b64encode(images.to_file(np.array(example), spec)).decode()
         examples["images"] = {"summary": "a PNG", "value": {"images": [image], "tolerance": tolerance}}
     return examples
 
 
-def _example_entry(spec: InputSpec) -> float:
-    """Zero, or what is nearest to it."""
-    entry = max(spec.low or 0.0, 0.0) if spec.high is None or spec.high >= 0 else spec.high
-    return int(entry) if entry == int(entry) else entry
+def _example_input(model: Model, store: Path) -> list[Any]:
+    """The first sample, or an input of zeros, or of what is nearest to zero within the model's range."""
+    samples = samples_of(model, store)
+    if samples:
+        return samples[0].input
+    spec = model.config.input
+    nearest = max(spec.low or 0.0, 0.0) if spec.high is None or spec.high >= 0 else spec.high
+    entry: Any = int(nearest) if nearest == int(nearest) else nearest
+    for side in reversed(spec.shape):
+        entry = [entry] * side
+    example: list[Any] = entry
+    return example

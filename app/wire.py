@@ -80,6 +80,13 @@ class ModelList(Struct, frozen=True):
     refused: Annotated[dict[str, str], Meta(description="name/version of what could not be loaded, with the reason")]
 
 
+class Sample(Struct, frozen=True):
+    """An input to try a model with."""
+
+    input: Annotated[list[Any], Meta(description="raw, as predict takes it")]
+    label: Annotated[str, Meta(description="the right answer")]
+
+
 class Live(Struct, frozen=True):
     """The server answers."""
 

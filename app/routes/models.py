@@ -7,8 +7,9 @@ from fastapi import APIRouter, Response
 
 from app import openapi
 from app.catalogue import Catalogue
+from app.samples import samples_of
 from app.server import Server, ServerOfRequest
-from app.wire import InputDescription, ModelDescription, ModelList
+from app.wire import InputDescription, ModelDescription, ModelList, Sample
 
 router = APIRouter(tags=["models"])
 
@@ -26,6 +27,11 @@ def list_models(server: ServerOfRequest) -> Response:
 @router.get("/models/{name}", summary="One model", **openapi.answers(ModelDescription, 404, 503))
 def describe_model(server: ServerOfRequest, name: str) -> Response:
     return _json(_describe(server, server.catalogue, name))
+
+
+@router.get("/models/{name}/samples", summary="Inputs to try a model with", **openapi.answers(Sample, 404, 503, many=True))
+def list_samples(server: ServerOfRequest, name: str) -> Response:
+    return _json(samples_of(server.catalogue.find(name, None), server.settings.model_store))
 
 
 def _describe(server: Server, catalogue: Catalogue, name: str) -> ModelDescription:
@@ -57,5 +63,5 @@ def _metrics(server: Server, name: str, version: int) -> dict[str, object] | Non
     return content if isinstance(content, dict) else None
 
 
-def _json(content: ModelList | ModelDescription) -> Response:
+def _json(content: ModelList | ModelDescription | list[Sample]) -> Response:
     return Response(msgspec.json.encode(content), media_type="application/json")

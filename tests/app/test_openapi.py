@@ -19,6 +19,7 @@ KNOWN_PATHS = [
     "/models",
     "/models/{name}",
     "/models/{name}/predict",
+    "/models/{name}/samples",
     "/models/{name}/versions/{version}/predict",
     "/predict",
     "/v2",
