@@ -17,8 +17,8 @@ import structlog
 from app.engine.client import EngineClient
 from app.engine.errors import EngineDied
 
-SHORT_LIFE = 60.0
-"""Seconds; an engine that lived longer is not one that dies again and again."""
+SHORT_LIFE = 15.0
+"""Seconds; an engine that was ready for longer is not one that dies again and again."""
 LONGEST_PAUSE = 30.0
 """Seconds at most between two starts."""
 SECONDS_BETWEEN_LOOKS = 1.0
