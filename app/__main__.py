@@ -1,4 +1,4 @@
-"""``python -m app``: serve a model store."""
+"""``python -m app``: serve a model store; ``python -m app predict``: ask such a server."""
 
 import sys
 
@@ -6,7 +6,7 @@ import uvicorn
 from pydantic import ValidationError
 from pydantic_settings import CliApp
 
-from app import log
+from app import log, terminal
 from app.errors import in_our_words
 from app.keys import KeysError
 from app.main import create_app
@@ -19,7 +19,9 @@ SHUTDOWN_SECONDS = 10
 
 
 def main() -> None:
-    """Read the settings, and serve until SIGTERM or SIGINT."""
+    """Read the settings, and serve until SIGTERM or SIGINT; or hand over to the terminal client."""
+    if sys.argv[1:2] == ["predict"]:
+        terminal.program(args=sys.argv[2:], prog_name="python -m app predict")
     try:
         settings = CliApp.run(Settings)
     except ValidationError as error:

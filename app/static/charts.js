@@ -84,7 +84,7 @@ function axes(svg, iterations, low, high) {
     add(svg, "line", { class: "axis", x1: MARGIN.left, x2: width - MARGIN.right, y1: y(low), y2: y(low) });
     const every = niceStep(last / 6);
     const marks = [1];
-    for (let k = every; k <= last; k += every) if (k > 1 + every / 2) marks.push(k);
+    for (let k = every; k <= last; k += every) if (k >= 1 + every / 2) marks.push(k);
     for (const k of marks) {
       add(svg, "line", { class: "axis", x1: x(k), x2: x(k), y1: y(low), y2: y(low) + 4 });
       add(svg, "text", { class: "tick", x: x(k), y: y(low) + 17, "text-anchor": "middle" }).textContent = k;
