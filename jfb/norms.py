@@ -42,9 +42,10 @@ def residual(previous: Tensor, current: Tensor, norm: ResidualNorm) -> Tensor:
             return _l2(movement) / size.clamp_min(torch.finfo(size.dtype).tiny)
         case ResidualNorm.CHANNEL_MAX:
             # Not vector_norm(dim=1), which on a CPU takes twenty times as long over a dimension that is not the last.
-            return movement.square().sum(1, keepdim=True).flatten(1).amax(1).sqrt()
+            return movement.square_().sum(1, keepdim=True).flatten(1).amax(1).sqrt()
 
 
 def _l2(rows: Tensor) -> Tensor:
-    norms: Tensor = torch.linalg.vector_norm(rows.flatten(1), dim=1)
+    # Not of flattened rows: where channels come last in memory, flattening copies, at ten times the cost of the norm.
+    norms: Tensor = torch.linalg.vector_norm(rows, dim=tuple(range(1, rows.dim())))
     return norms

@@ -35,3 +35,14 @@ def test_rows_are_measured_apart_and_a_bad_row_is_not_finite(norm: ResidualNorm)
 def test_a_state_too_large_to_measure_is_not_taken_for_converged() -> None:
     huge = torch.full((1, 2), 1e30)
     assert not residual(huge, huge * 1.000001, ResidualNorm.RELATIVE).isfinite().item()
+
+
+@pytest.mark.parametrize("norm", ResidualNorm)
+def test_how_channels_lie_in_memory_changes_nothing(norm: ResidualNorm) -> None:
+    generator = torch.Generator().manual_seed(0)
+    previous, current = torch.randn(2, 5, 6, 4, 3, generator=generator)
+    before = previous.clone(), current.clone()
+    last = residual(*(state.to(memory_format=torch.channels_last) for state in (previous, current)), norm)
+    torch.testing.assert_close(last, residual(previous, current, norm))
+    assert torch.equal(previous, before[0])
+    assert torch.equal(current, before[1])
