@@ -5,7 +5,7 @@ depth. Closed-loop clients each keep one image in the engine, half of the reques
 in turn in one process, and what is reported are the medians over the rounds of the ratios within a round.
 
     python -m training import authors mnist_fpn.safetensors --family mnist
-    python benchmarks/engine.py model_store/authors_mnist/1 --data ylecun/mnist
+    python -m benchmarks.engine model_store/authors_mnist/1 --data ylecun/mnist
 """
 
 import statistics

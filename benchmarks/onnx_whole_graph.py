@@ -1,6 +1,6 @@
 """The exported graph in ONNX Runtime, and its parts driven by ``jfb.solve``, against ``jfb.predict`` in PyTorch.
 
-    python benchmarks/onnx_whole_graph.py
+    python -m benchmarks.onnx_whole_graph
 
 One thread, one process, the contenders taking turns; medians of many rounds, and ratios of medians. The network is an implicit
 ResNet for 28x28 images with stages of 24 and 40 channels, untrained.

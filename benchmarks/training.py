@@ -1,0 +1,146 @@
+"""One training step, differentiated in several ways: ours, TorchDEQ's, and as the paper's authors' program does it.
+
+A step is: inject, search, attach a gradient, read out, cross entropy, backward to every weight; no optimiser, no data loading.
+Same network, batches, initial states and tolerance for all, channels last in memory, in turn in one process, on one thread; what
+is reported are medians over the rounds, of CPU time, and of the ratios within a round.
+
+Ours stop each image by itself. The authors' program and TorchDEQ stop a batch when its slowest image has converged. TorchDEQ
+measures in L2 norms only; it is told to make as many iterations as that image needs by the network's own norm, which is where
+its rule would stop with that norm. Everything else of it is its default: fixed-point iteration forward and, for the implicit
+gradient, backward, to 1e-6 in at most 40. Its phantom gradient takes 5 steps damped by 0.5, as its paper recommends; with one
+step, its default, it is JFB.
+
+    python -m training import authors mnist_fpn.safetensors --family mnist
+    python -m benchmarks.training model_store/authors_mnist/1 --data ylecun/mnist
+"""
+
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+from torch.nn import functional as F
+from torchdeq import get_deq
+
+import jfb
+from jfb import ImplicitNetwork, ResidualNorm
+from jfb.architectures import build
+from jfb.gradients import JFB, Gradient, Jacobian, Search, Unrolled
+from training.recipe import DataRecipe, load_recipe
+from training.sources import read
+from training.train import with_normalisation
+
+Attach = Callable[[ImplicitNetwork, Tensor, Search, int], Tensor]
+"""From an injection, how to search, and the number of iterations of the slowest image, to a state with a graph."""
+
+PEER = "TorchDEQ, implicit"
+OURS = "jfb"
+
+
+def ours(gradient: Gradient) -> Attach:
+    return lambda network, injection, search, slowest: gradient(network, injection, search)[0]
+
+
+def torchdeq(**arguments: object) -> Attach:
+    deq = get_deq(f_tol=0.0, **arguments)
+
+    def attach(network: ImplicitNetwork, injection: Tensor, search: Search, slowest: int) -> Tensor:
+        start = network.initial_state(injection).detach()
+        states, _ = deq(lambda state: network.step(state, injection), start, solver_kwargs={"f_max_iter": slowest})
+        return states[-1]
+
+    return attach
+
+
+def authors(network: ImplicitNetwork, injection: Tensor, search: Search, slowest: int) -> Tensor:
+    """Their program's forward pass: the whole batch until its slowest image has converged, then one step with a graph."""
+    with torch.no_grad():
+        fixed = injection.detach()
+        state = previous = network.initial_state(fixed)
+        for _ in range(search.max_iterations):
+            previous, state = state, network.step(state, fixed)
+            movement = state - previous
+            if search.residual_norm == ResidualNorm.CHANNEL_MAX:
+                largest = torch.max(torch.norm(movement, dim=1))
+            else:
+                largest = (movement.flatten(1).norm(dim=1) / state.flatten(1).norm(dim=1)).max()
+            if largest <= search.tolerance:
+                break
+    return network.step(state, injection)
+
+
+WAYS: dict[str, Attach] = {
+    OURS: ours(JFB()),
+    "jacobian": ours(Jacobian()),
+    "unrolled": ours(Unrolled()),
+    "authors' program": authors,
+    "TorchDEQ, 1 step": torchdeq(),
+    "TorchDEQ, phantom": torchdeq(grad=5, tau=0.5),
+    PEER: torchdeq(ift=True),
+}
+
+
+def measure(network: ImplicitNetwork, batches: list[tuple[Tensor, Tensor]], search: Search, title: str, console: Console) -> None:
+    """Make a step with every batch in every way, and print a table."""
+    network = network.to(memory_format=torch.channels_last).train().requires_grad_(True)
+    seconds: dict[str, list[float]] = {name: [] for name in WAYS}
+    means, largest = [], []
+    for number, (inputs, labels) in enumerate([batches[0], *batches]):
+        solution = search(network, network.inject(inputs))
+        slowest = int(solution.iterations.amax())
+        for name in [*WAYS][number % len(WAYS) :] + [*WAYS][: number % len(WAYS)]:
+            network.zero_grad()
+            began = time.process_time()
+            state = WAYS[name](network, network.inject(inputs), search, slowest)
+            F.cross_entropy(network.readout(state), labels).backward()
+            if number:  # the first round warms up
+                seconds[name].append(time.process_time() - began)
+        means.append(float(solution.iterations.float().mean()))
+        largest.append(slowest)
+
+    table = Table(
+        "",
+        "ms a step",
+        f"of {PEER}",
+        f"of {OURS}",
+        title=f"{title}\n{len(batches)} batches of {len(batches[0][0])}, tolerance {search.tolerance:g} "
+        f"({search.residual_norm}): {statistics.mean(means):.1f} iterations an image, {statistics.mean(largest):.1f} the slowest",
+    )
+    for name, taken in seconds.items():
+        ratios = [statistics.median(a / b for a, b in zip(taken, seconds[other], strict=True)) for other in (PEER, OURS)]
+        table.add_row(name, f"{1000 * statistics.median(taken):.1f}", *(f"{ratio:.2f}" for ratio in ratios))
+    console.print(table)
+
+
+def main(
+    model: Annotated[Path, typer.Argument(help="The version's folder of the authors' MNIST network.")],
+    data: Annotated[str, typer.Option(help="MNIST: a hub id, or a folder.")],
+    batch_size: int = 100,
+    rounds: int = 21,
+) -> None:
+    """Print a table for the authors' network with their weights, which is stiff, and for a fresh one of ours, which is not."""
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    console = Console()
+    split = read(DataRecipe(source=data), ["train"], console).splits["train"]
+    rows = torch.randperm(len(split.labels))[: batch_size * rounds].split(batch_size)
+    batches = [(split.inputs[row].float(), split.labels[row]) for row in rows]
+
+    checkpoint = jfb.load(model)
+    config = checkpoint.config
+    search = Search(config.serving.tolerance, config.serving.max_iterations, config.serving.residual_norm)
+    measure(checkpoint.network, batches, search, "the authors' network, with their weights", console)
+    recipe = load_recipe("mnist")
+    arguments = with_normalisation(recipe.network, split).arguments
+    fresh = build(recipe.network.name, config.input.shape, len(config.classes), arguments)
+    measure(fresh, batches, recipe.search.build(), "the mnist recipe's network, fresh", console)
+
+
+if __name__ == "__main__":
+    typer.run(main)
