@@ -1,0 +1,299 @@
+"""The pages, in a real browser against running servers.
+
+With the environment variable ``JFB_SCREENSHOTS`` the pictures of the documentation are written to the folder that it names.
+"""
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+from PIL import Image
+from playwright.sync_api import Browser, Page, expect, sync_playwright
+
+from tests.app.running import RunningServer, running_server, wait_until
+from tests.app.test_process import ENDLESS, connection, rows
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine: apt-get install chromium")
+
+FLAGS = [
+    *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
+    *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
+]
+DESKTOP = {"width": 1280, "height": 720}
+PHONE = {"width": 390, "height": 844}
+SEVEN = [(0.3, 0.2), (0.7, 0.2), (0.45, 0.8)]
+THREE = [(0.3, 0.15), (0.6, 0.15), (0.68, 0.3), (0.42, 0.46), (0.7, 0.62), (0.6, 0.85), (0.3, 0.83)]
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    """Closed with this module, since Playwright keeps an event loop in this thread as long as it runs."""
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield browser
+        browser.close()
+
+
+@contextmanager
+def page_of(browser: Browser, url: str, **options: object) -> Iterator[tuple[Page, list[str]]]:
+    """A page of a fresh profile, with what its console says; it may ask nobody but its server."""
+    context = browser.new_context(**{"viewport": DESKTOP, "color_scheme": "dark"} | options)  # type: ignore[arg-type]
+    context.set_default_timeout(15_000)
+    page, said, asked = context.new_page(), [], []  # type: ignore[var-annotated]
+    page.on("console", lambda message: said.append(f"{message.type}: {message.text}"))
+    page.on("pageerror", lambda error: said.append(f"pageerror: {error}"))
+    page.on("request", lambda request: asked.append(request.url))
+    try:
+        page.goto(url)
+        yield page, said
+    finally:
+        context.close()
+    origin = f"{url.partition('//')[0]}//{httpx.URL(url).netloc.decode()}/"
+    assert [one for one in asked if not one.startswith((origin, "blob:", "data:"))] == []
+
+
+@pytest.fixture
+def page(browser: Browser, digits_server: RunningServer) -> Iterator[Page]:
+    """The playground of a server with the trained digits model; nothing may be said on the console."""
+    with page_of(browser, digits_server.url) as (page, said):
+        expect(page.locator("#said")).to_contain_text("iteration", timeout=15_000)  # about the first sample
+        yield page
+        assert said == []
+
+
+def draw(page: Page, stroke: list[tuple[float, float]]) -> None:
+    """Draw with the mouse; places are shares of the canvas."""
+    box = page.locator("#pad").bounding_box()
+    assert box
+    places = [(box["x"] + x * box["width"], box["y"] + y * box["height"]) for x, y in stroke]
+    page.mouse.move(*places[0])
+    page.mouse.down()
+    for x, y in places[1:]:
+        page.mouse.move(x, y, steps=8)
+    page.mouse.up()
+
+
+def set_slider(page: Page, name: str, value: float) -> None:
+    page.locator(f"#{name}").fill(str(value))
+
+
+def iterations(page: Page) -> int:
+    return int(page.locator("#iterations").inner_text().replace(",", ""))
+
+
+def test_a_stroke_is_answered_with_a_label_and_what_it_cost(page: Page) -> None:
+    page.locator("#clear").click()
+    expect(page.locator("#label")).to_have_text("–")
+    draw(page, SEVEN)
+    expect(page.locator("#label")).to_have_text("7")
+    expect(page.locator("#said")).to_contain_text("7 with")
+    count = iterations(page)
+    assert 1 < count < 100
+    expect(page.locator("#end")).to_contain_text("converged")
+    expect(page.locator("#residuals circle")).to_have_count(count)
+    expect(page.locator("#bars li")).to_have_count(5)
+    expect(page.locator("#bars .name").first).to_have_text("7")
+
+
+def test_a_smaller_tolerance_costs_more_iterations_and_a_cap_ends_them(page: Page) -> None:
+    counts = []
+    for power in (-1, -3, -5):
+        before = page.locator("#costs rect").count()
+        set_slider(page, "tolerance", power)
+        expect(page.locator("#costs rect")).to_have_count(before + 1)
+        counts.append(iterations(page))
+    assert counts[0] < counts[1] < counts[2]
+    set_slider(page, "cap", 0.3)  # 10 to that power is 2
+    expect(page.locator("#end")).to_contain_text("stopped at the cap")
+    assert iterations(page) == 2
+
+
+def test_a_sample_is_answered_as_the_api_answers_it(page: Page, digits_server: RunningServer) -> None:
+    sample = digits_server.client.get("/models/digits/samples").json()[4]
+    answer = digits_server.predict({"inputs": [sample["input"]]}).json()["predictions"][0]
+    page.get_by_role("button", name="Sample: 4").click()
+    expect(page.locator("#label")).to_have_text(answer["label"])
+    expect(page.locator("#said")).to_contain_text(f"after {answer['iterations']} iterations")
+
+
+def test_an_image_file_is_answered(page: Page, tmp_path: Path) -> None:
+    pixels = np.full((64, 48), 255, dtype=np.uint8)
+    pixels[8:56, 20:28] = 0  # a dark bar on white paper
+    Image.fromarray(pixels).save(tmp_path / "one.png")
+    page.locator("#file").set_input_files(tmp_path / "one.png")
+    expect(page.locator("#costs rect")).to_have_count(2)
+    page.locator("#invert").click()
+    expect(page.locator("#costs rect")).to_have_count(3)
+    expect(page.locator("#label")).to_have_text("1")
+    (tmp_path / "text.png").write_text("not an image")
+    page.locator("#file").set_input_files(tmp_path / "text.png")
+    expect(page.get_by_role("alert")).to_contain_text("is not an image")
+
+
+def test_the_keyboard_alone_draws_and_moves_the_knobs(page: Page) -> None:
+    pad = page.locator("#pad")
+    pad.focus()
+    pad.press("Delete")
+    expect(page.locator("#label")).to_have_text("–")
+    for key in ["ArrowUp"] * 8 + [" "] + ["ArrowDown"] * 16:
+        pad.press(key)
+    expect(page.locator("#label")).to_have_text("1")
+    before = page.locator("#tolerance-value").inner_text()
+    page.locator("#tolerance").press("ArrowRight")
+    expect(page.locator("#tolerance-value")).not_to_have_text(before)
+
+
+def test_every_control_has_a_name(page: Page) -> None:
+    page.locator("#samples button").first.wait_for()
+    nameless = page.evaluate(
+        """[...document.querySelectorAll("button, select, input, textarea, canvas[tabindex]")]
+            .filter((one) => !one.labels?.length && !one.ariaLabel && !one.textContent.trim()).map((one) => one.outerHTML)"""
+    )
+    assert nameless == []
+
+
+def test_a_replay_ends_where_it_began(page: Page) -> None:
+    count = iterations(page)
+    page.locator("#replay").click()
+    expect(page.locator("#end")).to_have_text("iterating…")
+    expect(page.locator("#end")).to_contain_text("converged")
+    assert iterations(page) == count
+
+
+def test_a_stopped_server_is_said_to_be_unreachable(browser: Browser, store: Path, tmp_path: Path) -> None:
+    with running_server(store, tmp_path / "log", default_model="digits") as running:
+        running.wait_until_ready()
+        with page_of(browser, running.url) as (page, _):
+            draw(page, SEVEN)
+            expect(page.locator("#said")).to_contain_text("iteration")
+            running.process.terminate()
+            running.process.wait(timeout=40)
+            set_slider(page, "tolerance", -2)
+            expect(page.get_by_role("alert")).to_contain_text("cannot be reached")
+            page.goto("about:blank")
+
+
+def test_a_server_with_keys_asks_for_one(browser: Browser, store: Path, tmp_path: Path) -> None:
+    with running_server(store, tmp_path / "log", default_model="digits", api_keys="secret") as running:
+        running.wait_until_ready()
+        with page_of(browser, running.url) as (page, _):
+            alert = page.get_by_role("alert")
+            expect(alert).to_contain_text("wants a key")
+            for wrong in ("wrong", "schlüssel"):
+                page.locator("#key").fill(wrong)
+                page.locator("#key").press("Enter")
+                expect(alert).to_contain_text("does not know this key")
+            page.locator("#key").fill("secret")
+            page.locator("#key").press("Enter")
+            expect(alert).to_be_hidden()
+            draw(page, SEVEN)
+            expect(page.locator("#said")).to_contain_text("iteration")
+
+
+def test_a_full_queue_is_said_and_asked_again(browser: Browser, strict_server: RunningServer) -> None:
+    with page_of(browser, strict_server.url) as (page, _):
+        page.locator("#model").select_option("slow")
+        with connection(strict_server, ENDLESS | {"inputs": [[0, 1, 2, 3]] * 4}):
+            wait_until(lambda: rows(strict_server, "waiting") == 2, 10, "two rows wait")
+            with connection(strict_server, ENDLESS | {"inputs": [[0, 1, 2, 3]] * 2}):
+                wait_until(lambda: rows(strict_server, "waiting") == 4, 10, "the queue is full")
+                page.locator("#numbers").fill("1, 2, 3, 4")
+                expect(page.get_by_role("alert")).to_contain_text("busy")
+        expect(page.locator("#said")).to_contain_text("after 100 iterations", timeout=30_000)
+        expect(page.get_by_role("alert")).to_be_hidden()
+
+
+def test_a_request_that_is_superseded_is_cancelled(browser: Browser, strict_server: RunningServer) -> None:
+    with page_of(browser, strict_server.url) as (page, said):
+        page.locator("#model").select_option("slow")
+        set_slider(page, "tolerance", -7)
+        set_slider(page, "cap", 6)
+        page.locator("#numbers").fill("1, 2, 3, 4")
+        wait_until(lambda: rows(strict_server, "active") == 1, 10, "its row is in")
+        set_slider(page, "cap", 0.7)
+        expect(page.locator("#said")).to_contain_text("after 5 iterations")
+        wait_until(lambda: rows(strict_server, "active") == 0, 10, "the first row is gone")
+        assert said == []
+        page.locator("#numbers").fill("1, 2")
+        expect(page.get_by_role("alert")).to_contain_text("Expected 4 numbers")
+
+
+def test_the_engine_page_shows_the_rows_of_now(browser: Browser, strict_server: RunningServer) -> None:
+    with page_of(browser, f"{strict_server.url}/engine") as (page, said):
+        with connection(strict_server, ENDLESS | {"inputs": [[0, 1, 2, 3]] * 4}):
+            expect(page.locator("#active")).to_have_text("2")
+            expect(page.locator("#waiting")).to_have_text("2")
+            expect(page.locator("#active-rows .active")).to_have_count(2)
+            expect(page.locator("#batch")).to_have_text("2", timeout=15_000)
+            expect(page.locator("#iterations")).not_to_have_text("0")
+        expect(page.locator("#active")).to_have_text("0")
+        expect(page.locator("#models tr")).to_have_count(int(strict_server.metric("jfb_engine_versions")))
+        assert said == []
+
+
+def test_the_engine_page_says_where_the_metrics_are_not(browser: Browser, store: Path, tmp_path: Path) -> None:
+    with (
+        running_server(store, tmp_path / "log", metrics_port=0) as running,
+        page_of(browser, f"{running.url}/engine") as (page, _),
+    ):
+        expect(page.get_by_role("alert")).to_contain_text("another port")
+
+
+@pytest.mark.parametrize("path", ["", "/engine"])
+def test_a_phone_need_not_scroll_sideways(browser: Browser, digits_server: RunningServer, path: str) -> None:
+    with page_of(browser, digits_server.url + path, viewport=PHONE, is_mobile=True, has_touch=True) as (page, _):
+        if not path:
+            expect(page.locator("#said")).to_contain_text("iteration")
+        assert page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
+
+
+def test_pages_hold_no_script_but_their_own(digits_server: RunningServer) -> None:
+    for path in ("/", "/engine"):
+        answer = digits_server.client.get(path)
+        assert answer.headers["content-type"].startswith("text/html")
+        assert "default-src 'self'" in answer.headers["content-security-policy"]
+        assert answer.headers["cache-control"] == "no-cache"
+    assert digits_server.client.get("/static/nothing.js").status_code == 404
+    assert digits_server.client.get("/static/../main.py").status_code == 404
+    script = digits_server.client.get("/static/playground.js")
+    assert "javascript" in script.headers["content-type"]
+    again = digits_server.client.get("/static/playground.js", headers={"if-none-match": script.headers["etag"]})
+    assert again.status_code == 304
+
+
+@pytest.mark.skipif("JFB_SCREENSHOTS" not in os.environ, reason="pictures are written when JFB_SCREENSHOTS names a folder")
+def test_screenshots_for_the_documentation(browser: Browser, digits_server: RunningServer) -> None:
+    folder = Path(os.environ["JFB_SCREENSHOTS"])
+    looks = {
+        "playground": {},
+        "playground-light": {"color_scheme": "light"},
+        "playground-phone": {"viewport": PHONE, "is_mobile": True, "has_touch": True, "device_scale_factor": 2},
+    }
+    for name, options in looks.items():
+        with page_of(browser, digits_server.url, **options) as (page, _):
+            expect(page.locator("#said")).to_contain_text("iteration")
+            for digit in "0123456789":
+                page.get_by_role("button", name=f"Sample: {digit}").click()
+                expect(page.locator("#said")).to_contain_text(f"{digit} with")
+            for power in np.linspace(-1, -5, 20):
+                before = page.locator("#costs rect").count()
+                set_slider(page, "tolerance", round(float(power), 1))
+                expect(page.locator("#costs rect")).to_have_count(before + 1)
+            page.locator("#clear").click()
+            draw(page, THREE)
+            expect(page.locator("#label")).to_have_text("3")
+            expect(page.locator("#said")).to_contain_text("3 with")
+            page.screenshot(path=folder / f"{name}.png", full_page=True)
+    inputs = [one["input"] for one in digits_server.client.get("/models/digits/samples").json()]
+    with page_of(browser, f"{digits_server.url}/engine") as (page, _):
+        for k in range(24):
+            many = [inputs[i % 10] for i in range(40 + 8 * (k % 7))]
+            digits_server.predict({"inputs": many, "tolerance": list(10.0 ** np.linspace(-6, -1, len(many)))})
+            page.wait_for_timeout(150)
+        page.screenshot(path=folder / "engine.png", full_page=True)
