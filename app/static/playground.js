@@ -154,7 +154,7 @@ function countCost() {
   costs.splice(0, costs.length - MOST_COSTS);
   const mean = costs.reduce((sum, one) => sum + one.iterations, 0) / costs.length;
   const highest = Math.max(...costs.map((one) => one.iterations));
-  $("strip-mean").textContent = `mean ${mean.toFixed(1)}, highest ${highest}`;
+  $("strip-mean").textContent = `mean ${mean.toFixed(1)} · max ${highest}`;
   $("costs").setAttribute("aria-label", `Iterations of the last ${costs.length} requests: mean ${mean.toFixed(1)}`);
   drawCosts($("costs"), costs, MOST_COSTS);
 }
