@@ -46,6 +46,13 @@ def test_the_server_counts_what_the_dashboard_asks_for(query: str, names: set[st
     assert asked <= names
 
 
+def test_the_server_counts_what_the_autoscalers_ask_for(names: set[str]) -> None:
+    files = [path.read_text() for path in (FOLDER / "kubernetes").iterdir()]
+    asked = {name for text in files for name in re.findall(r"\bjfb_engine_\w+", text)}
+    assert asked == {"jfb_engine_waiting_rows"}
+    assert asked <= names
+
+
 def test_panels_lie_side_by_side_and_name_the_provisioned_data_source() -> None:
     sources = yaml.safe_load((FOLDER / "grafana" / "provisioning" / "datasources" / "prometheus.yaml").read_text())
     assert [source["uid"] for source in sources["datasources"]] == ["prometheus"]
