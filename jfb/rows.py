@@ -4,6 +4,19 @@ import torch
 from torch import Tensor
 
 
+def gaps(ended: Tensor) -> tuple[Tensor, Tensor]:
+    """Where ended rows leave gaps, and which rows from the end fill them.
+
+    Args:
+        ended: Boolean, shape ``[n]``.
+
+    Returns:
+        Two int64 tensors of one length: places among the first ``n - ended.sum()``, and rows behind them.
+    """
+    keep = ended.shape[0] - int(ended.sum())
+    return ended[:keep].nonzero().squeeze(1), (~ended[keep:]).nonzero().squeeze(1) + keep
+
+
 def close_gaps(ended: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
     """Drop the ended rows by moving rows from the end into their places.
 
@@ -17,12 +30,10 @@ def close_gaps(ended: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
     Returns:
         For each tensor, a view of its first ``n - ended.sum()`` rows: those that go on.
     """
-    keep = ended.shape[0] - int(ended.sum())
-    holes = ended[:keep].nonzero().squeeze(1)
-    movers = (~ended[keep:]).nonzero().squeeze(1) + keep
+    holes, movers = gaps(ended)
     for tensor in tensors:
         tensor[holes] = tensor[movers]
-    return tuple(tensor[:keep] for tensor in tensors)
+    return tuple(tensor[: len(ended) - int(ended.sum())] for tensor in tensors)
 
 
 def per_row(name: str, value: float | Tensor, rows: int, like: Tensor) -> Tensor:

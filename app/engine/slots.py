@@ -7,7 +7,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from jfb.rows import close_gaps
+from jfb.rows import gaps
 from jfb.solvers import Memory
 
 
@@ -35,12 +35,12 @@ class SlotTable:
         self._device = {"point": point.clone(), "injection": injection.clone()}
         self._memory = {name: tensor.clone() for name, tensor in memory.items()}
         self._host = {
-            "job": torch.zeros(self.slots, dtype=torch.int64),
-            "row": torch.zeros(self.slots, dtype=torch.int64),
-            "tolerance": torch.zeros(self.slots, dtype=point.dtype),
-            "max_iterations": torch.zeros(self.slots, dtype=torch.int64),
-            "iterations": torch.zeros(self.slots, dtype=torch.int64),
-            "deadline": torch.zeros(self.slots, dtype=torch.float64),
+            "job": np.zeros(self.slots, np.int64),
+            "row": np.zeros(self.slots, np.int64),
+            "tolerance": torch.zeros(self.slots, dtype=point.dtype).numpy(),
+            "max_iterations": np.zeros(self.slots, np.int64),
+            "iterations": np.zeros(self.slots, np.int64),
+            "deadline": np.zeros(self.slots, np.float64),
         }
         self._resize(0)
 
@@ -52,16 +52,19 @@ class SlotTable:
         for name, tensor in memory.items():
             self._memory[name][begin:end] = tensor
         for name, array in host.items():
-            self._host[name][begin:end] = torch.from_numpy(array)
+            self._host[name][begin:end] = array
         self._host["iterations"][begin:end] = 0
         self._resize(end)
 
     def remove(self, ended: NDArray[np.bool_]) -> None:
         """Drop rows, ``ended`` being ``[active]``; the last ones move into their places."""
-        close_gaps(
-            torch.from_numpy(ended),
-            *(tensor[: self.active] for group in (self._device, self._memory, self._host) for tensor in group.values()),
-        )
+        holes, movers = gaps(torch.from_numpy(ended))
+        if len(holes):
+            for group in (self._device, self._memory):
+                for tensor in group.values():
+                    tensor[holes] = tensor[movers]
+            for array in self._host.values():
+                array[holes.numpy()] = array[movers.numpy()]
         self._resize(self.active - int(ended.sum()))
 
     def _resize(self, active: int) -> None:
@@ -69,7 +72,7 @@ class SlotTable:
         self.point = self._device["point"][:active]
         self.injection = self._device["injection"][:active]
         self.memory: Memory = {name: tensor[:active] for name, tensor in self._memory.items()}
-        host = {name: tensor.numpy()[:active] for name, tensor in self._host.items()}
+        host = {name: array[:active] for name, array in self._host.items()}
         self.job, self.row = host["job"], host["row"]
         self.tolerance, self.max_iterations, self.deadline = host["tolerance"], host["max_iterations"], host["deadline"]
         self.iterations = host["iterations"]
