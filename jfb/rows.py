@@ -33,7 +33,8 @@ def close_gaps(ended: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
     holes, movers = gaps(ended)
     for tensor in tensors:
         tensor[holes] = tensor[movers]
-    return tuple(tensor[: len(ended) - int(ended.sum())] for tensor in tensors)
+    keep = len(ended) - int(ended.sum())
+    return tuple(tensor[:keep] for tensor in tensors)
 
 
 def per_row(name: str, value: float | Tensor, rows: int, like: Tensor) -> Tensor:

@@ -78,13 +78,14 @@ def solve(
         image = network.step(point, injection)
         moved = residual(point, image, residual_norm)
         ended = (moved <= tolerance) | (max_iterations <= k) | ~moved.isfinite()
-        if bool(ended.any()):
+        some_ended = bool(ended.any())
+        if some_ended:
             leaving = index[ended]
             fixed_point[leaving] = image[ended]
             iterations[leaving] = k
             final_residual[leaving] = moved[ended]
         point = solver.propose(memory, point, image)
-        if bool(ended.any()):
+        if some_ended:
             names = list(memory)
             point, injection, index, tolerance, max_iterations, *kept = close_gaps(
                 ended, point, injection, index, tolerance, max_iterations, *memory.values()
