@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.autograd.functional import jvp, vjp
 
 from jfb.network import ImplicitNetwork
+from jfb.norms import row_norms
 
 
 @torch.no_grad()
@@ -88,7 +89,7 @@ def local_contraction_factor(
         return network.step(u, injection)
 
     def unit(v: Tensor) -> Tensor:
-        return v / _row_norms(v).clamp_min(torch.finfo(v.dtype).tiny).view(-1, *[1] * (v.dim() - 1))
+        return v / row_norms(v).clamp_min(torch.finfo(v.dtype).tiny).view(-1, *[1] * (v.dim() - 1))
 
     generator = torch.Generator().manual_seed(seed)
     direction = unit(torch.randn(state.shape, generator=generator, dtype=state.dtype).to(state.device))
@@ -97,9 +98,4 @@ def local_contraction_factor(
         _, image = jvp(step, state.detach(), direction)  # type: ignore[no-untyped-call]
         _, pulled_back = vjp(step, state.detach(), image)  # type: ignore[no-untyped-call]
         direction = unit(pulled_back)
-    return _row_norms(image)
-
-
-def _row_norms(rows: Tensor) -> Tensor:
-    norms: Tensor = torch.linalg.vector_norm(rows.flatten(1), dim=1)
-    return norms
+    return row_norms(image)

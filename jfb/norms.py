@@ -34,18 +34,19 @@ def residual(previous: Tensor, current: Tensor, norm: ResidualNorm) -> Tensor:
     movement = current - previous
     match norm:
         case ResidualNorm.ABSOLUTE:
-            return _l2(movement)
+            return row_norms(movement)
         case ResidualNorm.RELATIVE:
-            size = _l2(current)
+            size = row_norms(current)
             # An infinite size would turn any finite movement into "converged": such a row has diverged, say NaN.
             size = torch.where(size.isfinite(), size, torch.nan)
-            return _l2(movement) / size.clamp_min(torch.finfo(size.dtype).tiny)
+            return row_norms(movement) / size.clamp_min(torch.finfo(size.dtype).tiny)
         case ResidualNorm.CHANNEL_MAX:
             # Not vector_norm(dim=1), which on a CPU takes twenty times as long over a dimension that is not the last.
             return movement.square_().sum(1, keepdim=True).flatten(1).amax(1).sqrt()
 
 
-def _l2(rows: Tensor) -> Tensor:
+def row_norms(rows: Tensor) -> Tensor:
+    """The L2 norm of each row over all its entries: ``[n, ...]`` to ``[n]``."""
     # Not of flattened rows: where channels come last in memory, flattening copies, at ten times the cost of the norm.
     norms: Tensor = torch.linalg.vector_norm(rows, dim=tuple(range(1, rows.dim())))
     return norms

@@ -5,6 +5,7 @@ from torch import Tensor
 
 from jfb.gradients.gradient import Gradient, Search
 from jfb.network import ImplicitNetwork
+from jfb.norms import ResidualNorm, residual
 from jfb.solve import Solution
 
 
@@ -43,12 +44,11 @@ class Jacobian(Gradient):
         return state, solution
 
     def _solve_adjoint(self, image: Tensor, point: Tensor, gradient: Tensor) -> Tensor:
-        tiny = torch.finfo(gradient.dtype).tiny
         adjoint = gradient
         for k in range(1, self.max_iterations + 1):
             (pulled_back,) = torch.autograd.grad(image, point, adjoint, retain_graph=True)
             following = pulled_back + gradient
-            movement = (following - adjoint).flatten(1).norm(dim=1) / following.flatten(1).norm(dim=1).clamp_min(tiny)
+            movement = residual(adjoint, following, ResidualNorm.RELATIVE)
             adjoint = following
             self.iterations = k
             self.residual = float(movement.amax()) if movement.numel() else 0.0
