@@ -75,7 +75,7 @@ def solve(
     k = 0
     while index.numel():
         k += 1
-        image = network.step(point, injection)
+        image = solver.evaluate(network, memory, point, injection)
         moved = residual(point, image, residual_norm)
         ended = (moved <= tolerance) | (max_iterations <= k) | ~moved.isfinite()
         some_ended = bool(ended.any())
