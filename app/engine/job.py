@@ -35,10 +35,10 @@ class Job:
         max_iterations: at least 1, one per row.
         deadline: in seconds of the engine's ``now``, or None, one per row.
         session: whose rows these are; they start where the last ones of the session ended. None starts from nothing.
+        solver: name of the one that proposes their points; the model's if None.
         watched: whether each iteration is to be told.
 
     Attributes:
-        waiting: the rows that have no slot yet, in order.
         logits: ``[n, classes]``, NaN for rows without an iteration.
         iterations, residual, status: one per row.
         failure: why there is no answer; None if there is one.
@@ -59,6 +59,7 @@ class Job:
         deadline: Sequence[float | None],
         *,
         session: str | None = None,
+        solver: str | None = None,
         watched: bool = False,
     ) -> None:
         rows = len(inputs)
@@ -80,9 +81,9 @@ class Job:
             raise ValueError(f"deadline: expected seconds or none, got {list(deadline)}")
 
         self.session = session
+        self.solver = solver
         self.watched = watched
 
-        self.waiting = np.arange(rows)
         self.logits: NDArray[np.floating] = np.empty((rows, 0))
         self.iterations = [0] * rows
         self.residual = [float("nan")] * rows
@@ -97,19 +98,11 @@ class Job:
     def finished(self) -> bool:
         return self._unfinished == 0
 
-    def admit(self, rows: int) -> NDArray[np.int64]:
-        """Take at most that many rows off those that wait."""
-        joining, self.waiting = self.waiting[:rows], self.waiting[rows:]
-        return joining
-
-    def give_up_waiting(self, now: float) -> int:
-        """End the waiting rows whose deadline has passed, without an iteration; return how many."""
-        late = self.deadline[self.waiting] <= now
-        for row in self.waiting[late].tolist():
+    def give_up(self, rows: NDArray[np.int64]) -> None:
+        """End rows whose deadline has passed while they waited, without an iteration."""
+        for row in rows.tolist():
             self.status[row] = Status.DEADLINE
-        self.waiting = self.waiting[~late]
-        self._unfinished -= int(late.sum())
-        return int(late.sum())
+        self._unfinished -= len(rows)
 
     def keep(self, row: int, fixed_point: Tensor) -> None:
         """Take the state that a row ended with."""
