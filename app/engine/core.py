@@ -19,7 +19,7 @@ from app.engine.sessions import Sessions
 from app.engine.slots import SlotTable
 from app.engine.throughput import Throughput
 from jfb import ResidualNorm, Status, residual
-from jfb.solvers import Solver
+from jfb.solvers import SOLVERS, Solver
 
 log = structlog.get_logger(__name__)
 
@@ -117,11 +117,15 @@ class Engine:
 
         Raises:
             QueueFull: if not all of its rows may wait now.
-            ValueError: if its inputs are not of the network's shape.
+            ValueError: if its inputs are not of the network's shape, or it wants another solver or stop than there is.
         """
         rows = len(job.inputs)
         if job.inputs.shape[1:] != self.input_shape:
             raise ValueError(f"inputs: expected rows of shape {list(self.input_shape)}, got {list(job.inputs.shape[1:])}")
+        if job.solver is not None and SOLVERS.get(job.solver) is not type(self._solver):
+            raise ValueError(f"solver: expected that of the model, got {job.solver!r}")
+        if job.stop != "tolerance":
+            raise ValueError(f"stop: expected 'tolerance', got {job.stop!r}")
         excess = self._waiting_rows + rows - self.max_waiting_rows
         if excess > 0:
             raise QueueFull(self._waiting_rows, self.max_waiting_rows, self._throughput.seconds_for(excess))

@@ -54,7 +54,14 @@ class Loader:
             batching=self.batching,
             sessions=Sessions(self.session_bytes, self.session_seconds),
         )
-        return LoadedVersion(engine, ServedVersion(model, version, found.config.model_dump_json(), fingerprint))
+        served = ServedVersion(
+            model,
+            version,
+            found.config.model_dump_json(),
+            fingerprint,
+            solvers=(found.config.serving.solver,),
+        )
+        return LoadedVersion(engine, served)
 
 
 def fingerprint(folder: Path) -> str:
