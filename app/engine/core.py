@@ -89,7 +89,7 @@ class Engine:
 
         Raises:
             QueueFull: if not all of its rows may wait now.
-            ValueError: if its inputs are not of the network's shape, or it names a solver that is not offered.
+            ValueError: if its inputs are not of the network's shape, or it wants a solver or a stop that is not offered.
         """
         rows = len(job.inputs)
         if job.inputs.shape[1:] != self.input_shape:
@@ -97,6 +97,8 @@ class Engine:
         solvers = self._batches[0].solvers
         if job.solver is not None and job.solver not in solvers:
             raise ValueError(f"solver: expected one of {', '.join(solvers)}, got {job.solver!r}")
+        if job.stop != "tolerance":
+            raise ValueError(f"stop: expected 'tolerance', got {job.stop!r}")
         excess = self.waiting_rows + rows - self.max_waiting_rows
         if excess > 0:
             raise QueueFull(self.waiting_rows, self.max_waiting_rows, self._throughput.seconds_for(excess))

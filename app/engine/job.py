@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from app.engine.messages import Moments
+from app.engine.messages import Moments, Stop
 from jfb import Status
 
 
@@ -34,13 +34,15 @@ class Job:
         tolerance: positive and finite, one per row.
         max_iterations: at least 1, one per row.
         deadline: in seconds of the engine's ``now``, or None, one per row.
+        solver: a name of ``jfb.solvers.SOLVERS``, or None for the engine's own.
+        stop: ``label`` ends a row, too, when its label cannot change any more.
         session: whose rows these are; they start where the last ones of the session ended. None starts from nothing.
-        solver: name of the one that proposes their points; the model's if None.
         watched: whether each iteration is to be told.
 
     Attributes:
         logits: ``[n, classes]``, NaN for rows without an iteration.
         iterations, residual, status: one per row.
+        margin, bound: one per row, as in ``jfb.label_stop.Stability``; NaN without an iteration. None if stop is ``tolerance``.
         failure: why there is no answer; None if there is one.
         moments: what happened to it when.
         start: where the rows start, ``[n, *state_shape]``; None where the network says.
@@ -58,8 +60,9 @@ class Job:
         max_iterations: Sequence[int],
         deadline: Sequence[float | None],
         *,
-        session: str | None = None,
         solver: str | None = None,
+        stop: Stop = "tolerance",
+        session: str | None = None,
         watched: bool = False,
     ) -> None:
         rows = len(inputs)
@@ -80,14 +83,17 @@ class Job:
         if np.isnan(self.deadline).any():
             raise ValueError(f"deadline: expected seconds or none, got {list(deadline)}")
 
-        self.session = session
         self.solver = solver
+        self.stop = stop
+        self.session = session
         self.watched = watched
 
         self.logits: NDArray[np.floating] = np.empty((rows, 0))
         self.iterations = [0] * rows
         self.residual = [float("nan")] * rows
         self.status = [Status.CANCELLED] * rows
+        self.margin = [float("nan")] * rows if stop == "label" else None
+        self.bound = [float("nan")] * rows if stop == "label" else None
         self.failure: str | None = None
         self.moments = Moments()
         self.start: Tensor | None = None

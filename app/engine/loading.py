@@ -57,7 +57,8 @@ class Loader:
         )
         sessions = Sessions(self.session_bytes, self.session_seconds)
         engine = Engine([batch], max_waiting_rows=self.max_waiting_rows, sessions=sessions)
-        return LoadedVersion(engine, ServedVersion(model, version, found.config.model_dump_json(), fingerprint))
+        config = found.config.model_dump_json()
+        return LoadedVersion(engine, ServedVersion(model, version, config, fingerprint, solvers=tuple(batch.solvers)))
 
 
 def fingerprint(folder: Path) -> str:
