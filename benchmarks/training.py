@@ -17,6 +17,7 @@ step, its default, it is JFB.
 import statistics
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -45,6 +46,10 @@ OURS = "jfb"
 
 def ours(gradient: Gradient) -> Attach:
     return lambda network, injection, search, slowest: gradient(network, injection, search)[0]
+
+
+def jfb_in_bfloat16(network: ImplicitNetwork, injection: Tensor, search: Search, slowest: int) -> Tensor:
+    return JFB()(network, injection, replace(search, bfloat16=True))[0]
 
 
 def torchdeq(**arguments: object) -> Attach:
@@ -77,6 +82,7 @@ def authors(network: ImplicitNetwork, injection: Tensor, search: Search, slowest
 
 WAYS: dict[str, Attach] = {
     OURS: ours(JFB()),
+    "jfb, search in bfloat16": jfb_in_bfloat16,
     "jacobian": ours(Jacobian()),
     "unrolled": ours(Unrolled()),
     "authors' program": authors,
