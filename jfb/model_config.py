@@ -18,7 +18,7 @@ class Strict(BaseModel):
 
 
 class ArchitectureSpec(Strict):
-    """Which class of ``jfb.architectures`` the network is, and the arguments it was built with."""
+    """Which class the network is (``jfb.architectures.find``), and the arguments it was built with."""
 
     name: str
     arguments: dict[str, JsonValue] = {}
