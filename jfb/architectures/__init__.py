@@ -35,7 +35,8 @@ def find(name: str) -> type[ImplicitNetwork]:
         return ARCHITECTURES[name]
     announced = entry_points(group=GROUP)
     if name not in announced.names:
-        raise ValueError(f"unknown architecture {name!r}, expected one of {', '.join(sorted({*ARCHITECTURES, *announced.names}))}")
+        known = sorted({*ARCHITECTURES, *announced.names})
+        raise ValueError(f"unknown architecture {name!r}, expected one of {', '.join(known)}")
     entry = announced[name]
     try:
         found = entry.load()

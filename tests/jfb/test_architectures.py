@@ -82,6 +82,6 @@ def test_what_is_no_architecture_is_refused_by_name(name: str, problem: str) -> 
 
 
 def test_arguments_of_an_announced_class_are_checked() -> None:
-    with pytest.raises(ValueError, match="architecture.arguments: halving: .*colour"):
+    with pytest.raises(ValueError, match=r"architecture\.arguments: halving: .*colour"):
         build("halving", [3], 2, {"colour": "red"})
     assert issubclass(find("halving"), ImplicitNetwork)
