@@ -49,6 +49,13 @@ class ImplicitNetwork(nn.Module, ABC):
         """A guaranteed upper bound on the Lipschitz constant of ``step`` in the state (L2), or None if there is none."""
         return None
 
+    def readout_lipschitz(self) -> Tensor | None:
+        """Guaranteed bounds ``[classes, classes]`` on how steep the readout is, or None if there are none.
+
+        Entry i, j is at least the Lipschitz constant of ``logit_i − logit_j`` in the state (L2).
+        """
+        return None
+
     def forward(self, state: Tensor) -> Tensor:
         """Alias of ``readout``, for tools that call modules; an implicit network has no other single pass."""
         return self.readout(state)
