@@ -40,7 +40,6 @@ class Job:
         watched: whether each iteration is to be told.
 
     Attributes:
-        waiting: the rows that have no slot yet, in order.
         logits: ``[n, classes]``, NaN for rows without an iteration.
         iterations, residual, status: one per row.
         margin, bound: one per row, as in ``jfb.label_stop.Stability``; NaN without an iteration. None if stop is ``tolerance``.
@@ -89,7 +88,6 @@ class Job:
         self.session = session
         self.watched = watched
 
-        self.waiting = np.arange(rows)
         self.logits: NDArray[np.floating] = np.empty((rows, 0))
         self.iterations = [0] * rows
         self.residual = [float("nan")] * rows
@@ -106,19 +104,11 @@ class Job:
     def finished(self) -> bool:
         return self._unfinished == 0
 
-    def admit(self, rows: int) -> NDArray[np.int64]:
-        """Take at most that many rows off those that wait."""
-        joining, self.waiting = self.waiting[:rows], self.waiting[rows:]
-        return joining
-
-    def give_up_waiting(self, now: float) -> int:
-        """End the waiting rows whose deadline has passed, without an iteration; return how many."""
-        late = self.deadline[self.waiting] <= now
-        for row in self.waiting[late].tolist():
+    def give_up(self, rows: NDArray[np.int64]) -> None:
+        """End rows whose deadline has passed while they waited, without an iteration."""
+        for row in rows.tolist():
             self.status[row] = Status.DEADLINE
-        self.waiting = self.waiting[~late]
-        self._unfinished -= int(late.sum())
-        return int(late.sum())
+        self._unfinished -= len(rows)
 
     def keep(self, row: int, fixed_point: Tensor) -> None:
         """Take the state that a row ended with."""
