@@ -99,16 +99,16 @@ class LabelStop:
         return [name for name, solver in SOLVERS.items() if self.goes_with(solver)]
 
     def start(self, point: Tensor) -> Memory:
-        """Return the memory of rows that start at ``point`` (``[n, *state_shape]``)."""
+        """Return the memory of rows that start at ``point`` (``[n, *state_shape]``), by names that no solver uses."""
         if self._contraction is not None:
             return {}
-        return {name: point.new_full((point.shape[0],), torch.inf) for name in ("movement", "ratio")}
+        return {name: point.new_full((point.shape[0],), torch.inf) for name in ("label_movement", "label_ratio")}
 
     def judge(self, memory: Memory, point: Tensor, image: Tensor, logits: Tensor) -> Stability:
         """Judge rows after an iteration, and bring their memory up to date in place.
 
         Args:
-            memory: of these rows.
+            memory: of these rows, their solver's may be in it.
             point: where the map was evaluated, shape ``[n, *state_shape]``.
             image: what that gave, of the same shape.
             logits: ``readout(image)``, shape ``[n, classes]``.
@@ -127,11 +127,11 @@ class LabelStop:
         """``γ / (1 − γ) · m_k``, infinite where γ is one or more, or not known yet."""
         if self._contraction is not None:
             return self._contraction / (1 - self._contraction) * movement
-        ratio = movement / memory["movement"]
-        ratio.masked_fill_(memory["movement"].isinf(), torch.inf)
-        rate = torch.maximum(ratio, memory["ratio"])
-        memory["movement"].copy_(movement)
-        memory["ratio"].copy_(ratio)
+        last_movement, last_ratio = memory["label_movement"], memory["label_ratio"]
+        ratio = torch.where(last_movement.isfinite(), movement / last_movement, torch.inf)
+        rate = torch.maximum(ratio, last_ratio)
+        last_movement.copy_(movement)
+        last_ratio.copy_(ratio)
         return torch.where(rate < 1, rate / (1 - rate) * movement, torch.inf)
 
 

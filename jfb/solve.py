@@ -80,8 +80,7 @@ def solve(
     final_residual = point.new_empty(rows)
     margin, bound = point.new_full((rows,), torch.nan), point.new_full((rows,), torch.nan)
 
-    memory = solver.start(point)
-    label_memory = label_stop.start(point) if label_stop is not None else {}
+    memory = solver.start(point) | (label_stop.start(point) if label_stop is not None else {})
     injection = injection.clone()  # its rows are moved as others leave
     asked = tolerance.clone()
     k = 0
@@ -91,7 +90,7 @@ def solve(
         moved = residual(point, image, residual_norm)
         ended = (moved <= tolerance) | (max_iterations <= k) | ~moved.isfinite()
         if label_stop is not None:
-            stability = label_stop.judge(label_memory, point, image, network.readout(image))
+            stability = label_stop.judge(memory, point, image, network.readout(image))
             ended |= stability.stable
             margin[index], bound[index] = stability.margin, stability.bound
         some_ended = bool(ended.any())
@@ -102,11 +101,11 @@ def solve(
             final_residual[leaving] = moved[ended]
         point = solver.propose(memory, point, image)
         if some_ended:
+            names = list(memory)
             point, injection, index, tolerance, max_iterations, *kept = close_gaps(
-                ended, point, injection, index, tolerance, max_iterations, *memory.values(), *label_memory.values()
+                ended, point, injection, index, tolerance, max_iterations, *memory.values()
             )
-            memory = dict(zip(memory, kept, strict=False))
-            label_memory = dict(zip(label_memory, kept[len(memory) :], strict=True))
+            memory = dict(zip(names, kept, strict=True))
     stability = Stability(margin, bound)
     facts = (final_residual <= asked, stability.stable, final_residual.isfinite())
     status = [_status(*of_row) for of_row in zip(*(fact.tolist() for fact in facts), strict=True)]

@@ -3,15 +3,19 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
 import torch
 
+from app.engine import messages
 from app.engine.backends import TorchBackend
 from app.engine.batch import RunningBatch
 from app.engine.core import Engine
 from app.engine.lane import Batching
 from app.engine.messages import ServedVersion
 from app.engine.sessions import Sessions
-from jfb import checkpoint
+from jfb import LabelStop, checkpoint
+from jfb.label_stop import Kind, label_tolerance
+from jfb.model_config import Serving
 from jfb.solvers import SOLVERS
 
 
@@ -54,11 +58,32 @@ class Loader:
             found.config.input.shape,
             slots=self.slots,
             batching=self.batching,
+            label_stop=LabelStop.of(found.network, found.config.serving),
         )
         sessions = Sessions(self.session_bytes, self.session_seconds)
         engine = Engine([batch], max_waiting_rows=self.max_waiting_rows, sessions=sessions)
-        config = found.config.model_dump_json()
-        return LoadedVersion(engine, ServedVersion(model, version, config, fingerprint, solvers=tuple(batch.solvers)))
+        served = ServedVersion(
+            model,
+            version,
+            found.config.model_dump_json(),
+            fingerprint,
+            solvers=tuple(batch.solvers),
+            label_stop=_described(batch, found.config.serving),
+        )
+        return LoadedVersion(engine, served)
+
+
+def _described(batch: RunningBatch, serving: Serving) -> messages.LabelStop | None:
+    """What a request may count on that asks for label stops; None if it may not."""
+    if batch.label_stop is None:
+        return None
+    solvers = tuple(name for name, solver in batch.solvers.items() if batch.label_stop.goes_with(type(solver)))
+    offer = messages.LabelStop(batch.label_stop.kind.value, solvers, label_tolerance(serving))
+    tested = serving.label_calibration
+    if batch.label_stop.kind is Kind.GUARANTEE or tested is None:
+        return offer
+    share = tested.differing / tested.inputs
+    return msgspec.structs.replace(offer, inputs=tested.inputs, differing=share, iterations=tested.iterations)
 
 
 def fingerprint(folder: Path) -> str:
