@@ -3,13 +3,19 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
 import torch
 
+from app.engine import messages
 from app.engine.backends import TorchBackend
-from app.engine.core import Batching, Engine
+from app.engine.batch import RunningBatch
+from app.engine.core import Engine
+from app.engine.lane import Batching
 from app.engine.messages import ServedVersion
 from app.engine.sessions import Sessions
-from jfb import checkpoint
+from jfb import LabelStop, checkpoint
+from jfb.label_stop import Kind, label_tolerance
+from jfb.model_config import Serving
 from jfb.solvers import SOLVERS
 
 
@@ -44,17 +50,40 @@ class Loader:
         # The weights are a mapping of their file so far: whoever writes to that would change the network, or end this process.
         for tensor in (*found.network.parameters(), *found.network.buffers()):
             tensor.data = tensor.data.clone()
-        engine = Engine(
+        own = found.config.serving.solver
+        batch = RunningBatch(
             TorchBackend(found.network, self.device),
-            SOLVERS[found.config.serving.solver](),
+            {name: SOLVERS[name]() for name in (own, *(other for other in SOLVERS if other != own))},
             found.config.serving.residual_norm,
             found.config.input.shape,
             slots=self.slots,
-            max_waiting_rows=self.max_waiting_rows,
             batching=self.batching,
-            sessions=Sessions(self.session_bytes, self.session_seconds),
+            label_stop=LabelStop.of(found.network, found.config.serving),
         )
-        return LoadedVersion(engine, ServedVersion(model, version, found.config.model_dump_json(), fingerprint))
+        sessions = Sessions(self.session_bytes, self.session_seconds)
+        engine = Engine([batch], max_waiting_rows=self.max_waiting_rows, sessions=sessions)
+        served = ServedVersion(
+            model,
+            version,
+            found.config.model_dump_json(),
+            fingerprint,
+            solvers=tuple(batch.solvers),
+            label_stop=_described(batch, found.config.serving),
+        )
+        return LoadedVersion(engine, served)
+
+
+def _described(batch: RunningBatch, serving: Serving) -> messages.LabelStop | None:
+    """What a request may count on that asks for label stops; None if it may not."""
+    if batch.label_stop is None:
+        return None
+    solvers = tuple(name for name, solver in batch.solvers.items() if batch.label_stop.goes_with(type(solver)))
+    offer = messages.LabelStop(batch.label_stop.kind.value, solvers, label_tolerance(serving))
+    tested = serving.label_calibration
+    if batch.label_stop.kind is Kind.GUARANTEE or tested is None:
+        return offer
+    share = tested.differing / tested.inputs
+    return msgspec.structs.replace(offer, inputs=tested.inputs, differing=share, iterations=tested.iterations)
 
 
 def fingerprint(folder: Path) -> str:
