@@ -52,6 +52,13 @@ class ImplicitNetwork(nn.Module, ABC):
         """A guaranteed upper bound on the Lipschitz constant of ``step`` in the state (L2), or None if there is none."""
         return None
 
+    def readout_lipschitz(self) -> Tensor | None:
+        """Guaranteed bounds ``[classes, classes]`` on how steep the readout is, or None if there are none.
+
+        Entry i, j is at least the Lipschitz constant of ``logit_i − logit_j`` in the state (L2).
+        """
+        return None
+
     def folded(self) -> "ImplicitNetwork":
         """Return a copy, for evaluation alone, that computes the same maps with less work (to rounding).
 

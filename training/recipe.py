@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, Self
 import yaml
 from pydantic import BaseModel, BeforeValidator, Field, JsonValue, ValidationError, model_validator
 
-from jfb.architectures import ARCHITECTURES
+from jfb.architectures import find
 from jfb.gradients import GRADIENTS, Gradient, Search
 from jfb.model_config import ArchitectureSpec, Serving, Strict
 from jfb.norms import ResidualNorm
@@ -140,10 +140,10 @@ class Recipe(Strict):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if self.network.name not in ARCHITECTURES:
-            raise ValueError(
-                f"network.name: unknown architecture {self.network.name!r}, expected one of {', '.join(ARCHITECTURES)}"
-            )
+        try:
+            find(self.network.name)
+        except ValueError as error:
+            raise ValueError(f"network.name: {error}") from error
         return self
 
     def changed(self, changes: Mapping[str, object]) -> "Recipe":

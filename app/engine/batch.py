@@ -10,7 +10,7 @@ from torch import Tensor
 from app.engine.backends import Backend
 from app.engine.lane import Batching, Lane
 from app.engine.shield import Fail
-from jfb import ResidualNorm
+from jfb import LabelStop, ResidualNorm
 from jfb.solvers import Solver
 
 
@@ -25,10 +25,12 @@ class RunningBatch:
         slots: rows that iterate at a time. So many are tried out at once, so that what does not fit into memory fails here.
         batching: ``iteration`` reshapes the batch in every tick. ``lockstep`` is what servers of networks of fixed depth do,
             to be compared with: a batch starts when the one before has ended, and ends as a whole.
-        rough: computes ``step`` in low precision, and is used while rows are far from their tolerance.
+        label_stop: judges the rows that end by their label; none do if it is None.
+        rough: computes ``step`` in low precision, and is used while rows are far from their tolerance. Not for rows that end
+            by their label, which is settled long before they are near.
 
     Attributes:
-        backend, solvers, input_shape, slots: the arguments.
+        backend, solvers, input_shape, label_stop, slots: the arguments.
         lanes: those in which rows end come before those from which rows are handed over to them.
         logits: ``[slots, classes]``, rows that look like answers.
     """
@@ -42,19 +44,23 @@ class RunningBatch:
         *,
         slots: int,
         batching: Batching = "iteration",
+        label_stop: LabelStop | None = None,
         rough: Backend | None = None,
     ) -> None:
         self.backend = backend
         self.solvers = dict(solvers)
         self.input_shape = input_shape
         self.slots = slots
+        self.label_stop = label_stop
         lockstep = batching == "lockstep"
         with torch.inference_mode():
             injection = backend.inject(torch.zeros(slots, *input_shape, device=backend.device, dtype=backend.dtype))
             point = backend.initial_state(injection)
 
             def lane(solver: Solver, backend: Backend, exact: Lane | None = None) -> Lane:
-                return Lane(backend, solver, residual_norm, point, injection, lockstep=lockstep, exact=exact)
+                judges = exact is None and label_stop is not None and label_stop.goes_with(type(solver))
+                stop = label_stop if judges else None
+                return Lane(backend, solver, residual_norm, point, injection, lockstep=lockstep, label_stop=stop, exact=exact)
 
             self._exact = {name: lane(solver, backend) for name, solver in solvers.items()}
             self._rough = {name: lane(exact.solver, rough, exact) for name, exact in self._exact.items()} if rough else {}
@@ -71,16 +77,16 @@ class RunningBatch:
         """Rows that may be admitted now."""
         return self.slots - self.active if all(lane.open for lane in self.lanes) else 0
 
-    def lane(self, solver: str | None, cap: int) -> Lane:
+    def lane(self, solver: str | None, cap: int, by_label: bool = False) -> Lane:
         """Where a row begins; the last iteration that its cap allows is never a rough one."""
         name = solver or self._default
-        return self._rough[name] if cap > 1 and name in self._rough else self._exact[name]
+        return self._rough[name] if cap > 1 and not by_label and name in self._rough else self._exact[name]
 
     def admit(self, lanes: list[Lane], point: Tensor, injection: Tensor, **host: NDArray[np.generic]) -> None:
         """Let rows begin, each in its lane."""
         for lane in dict.fromkeys(lanes):
             if len(set(lanes)) == 1:
-                lane.table.admit(point=point, injection=injection, memory=lane.solver.start(point), **host)
+                lane.table.admit(point=point, injection=injection, memory=lane.start(point), **host)
                 return
             own = np.array([k for k, other in enumerate(lanes) if other is lane])
             index = torch.from_numpy(own)
@@ -88,7 +94,7 @@ class RunningBatch:
             lane.table.admit(
                 point=begin,
                 injection=injection[index],
-                memory=lane.solver.start(begin),
+                memory=lane.start(begin),
                 **{name: values[own] for name, values in host.items()},
             )
 

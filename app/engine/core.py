@@ -97,8 +97,8 @@ class Engine:
         solvers = self._batches[0].solvers
         if job.solver is not None and job.solver not in solvers:
             raise ValueError(f"solver: expected one of {', '.join(solvers)}, got {job.solver!r}")
-        if job.stop != "tolerance":
-            raise ValueError(f"stop: expected 'tolerance', got {job.stop!r}")
+        if job.stop == "label" and self._batches[0].lane(job.solver, 1, by_label=True).label_stop is None:
+            raise ValueError(f"stop: expected 'tolerance' with solver {job.solver or next(iter(solvers))}, got 'label'")
         excess = self.waiting_rows + rows - self.max_waiting_rows
         if excess > 0:
             raise QueueFull(self.waiting_rows, self.max_waiting_rows, self._throughput.seconds_for(excess))
@@ -171,16 +171,18 @@ class Engine:
         table = lane.table
         jobs, rows, moved, iterations = table.job[leaving], table.row[leaving], moved[leaving], table.iterations[leaving]
         converged, capped = moved <= table.tolerance[leaving], iterations >= table.max_iterations[leaving]
+        margin, bound = table.margin[leaving], table.bound[leaving]
         ended_at = self._clock()
         images = lane.image[torch.from_numpy(leaving)]
         logits = shielded(batch.backend.readout, batch.logits, jobs, self._fail, images).cpu().numpy()
         read_out_at = self._clock()
         self.iterations += int(iterations.sum())
         self.rows_ended += len(leaving)
-        facts = (jobs.tolist(), rows.tolist(), iterations.tolist(), moved.tolist(), converged.tolist(), capped.tolist())
-        for k, (id, row, count, movement, has_converged, is_capped) in enumerate(zip(*facts, strict=True)):
+        status = map(_status, moved.tolist(), converged.tolist(), (margin > bound).tolist(), capped.tolist())
+        facts = (jobs.tolist(), rows.tolist(), iterations.tolist(), moved.tolist(), status, margin.tolist(), bound.tolist())
+        for k, (id, row, *end) in enumerate(zip(*facts, strict=True)):
             if job := self._jobs.get(id):
-                job.end(row, logits[k], count, movement, _status(movement, has_converged, is_capped))
+                job.end(row, logits[k], *end)
                 job.moments.ended, job.moments.read_out = ended_at, read_out_at
                 if job.session is not None:
                     job.keep(row, images[k])
@@ -230,15 +232,17 @@ class Engine:
         point = shielded(batch.backend.initial_state, some.point, jobs, self._fail, injection)
         if any(job.session is not None for job, _ in joining):
             point = self._warm(point, joining, now)
-        solvers = [job.solver for job, rows in joining for _ in rows]
+        whose = [job for job, rows in joining for _ in rows]
+        by_label = np.array([job.stop == "label" for job in whose])
         batch.admit(
-            [batch.lane(solver, cap) for solver, cap in zip(solvers, caps.tolist(), strict=True)],
+            [batch.lane(job.solver, *limits) for job, *limits in zip(whose, caps.tolist(), by_label.tolist(), strict=True)],
             point,
             injection,
             job=jobs,
             row=np.concatenate([rows for _, rows in joining]),
             tolerance=gather(lambda job: job.tolerance),
             max_iterations=caps,
+            by_label=by_label,
             deadline=gather(lambda job: job.deadline),
         )
 
@@ -285,9 +289,11 @@ class Engine:
         return job
 
 
-def _status(movement: float, converged: bool, capped: bool) -> Status:
+def _status(movement: float, converged: bool, stable: bool, capped: bool) -> Status:
     if not math.isfinite(movement):
         return Status.DIVERGED
     if converged:
         return Status.CONVERGED
+    if stable:
+        return Status.LABEL_STABLE
     return Status.MAX_ITERATIONS if capped else Status.DEADLINE

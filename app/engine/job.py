@@ -116,10 +116,21 @@ class Job:
             self.fixed_points = fixed_point.new_empty(len(self.inputs), *fixed_point.shape)
         self.fixed_points[row] = fixed_point
 
-    def end(self, row: int, logits: NDArray[np.floating], iterations: int, residual: float, status: Status) -> None:
-        """Take a row's answer."""
+    def end(
+        self,
+        row: int,
+        logits: NDArray[np.floating],
+        iterations: int,
+        residual: float,
+        status: Status,
+        margin: float = float("nan"),
+        bound: float = float("nan"),
+    ) -> None:
+        """Take a row's answer; margin and bound matter where stop is ``label``."""
         self.logits[row] = logits
         self.iterations[row] = iterations
         self.residual[row] = residual
         self.status[row] = status
+        if self.margin is not None and self.bound is not None:
+            self.margin[row], self.bound[row] = margin, bound
         self._unfinished -= 1

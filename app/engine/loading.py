@@ -4,17 +4,21 @@ from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
 import structlog
 import torch
 from torch import Tensor
 
+from app.engine import messages
 from app.engine.backends import BackendName, Precision, candidates, choose, low_precision
 from app.engine.batch import RunningBatch
 from app.engine.core import Engine
 from app.engine.lane import Batching
 from app.engine.messages import ServedVersion
 from app.engine.sessions import Sessions
-from jfb import Checkpoint, checkpoint
+from jfb import Checkpoint, LabelStop, checkpoint
+from jfb.label_stop import Kind, label_tolerance
+from jfb.model_config import Serving
 from jfb.solvers import SOLVERS
 
 MOST_SLOTS = defaultdict(lambda: 1024, cpu=64)
@@ -67,8 +71,15 @@ class Loader:
             batches.append(self._batch(found, folder, device))
         sessions = Sessions(self.session_bytes, self.session_seconds)
         engine = Engine(batches, max_waiting_rows=self.max_waiting_rows, sessions=sessions)
-        config = found.config.model_dump_json()
-        return LoadedVersion(engine, ServedVersion(model, version, config, fingerprint, solvers=tuple(batches[0].solvers)))
+        served = ServedVersion(
+            model,
+            version,
+            found.config.model_dump_json(),
+            fingerprint,
+            solvers=tuple(batches[0].solvers),
+            label_stop=_described(batches[0], found.config.serving),
+        )
+        return LoadedVersion(engine, served)
 
     def _batch(self, found: Checkpoint, folder: Path, device: torch.device) -> RunningBatch:
         most = self.slots or MOST_SLOTS[device.type]
@@ -99,7 +110,21 @@ class Loader:
             slots=slots,
             batching=self.batching,
             rough=choice.rough,
+            label_stop=LabelStop.of(found.network, found.config.serving),
         )
+
+
+def _described(batch: RunningBatch, serving: Serving) -> messages.LabelStop | None:
+    """What a request may count on that asks for label stops; None if it may not."""
+    if batch.label_stop is None:
+        return None
+    solvers = tuple(name for name, solver in batch.solvers.items() if batch.label_stop.goes_with(type(solver)))
+    offer = messages.LabelStop(batch.label_stop.kind.value, solvers, label_tolerance(serving))
+    tested = serving.label_calibration
+    if batch.label_stop.kind is Kind.GUARANTEE or tested is None:
+        return offer
+    share = tested.differing / tested.inputs
+    return msgspec.structs.replace(offer, inputs=tested.inputs, differing=share, iterations=tested.iterations)
 
 
 def _probe(found: Checkpoint, rows: int) -> Tensor:

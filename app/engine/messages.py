@@ -159,7 +159,7 @@ class LabelStop(msgspec.Struct, frozen=True):
         Literal["estimate", "guarantee"],
         Meta(description="guarantee: the network contracts by construction; estimate: calibrated on held-out data"),
     ]
-    solvers: Annotated[list[str], Meta(description="those that it goes with")]
+    solvers: Annotated[tuple[str, ...], Meta(description="those that it goes with")]
     tolerance: Annotated[float, Meta(description="that ends the other rows, unless the request says otherwise")]
     inputs: Annotated[int, Meta(description="held-out inputs that the estimate was tested on; null for a guarantee")] | None = (
         None

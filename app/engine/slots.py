@@ -27,6 +27,8 @@ class SlotTable:
         job, row: int64; whose row this is, and which of them.
         tolerance: of the point's dtype, so that it compares as it does in ``jfb.solve``.
         max_iterations, iterations: int64.
+        by_label: Boolean; which rows end, too, when their label cannot change any more.
+        margin, bound: float64; of those rows, as in ``jfb.label_stop.Stability``. NaN where nobody judged yet.
         deadline: float64, infinite where there is none.
     """
 
@@ -41,13 +43,20 @@ class SlotTable:
             "max_iterations": np.zeros(self.slots, np.int64),
             "iterations": np.zeros(self.slots, np.int64),
             "deadline": np.zeros(self.slots, np.float64),
+            "by_label": np.zeros(self.slots, np.bool_),
+            "margin": np.zeros(self.slots, np.float64),
+            "bound": np.zeros(self.slots, np.float64),
         }
         self._resize(0)
 
     def admit(self, *, point: Tensor, injection: Tensor, memory: Memory, **host: NDArray[Any]) -> None:
-        """Write rows behind the active ones; there must be room. ``host`` names what is on the host; iterations begin at 0."""
+        """Write rows behind the active ones; there must be room. ``host`` names what is on the host.
+
+        Iterations begin at 0, and nothing is known of margin and bound, unless they are in it.
+        """
         begin, end = self.active, self.active + point.shape[0]
         self._host["iterations"][begin:end] = 0
+        self._host["margin"][begin:end] = self._host["bound"][begin:end] = np.nan
         for name, tensor in {"point": point, "injection": injection}.items():
             self._device[name][begin:end] = tensor
         for name, tensor in memory.items():
@@ -92,3 +101,4 @@ class SlotTable:
         self.job, self.row = host["job"], host["row"]
         self.tolerance, self.max_iterations, self.deadline = host["tolerance"], host["max_iterations"], host["deadline"]
         self.iterations = host["iterations"]
+        self.by_label, self.margin, self.bound = host["by_label"], host["margin"], host["bound"]

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from jfb.architectures.standardise import Standardise
-from jfb.contraction import operator_norm_bound, scale_to_unit_norm
+from jfb.contraction import operator_norm_bound, pairwise_distances, scale_to_unit_norm
 from jfb.network import ImplicitNetwork
 
 
@@ -65,6 +65,9 @@ class ImplicitMLP(ImplicitNetwork):
 
     def constrain(self) -> None:
         scale_to_unit_norm(self.latent.weight)
+
+    def readout_lipschitz(self) -> Tensor:
+        return pairwise_distances(self.classify.weight)  # the leaky ReLU before it has a slope of at most one
 
     def contraction_bound(self) -> float:
         return self.contraction * float(operator_norm_bound(self.latent.weight))

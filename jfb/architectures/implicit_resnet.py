@@ -1,5 +1,6 @@
 """An implicit ResNet for images."""
 
+import math
 from collections.abc import Sequence
 from itertools import pairwise
 
@@ -8,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from jfb.architectures.standardise import Standardise
-from jfb.contraction import operator_norm_bound, scale_to_unit_norm
+from jfb.contraction import operator_norm_bound, pairwise_distances, scale_to_unit_norm
 from jfb.network import ImplicitNetwork
 
 
@@ -67,6 +68,7 @@ class ImplicitResNet(ImplicitNetwork):
         latent = channels[-1]
         self.contraction = contraction
         self.average = average
+        self.positions = height * width
         self.slope = slope
         self.standardise = Standardise(input_shape, mean, std)
         stem: list[nn.Module] = []
@@ -98,6 +100,10 @@ class ImplicitResNet(ImplicitNetwork):
 
     def constrain(self) -> None:
         scale_to_unit_norm(self.latent.weight)
+
+    def readout_lipschitz(self) -> Tensor:
+        distances = pairwise_distances(self.classify.weight)
+        return distances / math.sqrt(self.positions) if self.average else distances
 
     def contraction_bound(self) -> float:
         return self.contraction * float(operator_norm_bound(self.latent.weight))

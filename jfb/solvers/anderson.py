@@ -71,7 +71,7 @@ class Anderson(Solver):
         return following.view(point.permute(places).shape).permute(inverse(places))
 
     def _weights(self, gram: Tensor, used: Tensor) -> Tensor:
-        """``argmin αᵀGα`` with ``Σα = 1`` over the used entries, the others being 0 in G: solve ``Gα ∝ 1``. Shape ``[n, window]``."""
+        """``argmin αᵀGα`` with ``Σα = 1`` over the used entries (the others are 0 in G): solve ``Gα ∝ 1``. ``[n, window]``."""
         scale = gram.diagonal(dim1=1, dim2=2).amax(1).clamp_min(torch.finfo(gram.dtype).tiny)
         system = gram.double() / scale.double()[:, None, None]
         system.diagonal(dim1=1, dim2=2).add_(self.regularisation)

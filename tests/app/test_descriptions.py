@@ -25,8 +25,15 @@ def test_a_model_is_described(client: httpx.Client) -> None:
         "max_iterations_limit": 1000,
         "residual_norm": "relative",
         "solver": "picard",
-        "solvers": ["picard"],
-        "label_stop": None,
+        "solvers": ["picard", "anderson"],
+        "label_stop": {
+            "kind": "guarantee",
+            "solvers": ["picard", "anderson"],
+            "tolerance": 1e-4,
+            "inputs": None,
+            "differing": None,
+            "iterations": None,
+        },
         "metrics": {"accuracy": 0.2},
         "refused": client.get("/models/digits").json()["refused"],
     }

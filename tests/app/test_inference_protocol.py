@@ -120,6 +120,8 @@ def test_tritonclient_finds_the_server_and_its_models_live_ready_and_described(a
             {"name": "iterations", "datatype": "INT64", "shape": [-1]},
             {"name": "residual", "datatype": "FP32", "shape": [-1]},
             {"name": "converged", "datatype": "BOOL", "shape": [-1]},
+            {"name": "margin", "datatype": "FP32", "shape": [-1]},
+            {"name": "bound", "datatype": "FP32", "shape": [-1]},
         ],
     }
 
