@@ -52,9 +52,10 @@ def solve(
         start: first states ``[n, *state_shape]``; ``network.initial_state(injection)`` if not given.
 
     Raises:
-        ValueError: for a tolerance or a cap out of range or of the wrong shape.
+        ValueError: for a tolerance or a cap out of range or of the wrong shape, and for a solver that cannot solve the network.
     """
     solver = solver or Picard()
+    solver.check(type(network))
     rows = injection.shape[0]
     point = network.initial_state(injection) if start is None else start.clone()
     index = torch.arange(rows, device=point.device)

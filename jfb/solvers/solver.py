@@ -20,7 +20,23 @@ class Solver(ABC):
 
     Rows are independent: a solver may use a row's own history and nothing else, so that rows can be gathered, joined
     and dropped between any two iterations.
+
+    Attributes:
+        needs: the class of networks whose maps ``evaluate`` takes.
     """
+
+    needs: type = ImplicitNetwork
+
+    def check(self, kind: type) -> None:
+        """Refuse networks of a class that lacks what ``evaluate`` needs.
+
+        Raises:
+            ValueError: naming both.
+        """
+        if not issubclass(kind, self.needs):
+            raise ValueError(
+                f"solver: {type(self).__name__} splits the map of a {self.needs.__name__}, and cannot solve a {kind.__name__}"
+            )
 
     @abstractmethod
     def start(self, point: Tensor) -> Memory:
