@@ -19,7 +19,7 @@ from app.engine.sessions import Sessions
 from jfb import Checkpoint, LabelStop, checkpoint
 from jfb.label_stop import Kind, label_tolerance
 from jfb.model_config import Serving
-from jfb.solvers import SOLVERS
+from jfb.solvers import SOLVERS, solvers_for
 
 MOST_SLOTS = defaultdict(lambda: 1024, cpu=64)
 """By the type of the device."""
@@ -104,7 +104,7 @@ class Loader:
         )
         return RunningBatch(
             choice.backend,
-            {name: SOLVERS[name]() for name in dict.fromkeys((found.config.serving.solver, *SOLVERS))},
+            {name: SOLVERS[name]() for name in dict.fromkeys((found.config.serving.solver, *solvers_for(type(found.network))))},
             found.config.serving.residual_norm,
             found.config.input.shape,
             slots=slots,
