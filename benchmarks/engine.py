@@ -22,8 +22,10 @@ from rich.table import Table
 
 import jfb
 from app.engine.backends import TorchBackend
-from app.engine.core import Batching, Engine
+from app.engine.batch import RunningBatch
+from app.engine.core import Engine
 from app.engine.job import Job
+from app.engine.lane import Batching
 from jfb.solvers import SOLVERS
 from training.recipe import DataRecipe
 from training.sources import read
@@ -48,15 +50,15 @@ class Run:
 def drive(checkpoint: jfb.Checkpoint, images: np.ndarray, batching: Batching, slots: int, clients: int) -> Run:
     """Answer every image once, ``clients`` of them in flight at any time."""
     serving = checkpoint.config.serving
-    engine = Engine(
+    batch = RunningBatch(
         TorchBackend(checkpoint.network),
-        SOLVERS[serving.solver](),
+        {serving.solver: SOLVERS[serving.solver]()},
         serving.residual_norm,
         checkpoint.config.input.shape,
         slots=slots,
-        max_waiting_rows=clients,
         batching=batching,
     )
+    engine = Engine([batch], max_waiting_rows=clients)
     tolerances = np.random.default_rng(0).permutation(np.resize([LOOSE, STRICT], len(images))).tolist()
     sent: dict[int, float] = {}
     latencies: dict[float, list[float]] = {LOOSE: [], STRICT: []}

@@ -13,7 +13,7 @@ import torch
 import typer
 
 from app import log
-from app.engine.core import Batching
+from app.engine.lane import Batching
 from app.engine.lifecycle import Lifecycle
 from app.engine.loading import Loader
 from app.engine.process import EngineProcess

@@ -6,7 +6,9 @@ from pathlib import Path
 import torch
 
 from app.engine.backends import TorchBackend
-from app.engine.core import Batching, Engine
+from app.engine.batch import RunningBatch
+from app.engine.core import Engine
+from app.engine.lane import Batching
 from app.engine.messages import ServedVersion
 from app.engine.sessions import Sessions
 from jfb import checkpoint
@@ -44,17 +46,19 @@ class Loader:
         # The weights are a mapping of their file so far: whoever writes to that would change the network, or end this process.
         for tensor in (*found.network.parameters(), *found.network.buffers()):
             tensor.data = tensor.data.clone()
-        engine = Engine(
+        own = found.config.serving.solver
+        batch = RunningBatch(
             TorchBackend(found.network, self.device),
-            SOLVERS[found.config.serving.solver](),
+            {name: SOLVERS[name]() for name in (own, *(other for other in SOLVERS if other != own))},
             found.config.serving.residual_norm,
             found.config.input.shape,
             slots=self.slots,
-            max_waiting_rows=self.max_waiting_rows,
             batching=self.batching,
-            sessions=Sessions(self.session_bytes, self.session_seconds),
         )
-        return LoadedVersion(engine, ServedVersion(model, version, found.config.model_dump_json(), fingerprint))
+        sessions = Sessions(self.session_bytes, self.session_seconds)
+        engine = Engine([batch], max_waiting_rows=self.max_waiting_rows, sessions=sessions)
+        config = found.config.model_dump_json()
+        return LoadedVersion(engine, ServedVersion(model, version, config, fingerprint, solvers=tuple(batch.solvers)))
 
 
 def fingerprint(folder: Path) -> str:

@@ -45,16 +45,27 @@ class SlotTable:
         self._resize(0)
 
     def admit(self, *, point: Tensor, injection: Tensor, memory: Memory, **host: NDArray[Any]) -> None:
-        """Write rows behind the active ones; there must be room. ``host`` names what is on the host, but ``iterations``."""
+        """Write rows behind the active ones; there must be room. ``host`` names what is on the host; iterations begin at 0."""
         begin, end = self.active, self.active + point.shape[0]
+        self._host["iterations"][begin:end] = 0
         for name, tensor in {"point": point, "injection": injection}.items():
             self._device[name][begin:end] = tensor
         for name, tensor in memory.items():
             self._memory[name][begin:end] = tensor
         for name, array in host.items():
             self._host[name][begin:end] = array
-        self._host["iterations"][begin:end] = 0
         self._resize(end)
+
+    def admit_from(self, other: "SlotTable", chosen: NDArray[np.bool_]) -> None:
+        """Write rows of another table, ``chosen`` being its ``[active]``, as they are; it still has them then."""
+        rows = np.flatnonzero(chosen)
+        index = torch.from_numpy(rows)
+        self.admit(
+            point=other.point[index],
+            injection=other.injection[index],
+            memory={name: tensor[index] for name, tensor in other.memory.items()},
+            **{name: array[rows] for name, array in other._host.items()},
+        )
 
     def remove(self, ended: NDArray[np.bool_]) -> None:
         """Drop rows, ``ended`` being ``[active]``; the last ones move into their places."""
@@ -66,6 +77,11 @@ class SlotTable:
             for array in self._host.values():
                 array[holes.numpy()] = array[movers.numpy()]
         self._resize(self.active - int(ended.sum()))
+
+    @property
+    def full_memory(self) -> Memory:
+        """Of all slots, to try out what changes it."""
+        return {name: tensor.clone() for name, tensor in self._memory.items()}
 
     def _resize(self, active: int) -> None:
         self.active = active

@@ -134,6 +134,7 @@ function bar(label, rank, probability) {
 function ended({ status }) {
   const words = {
     converged: "converged: it moves less than the tolerance",
+    label_stable: "its label cannot change any more",
     max_iterations: "stopped at the cap, before the tolerance",
     deadline: "stopped at the deadline",
     diverged: "diverged: its numbers are no longer finite",

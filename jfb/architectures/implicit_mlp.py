@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -56,8 +57,7 @@ class ImplicitMLP(ImplicitNetwork):
         return injection
 
     def step(self, state: Tensor, injection: Tensor) -> Tensor:
-        image: Tensor = injection + self.contraction * self.latent(F.leaky_relu(state, self.slope))
-        return image
+        return torch.add(injection, self.latent(F.leaky_relu(state, self.slope)), alpha=self.contraction)
 
     def readout(self, state: Tensor) -> Tensor:
         logits: Tensor = self.classify(F.leaky_relu(state, self.slope))

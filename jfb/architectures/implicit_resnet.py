@@ -89,7 +89,7 @@ class ImplicitResNet(ImplicitNetwork):
         return injection
 
     def step(self, state: Tensor, injection: Tensor) -> Tensor:
-        return F.leaky_relu(injection + self.contraction * self.latent(state), self.slope)
+        return F.leaky_relu(torch.add(injection, self.latent(state), alpha=self.contraction), self.slope)
 
     def readout(self, state: Tensor) -> Tensor:
         features = state.mean((2, 3)) if self.average else state.flatten(1)

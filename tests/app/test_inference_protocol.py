@@ -306,6 +306,10 @@ def changed(**fields: object) -> dict[str, object]:
         ({"inputs": [ROW], "parameters": {"tolerence": 1}}, ("parameters: ", "tolerence")),
         ({"inputs": [ROW], "parameters": {"tolerance": 0}}, ("tolerance: ", "above 0")),
         ({"inputs": [ROW], "parameters": {"max_iterations": 1001}}, ("max_iterations: ", "1 to 1000")),
+        ({"inputs": [ROW], "parameters": {"solver": "newton"}}, ("solver: ", "one of picard", 'got "newton"')),
+        ({"inputs": [ROW], "parameters": {"solver": 1}}, ("parameters.solver: ", "`str`")),
+        ({"inputs": [ROW], "parameters": {"stop": "soon"}}, ("stop: ", "one of tolerance, label", 'got "soon"')),
+        ({"inputs": [ROW], "outputs": [{"name": "bound"}]}, ("outputs[0].name: ", "logits, iterations", 'got "bound"')),
         (
             {"inputs": [ROW, {"name": "tolerance", "datatype": "FP32", "shape": [2], "data": [1, 1]}]},
             ("tolerance: ", "list of 1"),

@@ -5,6 +5,7 @@ from torch import Tensor
 
 from app.engine.backends.backend import Backend
 from jfb import ImplicitNetwork
+from jfb.solvers import Memory, Solver
 
 
 class TorchBackend(Backend):
@@ -29,6 +30,11 @@ class TorchBackend(Backend):
 
     def step(self, state: Tensor, injection: Tensor) -> Tensor:
         return self._network.step(state, injection)
+
+    def evaluate(self, solver: Solver, memory: Memory, point: Tensor, injection: Tensor) -> Tensor:
+        if type(solver).evaluate is Solver.evaluate:
+            return self.step(point, injection)
+        return solver.evaluate(self._network, memory, point, injection)
 
     def readout(self, state: Tensor) -> Tensor:
         return self._network.readout(state)

@@ -8,8 +8,10 @@ import torch
 from torch import Tensor
 
 from app.engine.backends import TorchBackend
-from app.engine.core import Batching, Engine
+from app.engine.batch import RunningBatch
+from app.engine.core import Engine
 from app.engine.job import Job
+from app.engine.lane import Batching
 from app.engine.sessions import Sessions
 from jfb import ImplicitNetwork, ResidualNorm
 from jfb.solvers import Picard
@@ -54,17 +56,15 @@ def make_engine(
     clock: Callable[[], float] = time.monotonic,
 ) -> Engine:
     """An engine of the network above, in float64."""
-    return Engine(
+    batch = RunningBatch(
         backend or TorchBackend(Geometric(), dtype=torch.float64),
-        Picard(),
+        {"picard": Picard()},
         ResidualNorm.ABSOLUTE,
         (2,),
         slots=slots,
-        max_waiting_rows=max_waiting_rows,
         batching=batching,
-        sessions=sessions,
-        clock=clock,
     )
+    return Engine([batch], max_waiting_rows=max_waiting_rows, sessions=sessions, clock=clock)
 
 
 def make_job(

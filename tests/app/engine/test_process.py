@@ -75,7 +75,7 @@ def dealer(context: "zmq.Context[Any]", address: str) -> Iterator[Dealer]:
 
 
 def submit(id: int, rows: int = 1, model: str = "digits", cap: int = 50) -> Submit:
-    return Submit(id, model, 1, None, [1e-3] * rows, [cap] * rows, [None] * rows)
+    return Submit(model, 1, [1e-3] * rows, [cap] * rows, [None] * rows, id=id)
 
 
 PICTURE = np.full((1, 1, 8, 8), 3, dtype="<f4").tobytes()
@@ -126,8 +126,8 @@ def test_garbage_does_not_disturb_the_engine(dealer: Dealer, frames: list[bytes]
         (submit(7, rows=0), [b""], "inputs: expected at least one row"),
         (submit(7, cap=0), [PICTURE], "max_iterations: expected integers of at least 1"),
         (submit(7, cap=2**64 - 1), [PICTURE], "max_iterations: expected integers of at least 1"),
-        (Submit(7, "digits", 1, None, [-1.0], [1], [None]), [PICTURE], "tolerance: expected positive finite numbers"),
-        (Submit(7, "digits", 1, None, [1.0], [1, 2], [None]), [PICTURE], "max_iterations: expected 1 values"),
+        (Submit("digits", 1, [-1.0], [1], [None], id=7), [PICTURE], "tolerance: expected positive finite numbers"),
+        (Submit("digits", 1, [1.0], [1, 2], [None], id=7), [PICTURE], "max_iterations: expected 1 values"),
     ],
 )
 def test_a_request_that_cannot_be_computed_is_answered_with_the_reason(
@@ -145,8 +145,8 @@ def test_a_request_that_cannot_be_computed_is_answered_with_the_reason(
     "message",
     [
         submit(7, model="nobody"),
-        Submit(7, "digits", 9, None, [1.0], [1], [None]),
-        Submit(7, "digits", 1, "old", [1.0], [1], [None]),
+        Submit("digits", 9, [1.0], [1], [None], id=7),
+        Submit("digits", 1, [1.0], [1], [None], fingerprint="old", id=7),
     ],
 )
 def test_a_request_for_what_is_not_served_is_told_what_is(dealer: Dealer, message: Submit) -> None:

@@ -14,6 +14,7 @@ import pytest
 
 from app.engine.client import Computed
 from app.engine.errors import EngineDied, NotServed, QueueFull
+from app.engine.messages import Question
 from app.engine.supervisor import EngineSupervisor
 from tests.app.engine.requests import ask, assert_right, pictures, slow
 
@@ -95,12 +96,12 @@ async def test_a_full_queue_raises_with_its_numbers(engine: EngineSupervisor) ->
 
 async def test_an_unknown_version_is_not_served(engine: EngineSupervisor) -> None:
     with pytest.raises(NotServed):
-        await engine.client.predict("digits", 9, pictures(1), [1.0], [1], [None])
+        await engine.client.predict(Question("digits", 9, [1.0], [1], [None]), pictures(1))
 
 
 async def test_a_diverging_row_is_answered(engine: EngineSupervisor) -> None:
     inputs = np.array([[0.0, 0.0], [1.0, 1.0]])
-    answer = await engine.client.predict("wild", 1, inputs, [1e-3] * 2, [50] * 2, [None] * 2)
+    answer = await engine.client.predict(Question("wild", 1, [1e-3] * 2, [50] * 2, [None] * 2), inputs)
     assert answer.status == ["converged", "diverged"]
 
 
