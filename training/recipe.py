@@ -2,12 +2,12 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, Field, JsonValue, ValidationError, model_validator
 
-from jfb.architectures import ARCHITECTURES
+from jfb.architectures import find
 from jfb.gradients import GRADIENTS, Gradient, Search
 from jfb.model_config import ArchitectureSpec, Serving, Strict
 from jfb.norms import ResidualNorm
@@ -78,9 +78,13 @@ class SearchRecipe(Strict):
     tolerance: Positive = 1e-2
     max_iterations: int = Field(default=50, ge=1)
     residual_norm: ResidualNorm = ResidualNorm.RELATIVE
+    precision: Literal["float32", "bfloat16", "auto"] = "float32"
+    """Of the convolutions and products in the search; the step that is differentiated is always float32. ``auto`` tries both when
+    a run begins, takes the faster one, and writes down which (see ``training.precision``)."""
 
     def build(self) -> Search:
-        return Search(self.tolerance, self.max_iterations, self.residual_norm)
+        """What is still ``auto`` is float32."""
+        return Search(self.tolerance, self.max_iterations, self.residual_norm, bfloat16=self.precision == "bfloat16")
 
 
 class OptimisationRecipe(Strict):
@@ -136,10 +140,10 @@ class Recipe(Strict):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if self.network.name not in ARCHITECTURES:
-            raise ValueError(
-                f"network.name: unknown architecture {self.network.name!r}, expected one of {', '.join(ARCHITECTURES)}"
-            )
+        try:
+            find(self.network.name)
+        except ValueError as error:
+            raise ValueError(f"network.name: {error}") from error
         return self
 
     def changed(self, changes: Mapping[str, object]) -> "Recipe":

@@ -7,6 +7,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 
 import httpx
@@ -136,6 +137,55 @@ def test_an_image_file_is_answered(page: Page, tmp_path: Path) -> None:
     expect(page.get_by_role("alert")).to_contain_text("is not an image")
 
 
+def test_a_file_dropped_on_the_page_is_answered(page: Page, tmp_path: Path) -> None:
+    pixels = np.zeros((40, 40), dtype=np.uint8)
+    pixels[5:35, 17:23] = 255
+    Image.fromarray(pixels).save(tmp_path / "one.png")
+    box = page.locator("#drop").bounding_box()
+    assert box
+    where = {"x": box["x"] + 20, "y": box["y"] + 20}
+    browser = page.context.new_cdp_session(page)
+
+    def drag(kind: str) -> None:
+        """As the browser is told by the system when somebody drags a file over it."""
+        data = {"items": [], "files": [str(tmp_path / "one.png")], "dragOperationsMask": 1}
+        browser.send("Input.dispatchDragEvent", {"type": kind, **where, "data": data})
+
+    drag("dragEnter")
+    drag("dragOver")
+    expect(page.locator("#drop")).to_have_class("paper over")
+    drag("drop")
+    expect(page.locator("#drop")).to_have_class("paper")
+    expect(page.locator("#costs rect")).to_have_count(2)
+    expect(page.locator("#label")).to_have_text("1")
+
+
+def test_a_finger_draws_and_does_not_scroll(browser: Browser, digits_server: RunningServer) -> None:
+    with page_of(browser, digits_server.url, viewport=PHONE, is_mobile=True, has_touch=True) as (page, said):
+        expect(page.locator("#said")).to_contain_text("iteration")
+        page.locator("#clear").tap()
+        expect(page.locator("#label")).to_have_text("–")
+        page.locator("#pad").scroll_into_view_if_needed()
+        box = page.locator("#pad").bounding_box()
+        assert box
+        scrolled = page.evaluate("scrollY")
+        screen = page.context.new_cdp_session(page)
+
+        def touch(kind: str, *places: tuple[float, float]) -> None:
+            points = [{"x": box["x"] + x * box["width"], "y": box["y"] + y * box["height"]} for x, y in places]
+            screen.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": points})
+
+        touch("touchStart", SEVEN[0])
+        for (x0, y0), (x1, y1) in pairwise(SEVEN):
+            for share in np.linspace(0.1, 1, 10):
+                touch("touchMove", (x0 + float(share) * (x1 - x0), y0 + float(share) * (y1 - y0)))
+        touch("touchEnd")
+        expect(page.locator("#label")).to_have_text("7")
+        expect(page.locator("#said")).to_contain_text("7 with")
+        assert page.evaluate("scrollY") == scrolled
+        assert said == []
+
+
 def test_the_keyboard_alone_draws_and_moves_the_knobs(page: Page) -> None:
     pad = page.locator("#pad")
     pad.focus()
@@ -251,6 +301,14 @@ def test_a_phone_need_not_scroll_sideways(browser: Browser, digits_server: Runni
         if not path:
             expect(page.locator("#said")).to_contain_text("iteration")
         assert page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
+
+
+def test_the_page_of_the_api_is_whole_without_another_host(browser: Browser, digits_server: RunningServer) -> None:
+    with page_of(browser, f"{digits_server.url}/docs") as (page, said):
+        expect(page.locator(".opblock-summary-path", has_text="/predict").first).to_be_visible()
+        page.locator(".opblock").first.click()
+        expect(page.get_by_role("button", name="Try it out").first).to_be_visible()
+        assert said == []
 
 
 def test_pages_hold_no_script_but_their_own(digits_server: RunningServer) -> None:
