@@ -38,6 +38,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         settings.max_waiting_rows,
         settings.batching,
         settings.threads,
+        backend=settings.backend,
+        precision=settings.precision,
         session_bytes=settings.session_bytes,
         session_seconds=settings.session_seconds,
         log_level=settings.log_level,

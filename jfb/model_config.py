@@ -5,8 +5,10 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
 
+from jfb.architectures import ARCHITECTURES
+from jfb.network import ImplicitNetwork
 from jfb.norms import ResidualNorm
-from jfb.solvers import SOLVERS
+from jfb.solvers import SOLVERS, solvers_for
 
 FORMAT_VERSION: Literal[1] = 1
 
@@ -108,4 +110,19 @@ class ModelConfig(Strict):
     def _check(self) -> Self:
         if len(set(self.classes)) != len(self.classes):
             raise ValueError("classes: expected distinct labels")
+        check_solver(self.serving.solver, self.architecture)
         return self
+
+
+def check_solver(solver: str, architecture: ArchitectureSpec) -> None:
+    """Refuse a solver that splits the map where the architecture does not have the parts.
+
+    Raises:
+        ValueError: naming both, and the solvers that can be had.
+    """
+    fitting = solvers_for(ARCHITECTURES.get(architecture.name, ImplicitNetwork))
+    if solver not in fitting:
+        raise ValueError(
+            f"solver: {solver!r} splits the map of a monotone network, which {architecture.name!r} is not, "
+            f"expected one of {', '.join(fitting)}"
+        )

@@ -58,10 +58,11 @@ def solve(
         label_stop: says when a label cannot change any more; rows do not stop for that if not given.
 
     Raises:
-        ValueError: for a tolerance or a cap out of range or of the wrong shape, and for label stops with a solver that they
-            do not go with.
+        ValueError: for a tolerance or a cap out of range or of the wrong shape, for a solver that cannot solve the network, and
+            for label stops with a solver that they do not go with.
     """
     solver = solver or Picard()
+    solver.check(type(network))
     rows = injection.shape[0]
     point = network.initial_state(injection) if start is None else start.clone()
     index = torch.arange(rows, device=point.device)

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, Field, JsonValue, ValidationError, model_validator
@@ -78,9 +78,13 @@ class SearchRecipe(Strict):
     tolerance: Positive = 1e-2
     max_iterations: int = Field(default=50, ge=1)
     residual_norm: ResidualNorm = ResidualNorm.RELATIVE
+    precision: Literal["float32", "bfloat16", "auto"] = "float32"
+    """Of the convolutions and products in the search; the step that is differentiated is always float32. ``auto`` tries both when
+    a run begins, takes the faster one, and writes down which (see ``training.precision``)."""
 
     def build(self) -> Search:
-        return Search(self.tolerance, self.max_iterations, self.residual_norm)
+        """What is still ``auto`` is float32."""
+        return Search(self.tolerance, self.max_iterations, self.residual_norm, bfloat16=self.precision == "bfloat16")
 
 
 class OptimisationRecipe(Strict):

@@ -63,7 +63,11 @@ class RunningBatch:
                 return Lane(backend, solver, residual_norm, point, injection, lockstep=lockstep, label_stop=stop, exact=exact)
 
             self._exact = {name: lane(solver, backend) for name, solver in solvers.items()}
-            self._rough = {name: lane(exact.solver, rough, exact) for name, exact in self._exact.items()} if rough else {}
+            self._rough = {
+                name: lane(exact.solver, rough, exact)
+                for name, exact in self._exact.items()
+                if rough is not None and not exact.solver.splits
+            }
             self.logits = backend.readout(point).clone()
         self.lanes = [*self._exact.values(), *self._rough.values()]
         self._default = next(iter(solvers))

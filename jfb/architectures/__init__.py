@@ -10,13 +10,20 @@ from pydantic import TypeAdapter, ValidationError
 from jfb.architectures.authors_resnet import AuthorsResNet
 from jfb.architectures.implicit_mlp import ImplicitMLP
 from jfb.architectures.implicit_resnet import ImplicitResNet
+from jfb.architectures.monotone_conv import MonotoneConv
+from jfb.architectures.monotone_mlp import MonotoneMLP
 from jfb.network import ImplicitNetwork
 
 ARCHITECTURES: dict[str, type[ImplicitNetwork]] = {
     "authors_resnet": AuthorsResNet,
     "implicit_mlp": ImplicitMLP,
     "implicit_resnet": ImplicitResNet,
+    "monotone_conv": MonotoneConv,
+    "monotone_mlp": MonotoneMLP,
 }
+
+NOT_SERVED = ("neural_ode", "augmented_neural_ode")
+"""Architectures that exist for comparison alone (``training.rivals``)."""
 
 
 GROUP = "jfb.architectures"
@@ -59,6 +66,11 @@ def build(name: str, input_shape: Sequence[int], classes: int, arguments: Mappin
     Raises:
         ValueError: for an unknown name, an unknown or missing argument, or one that the architecture refuses.
     """
+    if name in NOT_SERVED:
+        raise ValueError(
+            f"architecture.name: {name!r} is not served: it follows a differential equation and has no fixed point to iterate "
+            "to; it is there to be compared with (python -m training compare --rivals)"
+        )
     try:
         architecture = find(name)
     except ValueError as error:
@@ -77,4 +89,14 @@ def build(name: str, input_shape: Sequence[int], classes: int, arguments: Mappin
     return architecture(tuple(input_shape), classes, **arguments)
 
 
-__all__ = ["ARCHITECTURES", "AuthorsResNet", "ImplicitMLP", "ImplicitResNet", "build", "find"]
+__all__ = [
+    "ARCHITECTURES",
+    "NOT_SERVED",
+    "AuthorsResNet",
+    "ImplicitMLP",
+    "ImplicitResNet",
+    "MonotoneConv",
+    "MonotoneMLP",
+    "build",
+    "find",
+]

@@ -90,8 +90,10 @@ def test_versions_count_up_and_strangers_in_the_store_are_not_versions(folder: P
 def test_a_version_that_fails_half_way_leaves_nothing(folder: Path) -> None:
     store = folder.parent.parent
 
+    half = new_version(store, "letters")
+
     def fail_half_way() -> None:
-        with new_version(store, "letters") as new:
+        with half as new:
             (new / "config.json").write_text("{}")
             assert versions(store / "letters") == [1], "visible before it was whole"
             raise KeyboardInterrupt
@@ -99,22 +101,29 @@ def test_a_version_that_fails_half_way_leaves_nothing(folder: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         fail_half_way()
     assert [path.name for path in (store / "letters").iterdir()] == ["1"]
+    with pytest.raises(RuntimeError, match=r"no version of .*letters was finished"):
+        _ = half.folder
 
 
 def test_writers_at_the_same_time_each_get_a_version(tmp_path: Path) -> None:
     together = threading.Barrier(4)
+    told: dict[int, Path] = {}
 
-    def write() -> None:
-        with new_version(tmp_path, "letters") as new:
-            (new / "config.json").write_text("{}")
+    def write(writer: int) -> None:
+        new = new_version(tmp_path, "letters")
+        with new as hidden:
+            (hidden / "config.json").write_text(f"{writer}")
             together.wait()
+        together.wait()  # by now all four are there
+        told[writer] = new.folder
 
-    writers = [threading.Thread(target=write) for _ in range(4)]
+    writers = [threading.Thread(target=write, args=(writer,)) for writer in range(4)]
     for writer in writers:
         writer.start()
     for writer in writers:
         writer.join()
     assert versions(tmp_path / "letters") == [1, 2, 3, 4]
+    assert {writer: (folder / "config.json").read_text() for writer, folder in told.items()} == {n: f"{n}" for n in range(4)}
 
 
 def test_an_unknown_format_version_is_refused(folder: Path) -> None:

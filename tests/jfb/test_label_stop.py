@@ -8,10 +8,13 @@ from torch import Tensor
 
 from jfb import ImplicitNetwork, LabelStop, ResidualNorm, Status, predict, solve
 from jfb.architectures import ImplicitMLP, ImplicitResNet
+from jfb.architectures.monotone_conv import MonotoneConv
+from jfb.architectures.monotone_mlp import MonotoneMLP
 from jfb.label_stop import Kind, label_tolerance
 from jfb.model_config import LabelCalibration, Serving
+from jfb.monotone_network import MonotoneNetwork
 from jfb.solvers import SOLVERS, Anderson
-from tests.jfb.networks import Affine, affine, small_mlp, small_resnet
+from tests.jfb.networks import Affine, affine, small_mlp, small_monotone_mlp, small_resnet
 
 CALIBRATION = LabelCalibration(
     safety=1.5,
@@ -35,16 +38,32 @@ def averaging_resnet(*, seed: int, contraction: float) -> ImplicitResNet:
     return network.double().eval()
 
 
-NETWORKS = {"mlp": small_mlp, "resnet": small_resnet, "averaging": averaging_resnet}
+def monotone_mlp(*, seed: int, contraction: float) -> MonotoneMLP:
+    return small_monotone_mlp(seed=seed, monotonicity=2 - 1.5 * contraction, scale=1.0)
+
+
+def averaging_monotone_conv(*, seed: int, contraction: float) -> MonotoneConv:
+    torch.manual_seed(seed)
+    network = MonotoneConv((1, 6, 6), 3, channels=(4,), pool=(2,), monotonicity=2 - 1.5 * contraction, average=True)
+    return network.double().eval()
+
+
+NETWORKS = {
+    "mlp": small_mlp,
+    "resnet": small_resnet,
+    "averaging resnet": averaging_resnet,
+    "monotone mlp": monotone_mlp,
+    "averaging monotone conv": averaging_monotone_conv,
+}
 
 
 def inputs_of(network: ImplicitNetwork, rows: int, seed: int) -> Tensor:
-    shape = (5,) if isinstance(network, ImplicitMLP) else (1, 6, 6)
+    shape = (5,) if isinstance(network, ImplicitMLP | MonotoneMLP) else (1, 6, 6)
     generator = torch.Generator().manual_seed(seed)
     return torch.rand(rows, *shape, generator=generator, dtype=torch.float64) * 2 - 0.5
 
 
-def between_classes(network: ImplicitMLP | ImplicitResNet, inputs: Tensor) -> None:
+def between_classes(network: ImplicitMLP | ImplicitResNet | MonotoneNetwork, inputs: Tensor) -> None:
     """Shift the logits so that the classes are about even on the inputs: labels then change on the way."""
     point = solve(network, network.inject(inputs), tolerance=1e-10, max_iterations=5000).fixed_point
     with torch.no_grad():
@@ -54,7 +73,7 @@ def between_classes(network: ImplicitMLP | ImplicitResNet, inputs: Tensor) -> No
 @settings(max_examples=40, deadline=None)
 @given(
     name=st.sampled_from(sorted(NETWORKS)),
-    solver=st.sampled_from(sorted(SOLVERS)),
+    solver=st.sampled_from(["picard", "anderson"]),
     contraction=st.floats(0.05, 0.95),
     seed=st.integers(0, 10_000),
     spread=st.floats(-1, 3),
@@ -223,7 +242,7 @@ def test_an_estimate_does_not_go_with_an_accelerated_sequence() -> None:
         )
     guarantee = LabelStop.guarantee(network)
     assert guarantee is not None
-    assert "anderson" in guarantee.solvers
+    assert guarantee.solvers == ["picard", "anderson"], "not those that evaluate something else than the map"
 
 
 def test_the_guarantee_goes_before_the_estimate_and_a_network_without_either_has_none() -> None:

@@ -13,7 +13,7 @@ import jfb
 from jfb import ModelConfig, predict
 from jfb.architectures import build
 from jfb.model_config import ArchitectureSpec, InputSpec, Serving
-from jfb.solvers import SOLVERS
+from jfb.solvers import SOLVERS, solvers_for
 from training.data import Data
 from training.errors import ModelError
 from training.evaluation import Evaluation, evaluate, outcomes, recommend
@@ -50,7 +50,7 @@ def fruit() -> Data:
     return Data(vectors(5, 2), vectors(40, 3), vectors(50, 4), CLASSES, InputSpec(shape=(4,), kind="vector"))
 
 
-@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("solver", solvers_for(jfb.ImplicitNetwork))
 @pytest.mark.parametrize("norm", jfb.ResidualNorm)
 def test_one_pass_gives_the_labels_and_counts_of_predict_at_every_tolerance_and_cap(
     network: jfb.ImplicitNetwork, solver: str, norm: jfb.ResidualNorm, console: Console

@@ -12,7 +12,7 @@ from app.engine.errors import QueueFull
 from app.engine.job import Job
 from app.engine.messages import Moments
 from jfb import ImplicitNetwork, ResidualNorm, Status, predict
-from jfb.solvers import SOLVERS, Picard
+from jfb.solvers import SOLVERS, Picard, solvers_for
 from tests.app.engine.geometric import (
     INJECT,
     READOUT,
@@ -65,7 +65,7 @@ def test_a_job_with_more_rows_than_slots_is_computed_as_slots_come_free() -> Non
 
 
 @pytest.mark.parametrize("norm", ResidualNorm)
-@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("solver", solvers_for(ImplicitNetwork))
 @pytest.mark.parametrize(("network", "shape"), [(small_resnet(), (1, 6, 6)), (small_mlp(), (5,))], ids=["resnet", "mlp"])
 def test_every_row_gets_what_predict_gives_it_whoever_shares_the_batch(
     network: ImplicitNetwork, shape: tuple[int, ...], solver: str, norm: ResidualNorm

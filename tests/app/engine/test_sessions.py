@@ -9,8 +9,8 @@ from app.engine.batch import RunningBatch
 from app.engine.core import Engine
 from app.engine.job import Job
 from app.engine.sessions import Sessions
-from jfb import ResidualNorm, Status, predict
-from jfb.solvers import SOLVERS
+from jfb import ImplicitNetwork, ResidualNorm, Status, predict
+from jfb.solvers import SOLVERS, solvers_for
 from tests.app.engine.geometric import make_engine, make_job, tick_until_idle
 from tests.jfb.networks import small_resnet
 
@@ -106,7 +106,7 @@ def test_a_request_without_an_iteration_leaves_its_session_as_it_was() -> None:
     assert job.iterations == [4]
 
 
-@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("solver", solvers_for(ImplicitNetwork))
 def test_a_warm_start_gives_the_same_answer_within_the_tolerance_in_fewer_iterations(solver: str) -> None:
     network = small_resnet()
     batch = RunningBatch(

@@ -23,7 +23,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.anyio]
 
 @pytest.fixture(scope="module")
 async def engine(store: Path, anyio_backend: str) -> AsyncIterator[EngineSupervisor]:
-    engine = EngineSupervisor(store, "cpu", 16, 256, "iteration", 1)
+    engine = EngineSupervisor(store, "cpu", 16, 256, "iteration", 1, precision="float32")
     await engine.start()
     yield engine
     await engine.stop()
@@ -137,7 +137,7 @@ async def test_a_killed_engine_comes_back_and_every_request_ends(engine: EngineS
 
 
 async def test_an_engine_that_hangs_is_killed_and_comes_back(store: Path) -> None:
-    engine = EngineSupervisor(store, "cpu", 16, 256, threads=1, hang_timeout=4.0)
+    engine = EngineSupervisor(store, "cpu", 16, 256, threads=1, hang_timeout=4.0, precision="float32")
     await engine.start()
     assert engine.pid is not None
     os.kill(engine.pid, signal.SIGSTOP)
@@ -151,7 +151,7 @@ async def test_an_engine_that_hangs_is_killed_and_comes_back(store: Path) -> Non
 
 
 async def test_stopping_lets_requests_in_flight_end(store: Path) -> None:
-    engine = EngineSupervisor(store, "cpu", 16, 256, threads=1)
+    engine = EngineSupervisor(store, "cpu", 16, 256, threads=1, precision="float32")
     await engine.start()
     requests = [slow(engine.client, cap=2000) for _ in range(40)]
     while not await active_rows(engine):
@@ -165,7 +165,7 @@ async def test_stopping_lets_requests_in_flight_end(store: Path) -> None:
 
 
 async def test_an_engine_that_cannot_start_is_tried_again_and_can_be_stopped(store: Path) -> None:
-    engine = EngineSupervisor(store, "no such device", 16, 256, threads=1)
+    engine = EngineSupervisor(store, "no such device", 16, 256, threads=1, precision="float32")
     starting = asyncio.create_task(engine.start())
     async with asyncio.timeout(60):
         while not engine.restarts:
