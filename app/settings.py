@@ -26,6 +26,8 @@ class Settings(BaseSettings):
     """Address to listen on; 0.0.0.0 is every network."""
     port: int = Field(default=8000, ge=0, le=65535)
     """Port to listen on; 0 takes a free one and logs it."""
+    http_workers: int = Field(default=1, ge=1)
+    """Processes that take requests, all of them for the one engine; more than one where one is busy all the time."""
     device: str = "auto"
     """Where the models compute, in PyTorch's words: cpu, cuda, cuda:1; auto is cuda where there is one."""
     default_model: str | None = None

@@ -22,6 +22,7 @@ from app.engine.messages import (
     Cancel,
     Changed,
     Failed,
+    Gone,
     Load,
     Look,
     Moments,
@@ -79,11 +80,15 @@ class EngineClient:
     Every request ends exactly once: with its answer, or with an exception. ``connect`` and ``disconnect`` are the
     supervisor's business.
 
+    Args:
+        name: of this client among those of the engine, one that none of them ever had; ZeroMQ makes one up if None.
+
     Attributes:
         state: the latest that the engine said of itself, None before the first time; kept while the engine is away.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, name: str | None = None) -> None:
+        self._name = name
         self.state: State | None = None
         self._context: zmq.asyncio.Context | None = None
         self._socket: zmq.asyncio.Socket | None = None
@@ -99,6 +104,8 @@ class EngineClient:
         """Begin to talk to the engine that binds, or will bind, a ZeroMQ address."""
         self._context = self._context or zmq.asyncio.Context()
         socket = self._context.socket(zmq.DEALER)
+        if self._name is not None:
+            socket.setsockopt(zmq.IDENTITY, self._name.encode())
         socket.setsockopt(zmq.SNDHWM, 0)  # the engine's queue is the bound; here nothing is held back or dropped
         socket.setsockopt(zmq.RCVHWM, 0)
         socket.setsockopt(zmq.RECONNECT_IVL, 20)
@@ -259,6 +266,14 @@ class EngineClient:
             return await future
         finally:
             del self._changes[message.id]
+
+    async def forget(self, name: str) -> None:
+        """Have the engine drop what another client asked for: that one has ended.
+
+        Raises:
+            EngineDied: if there is no engine.
+        """
+        await self._send(Gone(name))
 
     async def look(self, timeout: float) -> State:
         """Ask the engine how it is.
