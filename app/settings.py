@@ -41,7 +41,7 @@ class Settings(BaseSettings):
     max_body_bytes: int = Field(default=32 * 1024 * 1024, ge=1)
     """Bytes that the body of one request may hold; larger ones are answered 413."""
     body_timeout: float = Field(default=30.0, gt=0)
-    """Seconds in which the body of a request must have arrived; slower ones are answered 408."""
+    """Seconds in which the head of a request, and then its body, must have arrived; slower ones are answered 408."""
     max_iterations_limit: int = Field(default=1000, ge=1)
     """The highest max_iterations that a request may ask for; it also bounds the models' own defaults."""
     batching: Literal["iteration", "lockstep"] = "iteration"
@@ -73,7 +73,7 @@ class Settings(BaseSettings):
     log_format: Literal["auto", "console", "json"] = "auto"
     """How the log is written; auto is console on a terminal and JSON elsewhere."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
-    """The least severe messages that are logged; info has one line a request."""
+    """The least severe messages that are logged; info has one line a request, but for health checks and scrapes."""
 
     @field_validator("cors_origins")
     @classmethod

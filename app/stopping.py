@@ -7,6 +7,7 @@ from types import FrameType
 import uvicorn
 from fastapi import FastAPI
 
+from app.head import arriving_within
 from app.server import Server
 
 SHUTDOWN_SECONDS = 10
@@ -27,6 +28,7 @@ class StoppingServer(uvicorn.Server):
             app,
             host=self._server.settings.host,
             port=self._server.settings.port,
+            http=arriving_within(self._server.settings.body_timeout),
             log_config=None,
             access_log=False,
             server_header=False,

@@ -31,7 +31,7 @@ from app.protocol import (
 )
 from app.server import Server, ServerOfRequest
 from app.settings import Settings
-from app.work import Work
+from app.work import Work, check_session
 
 router = APIRouter(prefix="/v2", tags=["open inference protocol"])
 
@@ -154,7 +154,9 @@ def _work(asked: InferRequest, tail: memoryview, model: Model, settings: Setting
     if asked.parameters.timeout is not UNSET:
         given.setdefault("deadline_ms", asked.parameters.timeout / 1000)
     given |= {name: array.tolist() for name, array in arrays.items()}
-    return Work(rows, parameters.read(given, len(rows), model.config.serving, settings.max_iterations_limit))
+    asked_for = parameters.read(given, len(rows), model.config.serving, settings.max_iterations_limit)
+    session = None if asked.parameters.session is UNSET else asked.parameters.session
+    return Work(rows, asked_for, check_session(session))
 
 
 def _arrays(given: Sequence[RequestInput], tail: memoryview, model: Model) -> dict[str, NDArray[Any]]:
