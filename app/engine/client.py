@@ -2,6 +2,7 @@
 
 import asyncio
 import itertools
+import time
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager, suppress
@@ -41,6 +42,9 @@ LAST_WORDS = 0.05
 MOST_ITERATIONS_HELD = 1024
 """Of a watched request; those that nobody has fetched by then are lost, the oldest first."""
 
+LONGEST_REFUSAL = 0.1
+"""Seconds for which the engine's word that its queue is full is repeated at most, without asking it again."""
+
 log = structlog.get_logger(__name__)
 
 
@@ -66,6 +70,15 @@ class Iteration:
     residual: list[float]
     logits: NDArray[np.float32]
     """Shape ``[m, classes]``: the answer if the rows ended here."""
+
+
+@dataclass(frozen=True)
+class _Full:
+    """The engine has refused some rows, and until then it will have no room for as many."""
+
+    rows: int
+    until: float
+    error: QueueFull
 
 
 @dataclass(frozen=True)
@@ -96,6 +109,7 @@ class EngineClient:
         self._numbers = itertools.count()
         self._requests: dict[int, asyncio.Future[Computed]] = {}
         self._watchers: dict[int, _Watcher] = {}
+        self._full: dict[tuple[str, int], _Full] = {}
         self._changes: dict[int, asyncio.Future[dict[str, str]]] = {}
         self._looks: list[asyncio.Future[State]] = []
         self._decoder = msgspec.msgpack.Decoder(ToClient)
@@ -125,6 +139,7 @@ class EngineClient:
         while self._requests and await socket.poll(LAST_WORDS * 1000):
             self._take(await socket.recv_multipart())
         socket.close()
+        self._full.clear()
         unanswered: list[asyncio.Future[Any]] = [*self._requests.values(), *self._changes.values(), *self._looks]
         for future in unanswered:
             if not future.done():
@@ -206,15 +221,37 @@ class EngineClient:
         finally:
             del self._watchers[number]
 
+    def refuse_if_full(self, model: str, version: int, rows: int = 1) -> None:
+        """Do at once, and without the engine, what it would do: a refused request must cost less than an answered one.
+
+        Args:
+            model, version: that would be asked.
+            rows: that a request has at least.
+
+        Raises:
+            QueueFull: if the engine has refused as many rows or fewer, and has not had the time since to make room for them.
+        """
+        full = self._full.get((model, version))
+        if full is not None and rows >= full.rows:
+            if time.monotonic() < full.until:
+                raise QueueFull(full.error.waiting_rows, full.error.max_waiting_rows, full.error.retry_after)
+            del self._full[model, version]
+
     @asynccontextmanager
     async def _asked(self, submit: Submit, inputs: NDArray[np.generic]) -> AsyncIterator[asyncio.Future[Computed]]:
         """A request under way; leaving before it is answered drops it in the engine."""
+        rows_asked = len(submit.tolerance)
+        self.refuse_if_full(submit.model, submit.version, rows_asked)
         future: asyncio.Future[Computed] = asyncio.get_running_loop().create_future()
         self._requests[submit.id] = future
         rows = np.ascontiguousarray(inputs, dtype="<f4")
         try:
             await self._send(submit, rows.tobytes())
             yield future
+        except QueueFull as full:
+            until = time.monotonic() + min(full.retry_after, LONGEST_REFUSAL)
+            self._full[submit.model, submit.version] = _Full(rows_asked, until, full)
+            raise
         finally:
             del self._requests[submit.id]
             if not future.done():

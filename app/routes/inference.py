@@ -121,7 +121,9 @@ def _ready(server: Server, name: str, version: str | None) -> Response:
 async def _infer(request: Request, server: Server, name: str, version: str | None) -> Response:
     arrived = time.monotonic()
     with bad_requests_are_400():
-        request.state.model = _find(server, name, version).name  # an unknown model is refused before its inputs are read
+        model = _find(server, name, version)  # an unknown model, or one too busy, is refused before the inputs are read
+        request.state.model = model.name
+        server.engine.client.refuse_if_full(model.name, model.version)
         content = await body.read(request, server.settings)
         content = body.decompress(content, request.headers.get("content-encoding", "identity"), server.settings.max_body_bytes)
         header, tail = binary_tensors.split(content, request.headers.get(binary_tensors.HEADER))
