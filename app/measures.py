@@ -59,10 +59,8 @@ class Measures:
             for phase, meaning in meanings.items()
         }
         self._rows = Counter("jfb_rows", "Rows answered, by how they ended.", [*LABELS, "status"], registry=registry)
-        self._iterations = RowHistogram("jfb_row_iterations", "Iterations of a row.", ITERATIONS)
-        self._residuals = RowHistogram("jfb_row_residual", "Residual of a row's last iteration.", RESIDUALS)
-        registry.register(self._iterations)
-        registry.register(self._residuals)
+        self._iterations = RowHistogram("jfb_row_iterations", "Iterations of a row.", ITERATIONS, registry)
+        self._residuals = RowHistogram("jfb_row_residual", "Residual of a row's last iteration.", RESIDUALS, registry)
         self._of = cache(_labelled)
 
     def count_request(self, model: str, method: str, route: str, status: str, seconds: float) -> None:
