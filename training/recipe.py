@@ -7,10 +7,11 @@ from typing import Annotated, Any, Self
 import yaml
 from pydantic import BaseModel, BeforeValidator, Field, JsonValue, ValidationError, model_validator
 
-from jfb.architectures import ARCHITECTURES
+from jfb.architectures import ARCHITECTURES, NOT_SERVED
 from jfb.gradients import GRADIENTS, Gradient, Search
-from jfb.model_config import ArchitectureSpec, Serving, Strict
+from jfb.model_config import ArchitectureSpec, Serving, Strict, check_solver
 from jfb.norms import ResidualNorm
+from jfb.solvers import SOLVERS
 from training.errors import RecipeError
 
 SHIPPED = Path(__file__).parent / "recipes"
@@ -78,9 +79,17 @@ class SearchRecipe(Strict):
     tolerance: Positive = 1e-2
     max_iterations: int = Field(default=50, ge=1)
     residual_norm: ResidualNorm = ResidualNorm.RELATIVE
+    solver: str = "picard"
+    """A name of ``jfb.solvers``."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.solver not in SOLVERS:
+            raise ValueError(f"solver: unknown solver {self.solver!r}, expected one of {', '.join(SOLVERS)}")
+        return self
 
     def build(self) -> Search:
-        return Search(self.tolerance, self.max_iterations, self.residual_norm)
+        return Search(self.tolerance, self.max_iterations, self.residual_norm, SOLVERS[self.solver]())
 
 
 class OptimisationRecipe(Strict):
@@ -97,6 +106,8 @@ class OptimisationRecipe(Strict):
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
     averaging: float = Field(default=0.0, ge=0, lt=1)
     """Decay a step of the moving average of the weights, which is what is evaluated and saved; 0 is no averaging."""
+    jacobian_penalty: NonNegative = 0.0
+    """Weight in the loss of the size of ``∂T/∂u`` at the fixed points (``training.jacobian_penalty``); 0 is none."""
     seed: int = Field(default=0, ge=0)
     """Of the weights, the order of the data and the augmentation; not of the splits, which never change."""
 
@@ -136,10 +147,17 @@ class Recipe(Strict):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
+        if self.network.name in NOT_SERVED:
+            raise ValueError(f"network.name: {self.network.name!r} is trained by python -m training compare --rivals only")
         if self.network.name not in ARCHITECTURES:
             raise ValueError(
                 f"network.name: unknown architecture {self.network.name!r}, expected one of {', '.join(ARCHITECTURES)}"
             )
+        for section, solver in (("search", self.search.solver), ("serving", self.serving.solver)):
+            try:
+                check_solver(solver, self.network)
+            except ValueError as error:
+                raise ValueError(f"{section}.{error}") from error
         return self
 
     def changed(self, changes: Mapping[str, object]) -> "Recipe":
