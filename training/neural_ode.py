@@ -1,6 +1,6 @@
 """Neural ODEs: classifiers whose features follow a differential equation. For comparison only, and not served."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -56,12 +56,7 @@ class NeuralODE(nn.Module):
         augmentation: int = 0,
     ) -> None:
         super().__init__()
-        try:
-            with torch.device("cpu"):  # it makes its tables when it is imported, which must not be on the meta device
-                import torchdiffeq
-        except ImportError as error:
-            raise TrainingError("neural ODEs are integrated by torchdiffeq: pip install 'jfb[rivals]'") from error
-        self._integrate = torchdiffeq.odeint_adjoint
+        self._integrate = integrator()
         self.standardise = Standardise(input_shape, mean, std)
         self.augmentation = augmentation
         self.average = average
@@ -85,11 +80,26 @@ class NeuralODE(nn.Module):
             zeros = features.new_zeros(len(features), self.augmentation, *features.shape[2:])
             features = torch.cat([features, zeros], 1)
         times = torch.tensor([0.0, 1.0], dtype=features.dtype, device=features.device)
-        end: Tensor = self._integrate(self.field, features, times, rtol=TOLERANCE, atol=TOLERANCE, method="dopri5")[-1]
+        end = self._integrate(self.field, features, times, rtol=TOLERANCE, atol=TOLERANCE, method="dopri5")[-1]
         if self.average and end.dim() == 4:
             end = end.mean((2, 3))
         logits: Tensor = self.classify(self.dropout(end.flatten(1)))
         return logits
+
+
+def integrator() -> Callable[..., Tensor]:
+    """What integrates: torchdiffeq's, with the adjoint method for gradients.
+
+    Raises:
+        TrainingError: if torchdiffeq is not installed.
+    """
+    try:
+        with torch.device("cpu"):  # it makes its tables when it is imported, which must not be on the meta device
+            import torchdiffeq
+    except ImportError as error:
+        raise TrainingError("neural ODEs are integrated by torchdiffeq, which is missing: pip install torchdiffeq") from error
+    integrate: Callable[..., Tensor] = torchdiffeq.odeint_adjoint
+    return integrate
 
 
 class Field(nn.Module):

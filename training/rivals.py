@@ -17,7 +17,7 @@ from training.comparison import run as run_network
 from training.data import load_data
 from training.errors import RecipeError
 from training.memory import peak_memory
-from training.neural_ode import AUGMENTATION, NeuralODE
+from training.neural_ode import AUGMENTATION, NeuralODE, integrator
 from training.recipe import Recipe
 from training.train_neural_ode import train_neural_ode
 
@@ -118,6 +118,8 @@ def compare_rivals(recipe: Recipe, names: list[str], *, device: torch.device, co
         raise RecipeError(
             f"{recipe.name}: network.name: rivals are built on the stem of {' or '.join(MONOTONE)}, got {recipe.network.name!r}"
         )
+    if any(RIVALS[name].augmentation is not None for name in names):
+        integrator()  # what is missing is better told before the others are trained
     data = load_data(recipe.data, console)
     spec, classes = data.input, len(data.classes)
     outcomes = []

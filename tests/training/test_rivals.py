@@ -95,10 +95,14 @@ def test_a_neural_ode_solves_its_equation_and_its_adjoint_gives_the_gradient(sha
     assert float((one - other).norm() / other.norm()) < 0.02
 
 
-def test_without_torchdiffeq_a_neural_ode_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_torchdiffeq_a_neural_ode_says_what_to_install_before_anything_is_trained(
+    monkeypatch: pytest.MonkeyPatch, console: Console
+) -> None:
     monkeypatch.setitem(sys.modules, "torchdiffeq", None)
-    with pytest.raises(TrainingError, match=r"pip install 'jfb\[rivals\]'"):
+    with pytest.raises(TrainingError, match=r"pip install torchdiffeq"):
         NeuralODE((7,), 3)
+    with pytest.raises(TrainingError, match=r"pip install torchdiffeq"):
+        next(compare_rivals(load_recipe("digits"), ["jfb", "neural_ode"], device=CPU, console=console))
 
 
 def test_the_penalty_is_the_squared_jacobian_in_the_mean_and_pulls_it_down() -> None:
