@@ -126,7 +126,7 @@ def test_the_penalty_is_the_squared_jacobian_in_the_mean_and_pulls_it_down() -> 
 @pytest.mark.slow
 def test_monotone_networks_learn_under_jfb_and_under_the_exact_gradient(quick: Recipe, console: Console) -> None:
     data = load_data(quick.data, console)
-    base = quick.changed({"optimisation.epochs": 2})
+    base = quick.changed({"optimisation.epochs": 3})
     for name in ("monotone_jfb", "monotone_peaceman_rachford"):
         chosen = rival_recipe(base, name, data.input, len(data.classes))
         trained = train(chosen, data, device=CPU, console=console)
