@@ -105,8 +105,8 @@ Iterations are evaluations of the map for one input, which ends by itself; a neu
 batch, which its integrator steps as one. JFB and `explicit` search at the recipe's tolerance of {recipe.search.tolerance:g},
 networks with the exact gradient at {SEARCHED["search.tolerance"]:g}, fixed points and adjoint alike; all are tested at
 {recipe.serving.tolerance:g}. Channels were changed until the number of parameters was nearest to that of the recipe's network.
-One seed: differences of a few images are noise. Memory that training takes holds the libraries that it loads, which outweigh small
-networks. Neural ODEs are not served.
+One seed: differences of a few images are noise. Memory that training takes holds the libraries that it loads, which outweigh
+small networks. Neural ODEs are not served.
 """
     if published := PUBLISHED.get(recipe.name.split("_")[0]):
         lines = [["published, measured by others on other machines", "parameters", "test accuracy", "source"], ["---"] * 4]
