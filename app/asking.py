@@ -10,8 +10,8 @@ from starlette.requests import ClientDisconnect, Request
 from app.catalogue import Model
 from app.engine.client import Computed, Iteration
 from app.engine.errors import NotServed
+from app.engine.messages import Question
 from app.errors import Refusal
-from app.inputs import Rows
 from app.server import Server
 from app.streaming import EventStream
 from app.work import Work
@@ -33,8 +33,7 @@ async def compute(request: Request, server: Server, model: Model, work: Work, ar
         ClientDisconnect: if the client went first.
         EngineError: as ``EngineClient.predict``.
     """
-    predict = server.engine.client.predict
-    computing = predict(*_rows(request, model, work, arrived), fingerprint=model.fingerprint, session=work.session)
+    computing = server.engine.client.predict(_question(request, model, work, arrived), work.inputs)
     computed = await _unless_gone(request, computing)
     _count(request, server, model, computed)
     return _in_time(computed)
@@ -42,9 +41,7 @@ async def compute(request: Request, server: Server, model: Model, work: Work, ar
 
 async def watch(request: Request, server: Server, model: Model, work: Work, arrived: float) -> EventStream:
     """The same, as events that tell of each iteration."""
-    watching = server.engine.client.watch(
-        *_rows(request, model, work, arrived), fingerprint=model.fingerprint, session=work.session
-    )
+    watching = server.engine.client.watch(_question(request, model, work, arrived), work.inputs)
     watching = _counted(request, server, model, watching)
     first = await _unless_gone(request, anext(watching))
     if isinstance(first, Computed):
@@ -52,13 +49,20 @@ async def watch(request: Request, server: Server, model: Model, work: Work, arri
     return EventStream(model, first, watching)
 
 
-def _rows(
-    request: Request, model: Model, work: Work, arrived: float
-) -> tuple[str, int, Rows, list[float], list[int], list[float | None]]:
+def _question(request: Request, model: Model, work: Work, arrived: float) -> Question:
     request.state.rows = len(work.inputs)
-    limits = work.parameters
-    deadline = [None if limit is None else arrived + limit / 1000 for limit in limits.deadline_ms]
-    return model.name, model.version, work.inputs, limits.tolerance, limits.max_iterations, deadline
+    asked = work.parameters
+    return Question(
+        model.name,
+        model.version,
+        asked.tolerance,
+        asked.max_iterations,
+        [None if limit is None else arrived + limit / 1000 for limit in asked.deadline_ms],
+        fingerprint=model.fingerprint,
+        solver=asked.solver,
+        stop=asked.stop,
+        session=work.session,
+    )
 
 
 async def _counted(
@@ -100,17 +104,28 @@ async def while_models_change(attempt: Callable[[], Awaitable[Result]]) -> Resul
 
 
 async def _unless_gone(request: Request, computing: Coroutine[Any, Any, Result]) -> Result:
-    result = asyncio.create_task(computing)
+    # As asyncio.timeout does it, with a client that goes in place of time that passes: no task for what is computed.
+    task = asyncio.current_task()
+    assert task is not None
+    waits, has_gone = True, False
+
+    def stop(_: object) -> None:
+        nonlocal has_gone
+        if waits:
+            has_gone = True
+            task.cancel()
+
     gone = asyncio.create_task(_disconnected(request))
+    gone.add_done_callback(stop)
     try:
-        await asyncio.wait((result, gone), return_when=asyncio.FIRST_COMPLETED)
-        if not result.done():
-            raise ClientDisconnect
-        return result.result()
+        return await computing
+    except asyncio.CancelledError:
+        if has_gone and task.uncancel() == 0:
+            raise ClientDisconnect from None
+        raise
     finally:
-        result.cancel()
+        waits = False
         gone.cancel()
-        await asyncio.gather(result, gone, return_exceptions=True)
 
 
 async def _disconnected(request: Request) -> None:

@@ -8,6 +8,7 @@ import structlog
 import typer
 from fastapi import Depends, FastAPI
 from fastapi.middleware.cors import CORSMiddleware
+from fastapi_offline import FastAPIOffline
 from prometheus_client import CollectorRegistry
 
 from app import errors, openapi
@@ -37,6 +38,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         settings.max_waiting_rows,
         settings.batching,
         settings.threads,
+        backend=settings.backend,
+        precision=settings.precision,
         session_bytes=settings.session_bytes,
         session_seconds=settings.session_seconds,
         log_level=settings.log_level,
@@ -47,7 +50,14 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     server = Server(settings, engine, keys, registry, Measures(registry), tracing)
     server.on_hangup.append(keys.reload)
 
-    app = FastAPI(title="Implicit networks", summary="Fixed points, served by the iteration.", lifespan=_lifespan)
+    # Offline: /docs has its scripts from here, since a closed network has no way to the host where FastAPI would look for them.
+    app = FastAPIOffline(
+        title="Implicit networks",
+        summary="Fixed points, served by the iteration.",
+        lifespan=_lifespan,
+        favicon_url="static/icon.svg",
+        redoc_url=None,
+    )
     app.state.server = server
     if settings.cors_origins:
         origins = [origin.strip() for origin in settings.cors_origins.split(",")]

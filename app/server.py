@@ -47,7 +47,7 @@ class Server:
         return Catalogue(state.served, state.refused, self.settings.default_model)
 
 
-def _of(request: Request) -> Server:
+async def _of(request: Request) -> Server:  # FastAPI would call a plain function in a thread, for every request
     server: Server = request.app.state.server
     return server
 

@@ -27,11 +27,15 @@ class Settings(BaseSettings):
     port: int = Field(default=8000, ge=0, le=65535)
     """Port to listen on; 0 takes a free one and logs it."""
     device: str = "auto"
-    """Where the models compute, in PyTorch's words: cpu, cuda, cuda:1; auto is cuda where there is one."""
+    """Where the models compute, in PyTorch's words: cpu, cuda, cuda:1; auto is cuda where there is one; several with commas."""
     default_model: str | None = None
     """The model that /predict asks; needed only when the store holds several."""
-    slots: int = Field(default=64, ge=1)
-    """Rows of one model that iterate together."""
+    slots: int | None = Field(default=None, ge=1)
+    """Rows of one model that iterate together on one device; as many as a measurement finds worthwhile unless set."""
+    backend: Literal["auto", "torch", "folded", "onnx", "compiled"] = "auto"
+    """What computes the models; auto measures at loading what is fastest at each batch size."""
+    precision: Literal["auto", "float32", "mixed"] = "auto"
+    """Whether rows begin in bfloat16 and end in float32: where that is measured to be faster, never, or always."""
     max_waiting_rows: int = Field(default=4096, ge=1)
     """Rows of one model that may wait for a slot; requests beyond are answered 429."""
     max_rows_per_request: int = Field(default=1024, ge=1)

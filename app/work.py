@@ -53,7 +53,7 @@ async def read(body: bytes, media_type: str, query: QueryParams, model: Model, s
             rows = inputs.from_npy(body, spec, max_rows)
         case _:
             rows = (await asyncio.to_thread(images.from_file, "body", body, spec))[None]
-    asked = parameters.read(given, len(rows), model.config.serving, settings.max_iterations_limit)
+    asked = parameters.read(given, len(rows), model, settings.max_iterations_limit)
     return Work(rows, asked, _session(session))
 
 

@@ -22,8 +22,10 @@ from rich.table import Table
 
 import jfb
 from app.engine.backends import TorchBackend
-from app.engine.core import Batching, Engine
+from app.engine.batch import RunningBatch
+from app.engine.core import Engine
 from app.engine.job import Job
+from app.engine.lane import Batching
 from jfb.solvers import SOLVERS
 from training.recipe import DataRecipe
 from training.sources import read
@@ -45,18 +47,22 @@ class Run:
         return float(np.percentile(self.latencies[tolerance], 100 * share))
 
 
-def drive(checkpoint: jfb.Checkpoint, images: np.ndarray, batching: Batching, slots: int, clients: int) -> Run:
-    """Answer every image once, ``clients`` of them in flight at any time."""
+def engine_of(checkpoint: jfb.Checkpoint, batching: Batching, slots: int, clients: int) -> Engine:
+    """The engine's core, as the server has it, with room for so many clients' rows."""
     serving = checkpoint.config.serving
-    engine = Engine(
+    batch = RunningBatch(
         TorchBackend(checkpoint.network),
-        SOLVERS[serving.solver](),
+        {serving.solver: SOLVERS[serving.solver]()},
         serving.residual_norm,
         checkpoint.config.input.shape,
         slots=slots,
-        max_waiting_rows=clients,
         batching=batching,
     )
+    return Engine([batch], max_waiting_rows=clients)
+
+
+def drive(engine: Engine, images: np.ndarray, clients: int) -> Run:
+    """Have an engine answer every image once, ``clients`` of them in flight at any time."""
     tolerances = np.random.default_rng(0).permutation(np.resize([LOOSE, STRICT], len(images))).tolist()
     sent: dict[int, float] = {}
     latencies: dict[float, list[float]] = {LOOSE: [], STRICT: []}
@@ -67,7 +73,7 @@ def drive(checkpoint: jfb.Checkpoint, images: np.ndarray, batching: Batching, sl
             sent[number] = time.perf_counter()
             engine.submit(Job(number, images[number : number + 1], [tolerances[number]], [1000], [None]))
 
-    began = time.perf_counter()
+    evaluations, began = engine.step_evaluations, time.perf_counter()
     for _ in range(clients):
         send()
     while engine.busy:
@@ -75,7 +81,7 @@ def drive(checkpoint: jfb.Checkpoint, images: np.ndarray, batching: Batching, sl
             latencies[tolerances[job.id]].append(1000 * (time.perf_counter() - sent[job.id]))
             send()
     seconds = time.perf_counter() - began
-    return Run(len(images) / seconds, latencies, engine.step_evaluations / len(images))
+    return Run(len(images) / seconds, latencies, (engine.step_evaluations - evaluations) / len(images))
 
 
 def main(
@@ -96,11 +102,11 @@ def main(
     inputs = source.inputs[:images].float().numpy()
     modes: tuple[Batching, ...] = ("lockstep", "iteration")
     for mode in modes:
-        drive(checkpoint, inputs[: 2 * slots], mode, slots, clients)  # warm up
+        drive(engine_of(checkpoint, mode, slots, clients), inputs[: 2 * slots], clients)  # warm up
     runs: dict[str, list[Run]] = {mode: [] for mode in modes}
     for number in range(rounds):
         for mode in modes if number % 2 else reversed(modes):
-            runs[mode].append(drive(checkpoint, inputs, mode, slots, clients))
+            runs[mode].append(drive(engine_of(checkpoint, mode, slots, clients), inputs, clients))
 
     table = Table("", *modes, "ratio", title=f"{model}: {len(inputs)} images, {slots} slots, {clients} clients, {rounds} rounds")
     figures = {

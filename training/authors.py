@@ -14,7 +14,7 @@ from torch import Tensor
 
 from jfb import ModelConfig, ResidualNorm
 from jfb.architectures import build
-from jfb.checkpoint import new_version, save, versions
+from jfb.checkpoint import new_version, save
 from jfb.model_config import ArchitectureSpec, InputSpec, Serving
 from training.card import write_card
 from training.errors import ForeignFileError
@@ -128,10 +128,11 @@ def import_authors(path: Path, family: Family, store: Path, name: str) -> Path:
         more = f" (and {len(problems) - 4} more)" if len(problems) > 4 else ""
         raise ForeignFileError(f"{path}: not the weights of the {family} network: {'; '.join(problems[:4])}{more}")
     network.load_state_dict(weights)
-    with new_version(store, name) as folder:
+    new = new_version(store, name)
+    with new as folder:
         save(folder, config, network)
         write_card(folder, name)
-    return store / name / str(versions(store / name)[-1])
+    return new.folder
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:

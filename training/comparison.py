@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import ParamSpec, TypeVar
 
 import torch
@@ -41,6 +42,8 @@ class Run:
     seconds: float
     step_seconds: float
     """Median over the run, from one step's beginning to the next one's."""
+    step_cpu_seconds: float
+    """The same, of the processor time that the process had, on all its threads: what a busy machine does not lengthen."""
     memory_before: int
     """Bytes: the peak when the data was in memory and nothing had been trained."""
     memory: int
@@ -106,6 +109,7 @@ def run(recipe: Recipe, device: torch.device, quiet: bool) -> Run:
         test=trained.test,
         seconds=trained.seconds,
         step_seconds=clock.step_seconds(),
+        step_cpu_seconds=clock.step_cpu_seconds(),
         memory_before=before,
         memory=peak_memory(device),
         input=data.input,
@@ -128,14 +132,23 @@ class StepClock:
 
     def __init__(self) -> None:
         self._beginnings: list[float] = []
+        self._cpu_beginnings: list[float] = []
 
     def __call__(self, network: ImplicitNetwork, inputs: Tensor, labels: Tensor) -> None:
         self._beginnings.append(time.perf_counter())
+        self._cpu_beginnings.append(time.process_time())
 
     def step_seconds(self) -> float:
         """Median from beginning to beginning; a pause between epochs is one number in many. NaN for a single step."""
-        pairs = zip(self._beginnings, self._beginnings[1:], strict=False)
-        return statistics.median([end - begin for begin, end in pairs] or [math.nan])
+        return _median_gap(self._beginnings)
+
+    def step_cpu_seconds(self) -> float:
+        """The same of processor time."""
+        return _median_gap(self._cpu_beginnings)
+
+
+def _median_gap(beginnings: list[float]) -> float:
+    return statistics.median([end - begin for begin, end in pairwise(beginnings)] or [math.nan])
 
 
 def in_fresh_process(function: Callable[Arguments, Result], *arguments: Arguments.args, **named: Arguments.kwargs) -> Result:

@@ -11,6 +11,7 @@ from jfb import ImplicitNetwork, ModelConfig
 from jfb.model_config import Serving
 from training.data import Data
 from training.errors import ModelError
+from training.label_stops import LabelStops, calibrate
 from training.sources import Split
 from training.trajectories import Trajectories, record
 
@@ -50,6 +51,7 @@ class Evaluation:
     validation_inputs: int
     outcomes: list[Outcome]
     """On the test part: for all inputs and for each class, at every tolerance and cap."""
+    label_stops: LabelStops
 
 
 def evaluate(
@@ -62,7 +64,7 @@ def evaluate(
     tolerances: tuple[float, ...] = TOLERANCES,
     caps: tuple[int, ...] = CAPS,
 ) -> Evaluation:
-    """Answer the test part at every tolerance and cap, and recommend a tolerance by the validation part.
+    """Answer the test part at every tolerance and cap, recommend a tolerance by the validation part, and try label stops.
 
     The model's own tolerance and cap are always among them.
 
@@ -101,6 +103,7 @@ def evaluate(
             for most in caps
             for outcome in outcomes(test, data.test.labels, config.classes, tolerance, most)
         ],
+        label_stops=calibrate(network, config, data, device=device, console=console),
     )
 
 

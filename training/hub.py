@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from jfb import Checkpoint, CheckpointError, load
-from jfb.checkpoint import CONFIG, ONNX, WEIGHTS, new_version, read_config, save, versions
+from jfb.checkpoint import CONFIG, ONNX, WEIGHTS, new_version, read_config, save
 from training.card import CARD, write_card
 from training.errors import HubError, ModelError
 
@@ -92,11 +92,12 @@ def import_from_hub(model: str, store: Path, name: str, *, revision: str | None 
         load(source)
     except CheckpointError as error:
         raise ModelError(str(error)) from error
-    with new_version(store, name) as folder:
+    new = new_version(store, name)
+    with new as folder:
         for pattern in FILES:
             for path in source.glob(pattern):
                 shutil.copyfile(path, folder / path.name)
-    return store / name / str(versions(store / name)[-1])
+    return new.folder
 
 
 def _local(model: str | Path, revision: str | None, patterns: tuple[str, ...]) -> Path:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from jfb.checkpoint import new_version, save, versions
+from jfb.checkpoint import new_version, save
 from jfb.model_config import ModelConfig
 from training.card import write_card
 from training.curves import draw_curves
@@ -17,6 +17,7 @@ from training.data import Data
 from training.evaluation import evaluate
 from training.evaluation_report import write_evaluation
 from training.history import write_history
+from training.stored import with_serving
 from training.train import Trained
 
 MOST_SAMPLES = 10
@@ -44,7 +45,9 @@ def publish(trained: Trained, data: Data, store: Path, console: Console) -> Path
     )
     device = next(trained.network.parameters()).device
     evaluation = evaluate(trained.network, config, data, device=device, console=console)
-    with new_version(store, recipe.name) as folder:
+    config = with_serving(config, label_calibration=evaluation.label_stops.calibration)
+    new = new_version(store, recipe.name)
+    with new as folder:
         save(folder, config, trained.network)
         (folder / "metrics.json").write_text(json.dumps(metrics(trained), indent=2) + "\n")
         write_history(folder / "history.csv", trained.history)
@@ -52,7 +55,7 @@ def publish(trained: Trained, data: Data, store: Path, console: Console) -> Path
         (folder / "samples.json").write_text(json.dumps(samples(data), separators=(",", ":")) + "\n")
         write_evaluation(folder, recipe.name, evaluation)
         write_card(folder, recipe.name)
-    return store / recipe.name / str(versions(store / recipe.name)[-1])
+    return new.folder
 
 
 def samples(data: Data) -> list[dict[str, Any]]:

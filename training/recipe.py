@@ -2,12 +2,12 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, Field, JsonValue, ValidationError, model_validator
 
-from jfb.architectures import ARCHITECTURES, NOT_SERVED
+from jfb.architectures import NOT_SERVED, find
 from jfb.gradients import GRADIENTS, Gradient, Search
 from jfb.model_config import ArchitectureSpec, Serving, Strict, check_solver
 from jfb.norms import ResidualNorm
@@ -79,6 +79,9 @@ class SearchRecipe(Strict):
     tolerance: Positive = 1e-2
     max_iterations: int = Field(default=50, ge=1)
     residual_norm: ResidualNorm = ResidualNorm.RELATIVE
+    precision: Literal["float32", "bfloat16", "auto"] = "float32"
+    """Of the convolutions and products in the search; the step that is differentiated is always float32. ``auto`` tries both when
+    a run begins, takes the faster one, and writes down which (see ``training.precision``)."""
     solver: str = "picard"
     """A name of ``jfb.solvers``."""
 
@@ -89,7 +92,9 @@ class SearchRecipe(Strict):
         return self
 
     def build(self) -> Search:
-        return Search(self.tolerance, self.max_iterations, self.residual_norm, SOLVERS[self.solver]())
+        """What is still ``auto`` is float32."""
+        solver = SOLVERS[self.solver]()
+        return Search(self.tolerance, self.max_iterations, self.residual_norm, solver, bfloat16=self.precision == "bfloat16")
 
 
 class OptimisationRecipe(Strict):
@@ -149,10 +154,10 @@ class Recipe(Strict):
     def _check(self) -> Self:
         if self.network.name in NOT_SERVED:
             raise ValueError(f"network.name: {self.network.name!r} is trained by python -m training compare --rivals only")
-        if self.network.name not in ARCHITECTURES:
-            raise ValueError(
-                f"network.name: unknown architecture {self.network.name!r}, expected one of {', '.join(ARCHITECTURES)}"
-            )
+        try:
+            find(self.network.name)
+        except ValueError as error:
+            raise ValueError(f"network.name: {error}") from error
         for section, solver in (("search", self.search.solver), ("serving", self.serving.solver)):
             try:
                 check_solver(solver, self.network)

@@ -24,6 +24,7 @@ from training.errors import NonFiniteLossError, RecipeError, TrainingError
 from training.history import Epoch
 from training.jacobian_penalty import jacobian_penalty
 from training.joint_batch_norm import join_batch_norms
+from training.precision import bfloat16_pays
 from training.processes import Processes
 from training.recipe import OptimisationRecipe, Recipe
 from training.run_folder import RunFolder, Snapshot
@@ -83,8 +84,9 @@ def train(
         TrainingError: for a snapshot of another recipe or of other data.
     """
     processes = processes or Processes()
-    run = Run(recipe, data, device, processes)
-    if folder and (snapshot := folder.read_snapshot()):
+    snapshot = folder.read_snapshot() if folder else None
+    run = Run(settled(recipe, data, device, processes, snapshot), data, device, processes)
+    if folder and snapshot:
         run.restore(snapshot, folder)
         console.print(f"going on with {folder.path} at epoch {run.epoch}, after step {run.step}", soft_wrap=True)
     began = time.perf_counter() - run.seconds
@@ -118,7 +120,7 @@ def train(
 
     network = run.best_network()
     return Trained(
-        recipe=recipe,
+        recipe=run.recipe,
         architecture=run.architecture,
         network=network,
         epoch=run.best_epoch,
@@ -297,6 +299,36 @@ class Run:
 
     def _parts(self) -> dict[str, Any]:
         return {"network": self.network, "average": self.average, "optimiser": self.optimiser, "schedule": self.schedule}
+
+
+def new_network(recipe: Recipe, architecture: ArchitectureSpec, data: Data, device: torch.device) -> ImplicitNetwork:
+    """A network with random weights, laid out in memory as training wants it.
+
+    Raises:
+        RecipeError: for arguments that the architecture refuses.
+    """
+    try:
+        network = build(architecture.name, data.input.shape, len(data.classes), architecture.arguments).to(device)
+    except (TypeError, ValueError) as error:
+        raise RecipeError(f"{recipe.name}: network: {error}") from error
+    if len(data.input.shape) == 3:
+        network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # convolutions are faster so
+    return network
+
+
+def settled(recipe: Recipe, data: Data, device: torch.device, processes: Processes, snapshot: Snapshot | None) -> Recipe:
+    """The recipe with a search precision that is not ``auto``: as the run that is resumed chose, or the faster one here."""
+    if recipe.search.precision != "auto":
+        return recipe
+    if snapshot:
+        return recipe.changed({"search.precision": snapshot["recipe"]["search"].get("precision", "float32")})
+    torch.manual_seed(recipe.optimisation.seed)
+    network = new_network(recipe, with_normalisation(recipe.network, data.train), data, device)
+    inputs = data.train.inputs[: recipe.optimisation.batch_size].to(device, torch.float32)
+    pays = bfloat16_pays(network, inputs, recipe.search.build())
+    # The first process decides for all: they must agree, and clocks do not.
+    votes = processes.total(torch.tensor(float(pays and processes.first), device=device))
+    return recipe.changed({"search.precision": "bfloat16" if bool(votes) else "float32"})
 
 
 def with_normalisation(network: ArchitectureSpec, part: Split) -> ArchitectureSpec:

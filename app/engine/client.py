@@ -13,6 +13,7 @@ import numpy as np
 import structlog
 import zmq
 import zmq.asyncio
+from msgspec import structs
 from numpy.typing import NDArray
 
 from app.engine import messages
@@ -26,6 +27,7 @@ from app.engine.messages import (
     Look,
     Moments,
     Progress,
+    Question,
     Refused,
     State,
     Submit,
@@ -54,6 +56,9 @@ class Computed:
     status: list[str]
     """The words of ``jfb.Status``."""
     moments: Moments
+    margin: list[float] | None = None
+    bound: list[float] | None = None
+    """As in ``messages.Answer``."""
 
 
 @dataclass(frozen=True)
@@ -130,29 +135,12 @@ class EngineClient:
             self._context.term()
             self._context = None
 
-    async def predict(
-        self,
-        model: str,
-        version: int,
-        inputs: NDArray[np.generic],
-        tolerance: list[float],
-        max_iterations: list[int],
-        deadline: list[float | None],
-        *,
-        fingerprint: str | None = None,
-        session: str | None = None,
-    ) -> Computed:
+    async def predict(self, question: Question, inputs: NDArray[np.generic]) -> Computed:
         """Have n rows computed; cancelling the awaiting task drops them in the engine.
 
         Args:
-            model: name.
-            version: of the model.
+            question: what is asked about them.
             inputs: raw, shape ``[n, *input_shape]``; sent as float32.
-            tolerance: positive, one per row.
-            max_iterations: at least 1, one per row.
-            deadline: seconds of ``time.monotonic()``, or None, one per row.
-            fingerprint: which load of that version, as ``ServedVersion`` has it; any if None.
-            session: the rows start where the last ones of this session ended, if there were as many.
 
         Raises:
             NotServed: if the engine serves no such version, or not that load of it; ``state`` is up to date then.
@@ -160,31 +148,18 @@ class EngineClient:
             EngineDied: if there is no engine, or it died before it answered.
             RequestFailed: if the rows cannot be computed.
         """
-        number = next(self._numbers)
-        submit = Submit(number, model, version, fingerprint, tolerance, max_iterations, deadline, session)
+        submit = Submit(**structs.asdict(question), id=next(self._numbers))
         async with self._asked(submit, inputs) as future:
             return await future
 
-    async def watch(
-        self,
-        model: str,
-        version: int,
-        inputs: NDArray[np.generic],
-        tolerance: list[float],
-        max_iterations: list[int],
-        deadline: list[float | None],
-        *,
-        fingerprint: str | None = None,
-        session: str | None = None,
-    ) -> AsyncGenerator[Iteration | Computed, None]:
+    async def watch(self, question: Question, inputs: NDArray[np.generic]) -> AsyncGenerator[Iteration | Computed, None]:
         """Have n rows computed and see each iteration; the answer comes last. Closing the iterator drops the rows.
 
         The arguments, and what is raised, are those of ``predict``. Whoever fetches too slowly misses iterations.
         """
-        number = next(self._numbers)
-        submit = Submit(number, model, version, fingerprint, tolerance, max_iterations, deadline, session, watched=True)
+        submit = Submit(**structs.asdict(question), id=next(self._numbers), watched=True)
         watcher = _Watcher(deque(maxlen=MOST_ITERATIONS_HELD), asyncio.Event())
-        self._watchers[number] = watcher
+        self._watchers[submit.id] = watcher
         try:
             async with self._asked(submit, inputs) as future:
                 future.add_done_callback(lambda _: watcher.news.set())
@@ -197,7 +172,7 @@ class EngineClient:
                         break
                 yield future.result()
         finally:
-            del self._watchers[number]
+            del self._watchers[submit.id]
 
     @asynccontextmanager
     async def _asked(self, submit: Submit, inputs: NDArray[np.generic]) -> AsyncIterator[asyncio.Future[Computed]]:
@@ -300,9 +275,9 @@ class EngineClient:
                 for look in self._looks:
                     if not look.done():
                         look.set_result(state)
-            case Answer(id, iterations, residual, status, moments):
+            case Answer(id, iterations, residual, status, moments, margin, bound):
                 logits = np.frombuffer(frames[1], dtype="<f4").reshape(len(status), -1)
-                self._finish(id, Computed(logits, iterations, residual, list(status), moments))
+                self._finish(id, Computed(logits, iterations, residual, list(status), moments, margin, bound))
             case Progress(id, rows, iterations, residual):
                 if watcher := self._watchers.get(id):
                     logits = np.frombuffer(frames[1], dtype="<f4").reshape(len(rows), -1)

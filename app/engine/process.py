@@ -143,6 +143,8 @@ class EngineProcess:
                     message.tolerance,
                     message.max_iterations,
                     message.deadline,
+                    solver=message.solver,
+                    stop=message.stop,
                     session=message.session,
                     watched=message.watched,
                 )
@@ -194,7 +196,7 @@ class EngineProcess:
         if job.failure is not None:
             self._send(client, Failed(id, job.failure))
         else:
-            answer = Answer(id, job.iterations, job.residual, job.status, job.moments)
+            answer = Answer(id, job.iterations, job.residual, job.status, job.moments, job.margin, job.bound)
             self._send(client, answer, job.logits.astype("<f4").tobytes())
 
     def _send(self, client: bytes, message: ToClient, *tensors: bytes) -> None:

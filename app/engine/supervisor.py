@@ -34,11 +34,12 @@ class EngineSupervisor:
 
     Args:
         store: model store to serve.
-        device: where to compute; ``auto`` is CUDA where there is one.
-        slots: rows iterated at a time, a version.
+        device: where to compute; ``auto`` is CUDA where there is one. Several with commas.
+        slots: rows iterated at a time, a version and device; what a measurement finds worthwhile if None.
         max_waiting_rows: rows that may wait for a slot, a version.
         batching: when the batch is reshaped; see ``app.engine.core.Engine``.
         threads: CPU threads of PyTorch; its own choice if None.
+        backend, precision: see ``app.engine.backends``.
         hang_timeout: seconds of silence after which a living engine is killed.
         start_timeout: the same, for one that is still loading.
         session_bytes, session_seconds: as in ``app.engine.sessions.Sessions``.
@@ -56,11 +57,13 @@ class EngineSupervisor:
         self,
         store: Path,
         device: str,
-        slots: int,
+        slots: int | None,
         max_waiting_rows: int,
         batching: Literal["iteration", "lockstep"] = "iteration",
         threads: int | None = None,
         *,
+        backend: str = "auto",
+        precision: str = "auto",
         hang_timeout: float = 10.0,
         start_timeout: float = 300.0,
         session_bytes: int = 2**26,
@@ -75,14 +78,17 @@ class EngineSupervisor:
         self._arguments = [
             f"--store={store}",
             f"--device={device}",
-            f"--slots={slots}",
             f"--max-waiting-rows={max_waiting_rows}",
             f"--batching={batching}",
+            f"--backend={backend}",
+            f"--precision={precision}",
             f"--session-bytes={session_bytes}",
             f"--session-seconds={session_seconds}",
             f"--log-level={log_level}",
             f"--log-format={log_format}",
         ]
+        if slots is not None:
+            self._arguments.append(f"--slots={slots}")
         if threads is not None:
             self._arguments.append(f"--threads={threads}")
         self._hang_timeout = hang_timeout

@@ -46,6 +46,11 @@ OUTPUTS: dict[str, tuple[Datatype, Callable[[Computed], Any]]] = {
     "residual": ("FP32", lambda computed: computed.residual),
     "converged": ("BOOL", lambda computed: [status == "converged" for status in computed.status]),
 }
+OUTPUTS_OF_LABEL_STOPS: dict[str, tuple[Datatype, Callable[[Computed], Any]]] = {
+    "margin": ("FP32", lambda computed: computed.margin),
+    "bound": ("FP32", lambda computed: computed.bound),
+}
+"""What there is beside, where the parameter ``stop`` is ``label``."""
 Version = Annotated[str, Path(description="a positive integer")]
 
 
@@ -105,7 +110,7 @@ def _metadata(server: Server, name: str, version: str | None) -> Response:
             [TensorMetadata("inputs", "UINT8" if spec.dtype == "uint8" else "FP32", [-1, *spec.shape]), *optional],
             [
                 TensorMetadata(name, datatype, [-1, len(model.config.classes)] if name == "logits" else [-1])
-                for name, (datatype, _) in OUTPUTS.items()
+                for name, (datatype, _) in (OUTPUTS | (OUTPUTS_OF_LABEL_STOPS if model.label_stop else {})).items()
             ],
         )
     )
@@ -154,7 +159,7 @@ def _work(asked: InferRequest, tail: memoryview, model: Model, settings: Setting
     if asked.parameters.timeout is not UNSET:
         given.setdefault("deadline_ms", asked.parameters.timeout / 1000)
     given |= {name: array.tolist() for name, array in arrays.items()}
-    return Work(rows, parameters.read(given, len(rows), model.config.serving, settings.max_iterations_limit))
+    return Work(rows, parameters.read(given, len(rows), model, settings.max_iterations_limit))
 
 
 def _arrays(given: Sequence[RequestInput], tail: memoryview, model: Model) -> dict[str, NDArray[Any]]:
@@ -173,10 +178,15 @@ def _arrays(given: Sequence[RequestInput], tail: memoryview, model: Model) -> di
 
 def _wanted(asked: InferRequest) -> list[tuple[str, bool]]:
     """The names of the outputs to send, each with whether it shall lie behind the JSON."""
-    outputs = [RequestedOutput(name) for name in OUTPUTS] if asked.outputs is UNSET or not asked.outputs else asked.outputs
-    _check_names("outputs", [output.name for output in outputs], OUTPUTS)
+    known = _outputs(asked)
+    outputs = [RequestedOutput(name) for name in known] if asked.outputs is UNSET or not asked.outputs else asked.outputs
+    _check_names("outputs", [output.name for output in outputs], known)
     otherwise = asked.parameters.binary_data_output
     return [(one.name, otherwise if one.parameters.binary_data is UNSET else one.parameters.binary_data) for one in outputs]
+
+
+def _outputs(asked: InferRequest) -> dict[str, tuple[Datatype, Callable[[Computed], Any]]]:
+    return OUTPUTS | OUTPUTS_OF_LABEL_STOPS if asked.parameters.stop == "label" else OUTPUTS
 
 
 def _check_names(field: str, names: Sequence[str], known: Iterable[str]) -> None:
@@ -191,7 +201,7 @@ def _check_names(field: str, names: Sequence[str], known: Iterable[str]) -> None
 def _answer(asked: InferRequest, model: Model, wanted: Sequence[tuple[str, bool]], computed: Computed) -> Response:
     outputs, behind = [], []
     for name, binary in wanted:
-        datatype, values = OUTPUTS[name]
+        datatype, values = _outputs(asked)[name]
         output, content = tensors.write(name, datatype, np.asarray(values(computed)), binary=binary)
         outputs.append(output)
         if content is not None:

@@ -1,5 +1,6 @@
 """An implicit ResNet for images."""
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -8,7 +9,7 @@ from torch.nn import functional as F
 
 from jfb.architectures.standardise import Standardise
 from jfb.architectures.stem import build_stem
-from jfb.contraction import operator_norm_bound, scale_to_unit_norm
+from jfb.contraction import operator_norm_bound, pairwise_distances, scale_to_unit_norm
 from jfb.network import ImplicitNetwork
 
 
@@ -58,6 +59,7 @@ class ImplicitResNet(ImplicitNetwork):
         latent = channels[-1]
         self.contraction = contraction
         self.average = average
+        self.positions = height * width
         self.slope = slope
         self.standardise = Standardise(input_shape, mean, std)
         self.stem = stem
@@ -75,7 +77,7 @@ class ImplicitResNet(ImplicitNetwork):
         return injection
 
     def step(self, state: Tensor, injection: Tensor) -> Tensor:
-        return F.leaky_relu(injection + self.contraction * self.latent(state), self.slope)
+        return F.leaky_relu(torch.add(injection, self.latent(state), alpha=self.contraction), self.slope)
 
     def readout(self, state: Tensor) -> Tensor:
         features = state.mean((2, 3)) if self.average else state.flatten(1)
@@ -84,6 +86,10 @@ class ImplicitResNet(ImplicitNetwork):
 
     def constrain(self) -> None:
         scale_to_unit_norm(self.latent.weight)
+
+    def readout_lipschitz(self) -> Tensor:
+        distances = pairwise_distances(self.classify.weight)
+        return distances / math.sqrt(self.positions) if self.average else distances
 
     def contraction_bound(self) -> float:
         return self.contraction * float(operator_norm_bound(self.latent.weight))

@@ -1,5 +1,6 @@
 """A monotone operator network for images."""
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -8,6 +9,7 @@ from torch.nn import functional as F
 
 from jfb.architectures.standardise import Standardise
 from jfb.architectures.stem import build_stem
+from jfb.contraction import pairwise_distances
 from jfb.monotone_network import MonotoneNetwork
 
 SIDE = 3
@@ -96,6 +98,10 @@ class MonotoneConv(MonotoneNetwork):
         features = state.mean((2, 3)) if self.average else state.flatten(1)
         logits: Tensor = self.classify(self.dropout(features))
         return logits
+
+    def readout_lipschitz(self) -> Tensor:
+        distances = pairwise_distances(self.classify.weight)
+        return distances / math.sqrt(math.prod(self._sides)) if self.average else distances
 
 
 def _transpose(kernel: Tensor) -> Tensor:

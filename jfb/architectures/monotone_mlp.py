@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from jfb.architectures.standardise import Standardise
+from jfb.contraction import pairwise_distances
 from jfb.monotone_network import MonotoneNetwork
 
 
@@ -65,3 +66,6 @@ class MonotoneMLP(MonotoneNetwork):
     def readout(self, state: Tensor) -> Tensor:
         logits: Tensor = self.classify(state)
         return logits
+
+    def readout_lipschitz(self) -> Tensor:
+        return pairwise_distances(self.classify.weight)

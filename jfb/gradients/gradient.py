@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from jfb.network import ImplicitNetwork
@@ -19,16 +20,20 @@ class Search:
     max_iterations: int = 50
     residual_norm: ResidualNorm = ResidualNorm.RELATIVE
     solver: Solver | None = None
+    bfloat16: bool = False
+    """Compute the convolutions and matrix products of ``step`` in bfloat16 while searching (torch's autocast), which processors
+    with instructions for it do in half the time. States stay float32, and so does the step that is differentiated."""
 
     def __call__(self, network: ImplicitNetwork, injection: Tensor) -> Solution:
-        return solve(
-            network,
-            injection.detach(),
-            tolerance=self.tolerance,
-            max_iterations=self.max_iterations,
-            residual_norm=self.residual_norm,
-            solver=self.solver,
-        )
+        with torch.autocast(injection.device.type, torch.bfloat16, enabled=self.bfloat16):
+            return solve(
+                network,
+                injection.detach(),
+                tolerance=self.tolerance,
+                max_iterations=self.max_iterations,
+                residual_norm=self.residual_norm,
+                solver=self.solver,
+            )
 
 
 class Gradient(ABC):

@@ -33,7 +33,7 @@ class Anderson(Solver):
         self.regularisation = regularisation
 
     def start(self, point: Tensor) -> Memory:
-        rows, size = point.shape[0], point[0].numel() if point.shape[0] else point.shape[1:].numel()
+        rows, size = point.shape[0], point.shape[1:].numel()
         return {
             "images": point.new_zeros(rows, self.window, size),
             "movements": point.new_zeros(rows, self.window, size),
@@ -44,35 +44,47 @@ class Anderson(Solver):
 
     def propose(self, memory: Memory, point: Tensor, image: Tensor) -> Tensor:
         images, movements, gram, count, smallest = (memory[name] for name in ("images", "movements", "gram", "count", "smallest"))
-        rows = torch.arange(point.shape[0], device=point.device)
-        movement = (image - point).flatten(1)
+        places = memory_order(point)
+        flat_image = image.permute(places).flatten(1)
+        movement = flat_image - point.permute(places).flatten(1)
         size = torch.linalg.vector_norm(movement, dim=1)
         grew = size > smallest
         count.masked_fill_(grew, 0)
+        gram.masked_fill_(grew[:, None, None], 0)
         torch.minimum(smallest, size, out=smallest)
-        smallest.masked_scatter_(grew, size[grew])
+        torch.where(grew, size, smallest, out=smallest)
 
+        rows = torch.arange(point.shape[0], device=point.device)
         place = count % self.window
         count += 1
-        images[rows, place] = image.flatten(1)
+        used = torch.arange(self.window, device=point.device) < count[:, None]
+        images[rows, place] = flat_image
         movements[rows, place] = movement
-        products = (movements @ movement.unsqueeze(2)).squeeze(2)
+        # Not a matrix product: of one vector for each row, that takes five times as long on a CPU.
+        products = (movements * movement.unsqueeze(1)).sum(2).mul_(used)
         gram[rows, place] = products
         gram[rows, :, place] = products
 
-        used = torch.arange(self.window, device=point.device) < count.unsqueeze(1)
-        weights = self._weights(gram, used)
-        combined = (weights.unsqueeze(1) @ images).squeeze(1)
-        plain = (grew | ~combined.isfinite().all(1)).unsqueeze(1)
-        return torch.where(plain, image.flatten(1), combined).view_as(image)
+        combined = torch.bmm(self._weights(gram, used).unsqueeze(1), images).squeeze(1)
+        plain = (grew | ~combined.sum(1).isfinite()).unsqueeze(1)
+        following = torch.where(plain, flat_image, combined)
+        return following.view(point.permute(places).shape).permute(inverse(places))
 
     def _weights(self, gram: Tensor, used: Tensor) -> Tensor:
-        """``argmin αᵀGα`` with ``Σα = 1`` over the used entries: solve ``Gα ∝ 1``. Shape ``[n, window]``."""
-        both = used.unsqueeze(1) & used.unsqueeze(2)
-        system = torch.where(both, gram, 0.0).double()
-        scale = system.diagonal(dim1=1, dim2=2).amax(1).clamp_min(torch.finfo(gram.dtype).tiny)
-        system = system / scale[:, None, None]
-        diagonal = torch.where(used, self.regularisation, 1.0).double()
-        solution = torch.linalg.solve_ex(system + torch.diag_embed(diagonal), used.double())[0]
+        """``argmin αᵀGα`` with ``Σα = 1`` over the used entries (the others are 0 in G): solve ``Gα ∝ 1``. ``[n, window]``."""
+        scale = gram.diagonal(dim1=1, dim2=2).amax(1).clamp_min(torch.finfo(gram.dtype).tiny)
+        system = gram.double() / scale.double()[:, None, None]
+        system.diagonal(dim1=1, dim2=2).add_(self.regularisation)
+        solution = torch.linalg.solve_ex(system, used.double())[0]
         weights: Tensor = (solution / solution.sum(1, keepdim=True)).to(gram.dtype)
         return weights
+
+
+def inverse(order: list[int]) -> list[int]:
+    """The permutation that undoes another."""
+    return sorted(range(len(order)), key=order.__getitem__)
+
+
+def memory_order(tensor: Tensor) -> list[int]:
+    """The dimensions of rows ``[n, ...]`` in the order in which they lie in memory, so that flattening does not copy."""
+    return [0, *sorted(range(1, tensor.dim()), key=tensor.stride, reverse=True)]

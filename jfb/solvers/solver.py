@@ -27,6 +27,11 @@ class Solver(ABC):
 
     needs: type = ImplicitNetwork
 
+    @property
+    def splits(self) -> bool:
+        """Whether an iteration evaluates something else than ``step`` as a whole."""
+        return type(self).evaluate is not Solver.evaluate
+
     def check(self, kind: type) -> None:
         """Refuse networks of a class that lacks what ``evaluate`` needs.
 

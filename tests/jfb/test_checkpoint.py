@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from jfb import CheckpointError, ModelConfig, load, predict
 from jfb.architectures import ImplicitResNet, build
 from jfb.checkpoint import models, new_version, save, versions
-from jfb.model_config import ArchitectureSpec, InputSpec
+from jfb.model_config import ArchitectureSpec, InputSpec, LabelCalibration
 
 ARGUMENTS: dict[str, Any] = {"channels": [4], "pool": [2], "mean": [0.5], "std": 0.25}
 
@@ -55,6 +55,25 @@ def test_a_loaded_network_gives_the_same_answers_to_the_last_bit(tmp_path: Path)
     assert not any(p.requires_grad for p in loaded.network.parameters())
 
 
+def test_a_config_without_a_calibration_is_as_it_was_before_there_was_any_and_one_with_it_is_read_back(folder: Path) -> None:
+    assert list(json.loads((folder / "config.json").read_text())["serving"]) == [
+        "solver",
+        "tolerance",
+        "max_iterations",
+        "residual_norm",
+    ]
+    calibration = {"safety": 1.5, "lipschitz": 2.0, "tolerance": 1e-4}
+    calibration |= {"validation_inputs": 3000, "validation_differing": 2, "inputs": 1000, "differing": 0, "iterations": 6.5}
+    change(folder, serving={"tolerance": 0.1, "label_calibration": calibration})
+    serving = load(folder).config.serving
+    assert serving.label_calibration == LabelCalibration.model_validate(calibration)
+    assert serving.model_dump(mode="json")["label_calibration"] == calibration
+    for field, value in {"safety": 0, "lipschitz": "steep", "inputs": 0, "kind": "guarantee"}.items():
+        change(folder, serving={"label_calibration": calibration | {field: value}})
+        with pytest.raises(CheckpointError, match=rf"serving\.label_calibration\.{field}: "):
+            load(folder)
+
+
 def test_versions_count_up_and_strangers_in_the_store_are_not_versions(folder: Path) -> None:
     store = folder.parent.parent
     for name in ("12", "latest", "007", ".incomplete-x"):
@@ -71,8 +90,10 @@ def test_versions_count_up_and_strangers_in_the_store_are_not_versions(folder: P
 def test_a_version_that_fails_half_way_leaves_nothing(folder: Path) -> None:
     store = folder.parent.parent
 
+    half = new_version(store, "letters")
+
     def fail_half_way() -> None:
-        with new_version(store, "letters") as new:
+        with half as new:
             (new / "config.json").write_text("{}")
             assert versions(store / "letters") == [1], "visible before it was whole"
             raise KeyboardInterrupt
@@ -80,22 +101,29 @@ def test_a_version_that_fails_half_way_leaves_nothing(folder: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         fail_half_way()
     assert [path.name for path in (store / "letters").iterdir()] == ["1"]
+    with pytest.raises(RuntimeError, match=r"no version of .*letters was finished"):
+        _ = half.folder
 
 
 def test_writers_at_the_same_time_each_get_a_version(tmp_path: Path) -> None:
     together = threading.Barrier(4)
+    told: dict[int, Path] = {}
 
-    def write() -> None:
-        with new_version(tmp_path, "letters") as new:
-            (new / "config.json").write_text("{}")
+    def write(writer: int) -> None:
+        new = new_version(tmp_path, "letters")
+        with new as hidden:
+            (hidden / "config.json").write_text(f"{writer}")
             together.wait()
+        together.wait()  # by now all four are there
+        told[writer] = new.folder
 
-    writers = [threading.Thread(target=write) for _ in range(4)]
+    writers = [threading.Thread(target=write, args=(writer,)) for writer in range(4)]
     for writer in writers:
         writer.start()
     for writer in writers:
         writer.join()
     assert versions(tmp_path / "letters") == [1, 2, 3, 4]
+    assert {writer: (folder / "config.json").read_text() for writer, folder in told.items()} == {n: f"{n}" for n in range(4)}
 
 
 def test_an_unknown_format_version_is_refused(folder: Path) -> None:

@@ -6,7 +6,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from jfb import ImplicitNetwork, solve
+from jfb.architectures import build
 from jfb.gradients import GRADIENTS, JFB, Explicit, Gradient, Jacobian, Neumann, Search, Unrolled
+from jfb.status import Status
 from tests.jfb.networks import small_mlp, small_resnet
 
 EXACT = Search(tolerance=1e-14, max_iterations=3000)
@@ -154,6 +156,22 @@ def test_every_gradient_reaches_the_weights_of_all_three_maps(name: str) -> None
     for parameter, p in network.named_parameters():
         assert p.grad is not None, parameter
         assert p.grad.abs().sum() > 0, parameter
+
+
+@pytest.mark.parametrize("kind", ["implicit_resnet", "implicit_mlp", "authors_resnet"])
+def test_a_search_in_bfloat16_finds_a_float32_state_near_the_fixed_point(kind: str) -> None:
+    torch.manual_seed(0)
+    shape, classes = {"implicit_mlp": (6,)}.get(kind, (1, 12, 12)), 3
+    network = build(kind, shape, classes, {"implicit_resnet": {"mean": 0.5, "std": 0.3}}.get(kind, {})).eval()
+    inputs = torch.rand(5, *shape)
+    in_float32 = Search(1e-2, 1000)(network, network.inject(inputs)).fixed_point
+    state, solution = JFB()(network, network.inject(inputs), Search(1e-2, 1000, bfloat16=True))
+    found = solution.fixed_point
+    assert state.dtype == found.dtype == solution.residual.dtype == torch.float32
+    assert set(solution.status) == {Status.CONVERGED}
+    assert float((found - in_float32).norm() / in_float32.norm()) < 0.05, "further apart than roundings can bring it"
+    assert not torch.equal(found, in_float32), "the search was not in bfloat16"
+    assert torch.equal(state, network.step(found, network.inject(inputs))), "the last step was not in float32"
 
 
 @pytest.mark.parametrize("name", GRADIENTS)

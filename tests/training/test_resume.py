@@ -74,6 +74,17 @@ def test_a_run_that_ended_at_any_step_comes_to_the_same_weights_bit_for_bit(
     assert_equal(train(brief, digits, device=CPU, console=console, folder=folder), whole)
 
 
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_a_resumed_run_keeps_the_precision_that_was_chosen_when_it_began(
+    precision: str, brief: Recipe, digits: Data, console: Console, tmp_path: Path
+) -> None:
+    chosen = brief.changed({"search.precision": precision})
+    run_until(chosen, digits, folder := RunFolder(tmp_path), 8)
+    resumed = train(brief.changed({"search.precision": "auto"}), digits, device=CPU, console=console, folder=folder)
+    assert resumed.recipe == chosen
+    assert_equal(resumed, train(chosen, digits, device=CPU, console=console))
+
+
 def test_a_run_that_had_only_to_be_published_is_not_trained_again(
     brief: Recipe, digits: Data, console: Console, tmp_path: Path
 ) -> None:

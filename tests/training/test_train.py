@@ -42,6 +42,22 @@ def test_every_gradient_learns(gradient: str, quick: Recipe, digits: Data, conso
     assert trained.test.accuracy > 0.5
 
 
+def test_a_search_in_bfloat16_learns_as_well(quick: Recipe, digits: Data, console: Console) -> None:
+    recipe = quick.changed({"optimisation.epochs": 3, "optimisation.averaging": 0.0, "network.arguments.channels": [16]})
+    runs = {
+        precision: train(recipe.changed({"search.precision": precision}), digits, device=CPU, console=console)
+        for precision in ("float32", "bfloat16")
+    }
+    assert runs["bfloat16"].history[-1].train_loss == pytest.approx(runs["float32"].history[-1].train_loss, rel=0.1)
+    assert runs["bfloat16"].history != runs["float32"].history, "the precision was not changed"
+
+
+def test_a_precision_that_is_left_to_the_run_is_settled_and_written_down(quick: Recipe, digits: Data, console: Console) -> None:
+    trained = train(quick.changed({"search.precision": "auto"}), digits, device=CPU, console=console)
+    assert trained.recipe.search.precision in ("float32", "bfloat16")
+    assert trained.recipe.changed({"search.precision": "auto"}) == quick.changed({"search.precision": "auto"})
+
+
 def test_averaged_weights_still_contract(quick: Recipe, digits: Data, console: Console) -> None:
     recipe = quick.changed({"optimisation.learning_rate": 0.05, "optimisation.epochs": 2, "optimisation.averaging": 0.95})
     trained = train(recipe, digits, device=CPU, console=console)

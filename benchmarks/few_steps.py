@@ -1,0 +1,90 @@
+"""A recipe that wants a GPU, tried on a CPU: a few hundred steps, to see that it trains as it should.
+
+The training part is cut to so many batches, and three epochs are made of it, without the moving average of the weights, which
+lags behind in so short a run. Required is that the loss falls from epoch to epoch, that the map contracts all the while (its
+guaranteed bound is under one), and that the iterations stay away from the cap. Ends with status 1 if not.
+
+    python -m benchmarks.few_steps cifar10_small --data uoft-cs/cifar10 --steps 300 --batch-size 32
+    python -m benchmarks.few_steps cifar10 --data uoft-cs/cifar10 --steps 200 --batch-size 16
+"""
+
+import sys
+from dataclasses import replace
+from itertools import pairwise
+from typing import Annotated
+
+import torch
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from training.data import Data, load_data
+from training.recipe import Recipe, load_recipe
+from training.sources import Split
+from training.train import Trained, train
+
+EPOCHS = 3
+
+
+def cut_short(recipe: Recipe, data: Data, steps: int, batch_size: int, console: Console) -> Trained:
+    """Train for so many steps, or a few less, with a part of the data; judge by 500 inputs at most."""
+    recipe = recipe.changed({"optimisation.epochs": EPOCHS, "optimisation.batch_size": batch_size, "optimisation.averaging": 0.0})
+    rows = torch.randperm(len(data.train.labels), generator=torch.Generator().manual_seed(0))[: steps // EPOCHS * batch_size]
+    data = replace(
+        data,
+        train=Split(data.train.inputs[rows], data.train.labels[rows]),
+        validation=Split(data.validation.inputs[:500], data.validation.labels[:500]),
+        test=Split(data.test.inputs[:500], data.test.labels[:500]),
+    )
+    return train(recipe, data, device=torch.device("cpu"), console=console)
+
+
+def troubles(trained: Trained) -> list[str]:
+    """What is not as it should be."""
+    history, cap = trained.history, trained.recipe.search.max_iterations
+    found = []
+    for before, after in pairwise(history):
+        if not after.train_loss < before.train_loss:
+            found.append(f"epoch {after.epoch}: the loss did not fall: {before.train_loss:.3f}, {after.train_loss:.3f}")
+    for epoch in history:
+        if epoch.contraction_bound is None or not epoch.contraction_bound < 1:
+            found.append(f"epoch {epoch.epoch}: the map need not contract: its bound is {epoch.contraction_bound}")
+        if not epoch.train_iterations < cap / 2:
+            found.append(f"epoch {epoch.epoch}: {epoch.train_iterations:.1f} iterations in the mean, near the cap of {cap}")
+    return found
+
+
+def main(
+    recipe: Annotated[str, typer.Argument(help="A shipped recipe, or the path of a .yaml file.")],
+    data: Annotated[str | None, typer.Option(help="A hub id or a folder instead of the recipe's source.")] = None,
+    steps: Annotated[int, typer.Option(min=EPOCHS, help="Of training, in all.")] = 300,
+    batch_size: Annotated[int, typer.Option(min=2)] = 32,
+) -> None:
+    """Train a little, and say what came of it."""
+    console = Console(width=120)
+    chosen = load_recipe(recipe)
+    if data:
+        chosen = chosen.changed({"data.source": data})
+    trained = cut_short(chosen, load_data(chosen.data, console), steps, batch_size, console)
+    table = Table(
+        *("epoch", "loss", "accuracy", "iterations", "validation accuracy", "contraction bound"),
+        title=f"{chosen.name}: {steps} steps of {batch_size}, search in {trained.recipe.search.precision}",
+    )
+    for epoch in trained.history:
+        table.add_row(
+            str(epoch.epoch),
+            f"{epoch.train_loss:.3f}",
+            f"{epoch.train_accuracy:.1%}",
+            f"{epoch.train_iterations:.2f}",
+            f"{epoch.validation_accuracy:.1%}",
+            "" if epoch.contraction_bound is None else f"{epoch.contraction_bound:.3f}",
+        )
+    console.print(table)
+    console.print(f"measured contraction factor at fixed points: at most {trained.contraction_factor:.3f}")
+    for trouble in troubles(trained):
+        console.print(f"[red]{trouble}[/red]")
+    sys.exit(1 if troubles(trained) else 0)
+
+
+if __name__ == "__main__":
+    typer.run(main)

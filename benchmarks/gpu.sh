@@ -1,0 +1,69 @@
+#!/usr/bin/env bash
+# Everything that wants a GPU, in one call: is it right, what does an iteration cost, what does training come to, what does a server carry.
+#
+#   benchmarks/gpu.sh             on a machine with a GPU, in less than 10 minutes
+#   benchmarks/gpu.sh --short     the same in little, on any machine; taken by itself where there is no GPU
+#
+# PYTHON   the interpreter that has torch (.venv/bin/python if that is there, else python3)
+# WHEELS   a folder of wheels that it lacks, for machines without a package index; they go into a folder of their own
+# DATA     a folder of CIFAR-10's parquet files, as on the hub; without it, scikit-learn's digits are trained
+# MODEL    a version's folder whose steps are measured, too, such as that of the authors' network
+# EPOCHS   of training (recipe cifar10_small: 40 if they fit into the time)
+# OUT      where tables, logs and the trained model go (a temporary folder unless set)
+#
+# Each part has its share of the time and is stopped when that is over; what failed is told at the end, and is the exit status.
+set -uo pipefail
+cd "$(dirname "$0")/.."
+OUT=${OUT:-$(mktemp -d)}
+mkdir -p "$OUT"
+PYTHON=${PYTHON:-$([ -x .venv/bin/python ] && echo .venv/bin/python || echo python3)}
+export PYTHONPATH=$PWD PYTHONUNBUFFERED=1
+if [ -n "${WHEELS:-}" ]; then
+  packages=$(mktemp -d)
+  "$PYTHON" -m pip install --quiet --no-index --no-deps --target "$packages" "$WHEELS"/*.whl || exit 1
+  PYTHONPATH=$PWD:$packages
+fi
+
+short=${1:-}
+"$PYTHON" -c 'import torch; raise SystemExit(not torch.cuda.is_available())' || short=--short
+failed=()
+
+part() {  # NAME SECONDS COMMAND...
+  local name=$1 seconds=$2 began=$SECONDS
+  shift 2
+  echo "== $name"
+  timeout --signal=INT --kill-after=10 "$seconds" "$@" 2>&1 | tee "$OUT/$name.txt"
+  local status=${PIPESTATUS[0]}
+  echo "== $name: status $status, $((SECONDS - began)) s"
+  [ "$status" = 0 ] || failed+=("$name")
+}
+
+"$PYTHON" - <<'END' | tee "$OUT/machine.txt"
+import platform, torch
+print(torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU", "torch", torch.__version__, "python", platform.python_version())
+END
+
+if [ "$short" = --short ]; then
+  check=(--rows 10) steps=(--batches 1,8 --seconds 0.05 --ways eager,graph) seconds=1
+  train=(digits --epochs 2)
+else
+  check=() steps=(--seconds 0.3) seconds=5
+  train=(digits)
+  [ -z "${DATA:-}" ] || train=(cifar10_small --data "$DATA" --epochs "${EPOCHS:-40}")
+fi
+
+# What is wrong is not worth timing.
+part check 100 "$PYTHON" -m benchmarks.gpu_check "${check[@]}"
+if [ ${#failed[@]} = 0 ]; then
+  part steps 140 "$PYTHON" -m benchmarks.gpu_steps "${steps[@]}" --out "$OUT/steps.csv"
+  [ -z "${MODEL:-}" ] || part steps_of_model 60 "$PYTHON" -m benchmarks.gpu_steps "$MODEL" "${steps[@]}" --out "$OUT/steps_of_model.csv"
+  part train 200 "$PYTHON" -m training train "${train[@]}" --store "$OUT/store" --runs "$OUT/runs"
+  if "$PYTHON" -c 'import fastapi, uvicorn' 2>/dev/null; then
+    part serve 50 "$PYTHON" -m benchmarks.gpu_serving "$OUT/store" --seconds "$seconds"
+  else
+    echo "== serve: fastapi or uvicorn is not installed; put their wheels into a folder and name it in WHEELS"
+    failed+=(serve)
+  fi
+fi
+echo "== $SECONDS s; results in $OUT${failed:+; failed: ${failed[*]}}"
+exit ${#failed[@]}

@@ -1,0 +1,160 @@
+"""Is what a device computes right? Before its speed is measured: against float64 on the CPU.
+
+Fresh networks, the same weights on both sides; float32 without TF32 on the device. Checked are the maps, the answers with their
+iteration counts under every solver, every gradient, and a little training. A line each: what was found, and what is allowed.
+Ends with status 1 if anything is out of bounds.
+
+    python -m benchmarks.gpu_check              # CUDA if there is one, else the CPU's own float32
+"""
+
+import copy
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Annotated
+
+import torch
+import typer
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+from torch.nn import functional as F
+
+import jfb
+from jfb import ImplicitNetwork
+from jfb.architectures import build
+from jfb.gradients import GRADIENTS, Search
+from jfb.solvers import SOLVERS
+from training.commands.train import choose_device
+from training.data import load_data
+from training.recipe import load_recipe
+from training.train import train
+
+ROUNDING = 1e-4
+"""Relative L2 error that float32 may have after some tens of iterations."""
+NETWORKS = {
+    "implicit_mlp": ("implicit_mlp", (16,), {"width": 64, "contraction": 0.9}),
+    "mnist": ("implicit_resnet", (1, 28, 28), dict(load_recipe("mnist").network.arguments)),
+    "cifar10_small": ("implicit_resnet", (3, 32, 32), {**load_recipe("cifar10_small").network.arguments, "dropout": 0.0}),
+}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One comparison with float64."""
+
+    what: str
+    found: float
+    allowed: float
+
+    @property
+    def good(self) -> bool:
+        return self.found <= self.allowed
+
+
+def error(found: Tensor, expected: Tensor) -> float:
+    """Relative L2 error of all entries; infinite where one is not finite."""
+    difference = float((found.cpu().double() - expected).norm() / expected.norm().clamp_min(1e-300))
+    return difference if difference == difference else float("inf")
+
+
+def check_network(name: str, device: torch.device, rows: int) -> Iterator[Finding]:
+    """Maps, answers and gradients of one network."""
+    architecture, shape, arguments = NETWORKS[name]
+    torch.manual_seed(0)
+    exact = build(architecture, shape, 10, arguments).double()
+    network = copy.deepcopy(exact).to(device, torch.float32)
+    inputs = torch.rand(rows, *shape, dtype=torch.float64) * 255
+    labels = torch.arange(rows) % 10
+    on_device = inputs.to(device, torch.float32)
+    exact.eval(), network.eval()
+    yield from check_maps(name, exact, network, inputs, on_device)
+    yield from check_answers(name, exact, network, inputs, on_device)
+    yield from check_gradients(name, exact, network, (inputs, labels), (on_device, labels.to(device)))
+
+
+@torch.no_grad()
+def check_maps(
+    name: str, exact: ImplicitNetwork, network: ImplicitNetwork, inputs: Tensor, on_device: Tensor
+) -> Iterator[Finding]:
+    injection = exact.inject(inputs)
+    state = exact.initial_state(injection)
+    there, here = injection.to(on_device), state.to(on_device)
+    yield Finding(f"{name}: inject", error(network.inject(on_device), injection), ROUNDING)
+    yield Finding(f"{name}: step", error(network.step(here, there), exact.step(state, injection)), ROUNDING)
+    yield Finding(f"{name}: readout", error(network.readout(here), exact.readout(state)), ROUNDING)
+
+
+def check_answers(
+    name: str, exact: ImplicitNetwork, network: ImplicitNetwork, inputs: Tensor, on_device: Tensor
+) -> Iterator[Finding]:
+    for solver in SOLVERS:
+        for tolerance in (1e-1, 1e-3):
+            expected, found = (
+                jfb.predict(one, rows, tolerance=tolerance, max_iterations=200, solver=SOLVERS[solver]())
+                for one, rows in ((exact, inputs), (network, on_device))
+            )
+            counts = found.solution.iterations.cpu() - expected.solution.iterations
+            same = counts == 0
+            where = f"{name}: {solver} at {tolerance:g}"
+            # Rounding may fall on the very threshold.
+            yield Finding(f"{where}: share of other counts", float((~same).double().mean()), 0.02)
+            yield Finding(
+                f"{where}: logits", error(found.logits[same.to(on_device.device)], expected.logits[same]), 10 * ROUNDING
+            )
+
+
+def check_gradients(
+    name: str,
+    exact: ImplicitNetwork,
+    network: ImplicitNetwork,
+    on_cpu: tuple[Tensor, Tensor],
+    on_device: tuple[Tensor, Tensor],
+) -> Iterator[Finding]:
+    search = Search(torch.finfo(torch.float32).tiny, 25)  # always so many: both sides differentiate at the same iterate
+    for gradient in GRADIENTS:
+        directions = []
+        for one, (inputs, labels) in ((exact, on_cpu), (network, on_device)):
+            one.zero_grad()
+            state, _ = GRADIENTS[gradient]()(one, one.inject(inputs), search)
+            F.cross_entropy(one.readout(state), labels).backward()
+            directions.append(torch.cat([p.grad.flatten().cpu() for p in one.parameters() if p.grad is not None]))
+        yield Finding(f"{name}: {gradient} gradient", error(directions[1], directions[0]), 10 * ROUNDING)
+
+
+def check_training(device: torch.device) -> Iterator[Finding]:
+    """A run on the device against one on the CPU, in float32; not augmented, as each device draws random numbers of its own."""
+    recipe = load_recipe("digits").changed({"optimisation.epochs": 2, "augment": {}})
+    data = load_data(recipe.data, Console(quiet=True))
+    losses = [
+        torch.tensor([epoch.train_loss for epoch in train(recipe, data, device=one, console=Console(quiet=True)).history])
+        for one in (torch.device("cpu"), device)
+    ]
+    yield Finding("digits: losses of two epochs", error(losses[1], losses[0].double()), 0.02)
+
+
+def main(
+    device: Annotated[str, typer.Option(help="auto (CUDA where there is one), cpu, cuda, cuda:1, ...")] = "auto",
+    rows: Annotated[int, typer.Option(min=10, help="Inputs of each network.")] = 64,
+) -> None:
+    """Compare a device's float32 with float64 on the CPU."""
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    on = choose_device(device)
+    findings = [finding for name in NETWORKS for finding in check_network(name, on, rows)] + [*check_training(on)]
+    table = Table(
+        "",
+        "error",
+        "allowed",
+        "",
+        title=f"{torch.cuda.get_device_name(on) if on.type == 'cuda' else 'CPU'}, torch {torch.__version__}",
+    )
+    for finding in findings:
+        table.add_row(finding.what, f"{finding.found:.1e}", f"{finding.allowed:.0e}", "" if finding.good else "[red]wrong[/red]")
+    Console(width=100).print(table)
+    wrong = [finding for finding in findings if not finding.good]
+    print(f"{len(findings) - len(wrong)} of {len(findings)} within bounds")
+    sys.exit(1 if wrong else 0)
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,272 @@
+"""What one iteration costs on a device: by batch, by precision, and by how its kernels are launched.
+
+For each batch size: microseconds an iteration (one ``step`` of all rows), TFLOP/s, and that as a share of the matrix peak of the
+same precision, which is measured here, too, with a square product. *eager* launches a kernel at a time; *compiled* is
+``torch.compile``; *graph* replays a captured CUDA graph. float32 is without TF32, tf32 lets the matrix units round their inputs
+to 10 bits, bfloat16 holds state and weights in 16 bits. What a way computes is compared with float64 on the CPU before it is
+timed. On a CPU, whose cores other programs share, time is processor time over threads.
+
+    python -m benchmarks.gpu_steps                                  # the cifar10 recipe's network, fresh
+    python -m benchmarks.gpu_steps model_store/authors_mnist/1 --batches 1,32,1024
+"""
+
+import copy
+import csv
+import math
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, NamedTuple
+
+import torch
+import typer
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+import jfb
+from jfb import ImplicitNetwork
+from jfb.architectures import build
+from training.commands.train import choose_device
+from training.recipe import load_recipe
+
+BATCHES = (1, 4, 16, 64, 256, 1024, 4096)
+AHEAD = 10
+"""Iterations between two looks at the clock."""
+
+
+class Precision(NamedTuple):
+    """How numbers are held and multiplied."""
+
+    dtype: torch.dtype
+    tf32: bool
+    allowed: float
+    """Relative L2 error of one iteration."""
+
+
+PRECISIONS = {
+    "float32": Precision(torch.float32, tf32=False, allowed=1e-5),
+    "tf32": Precision(torch.float32, tf32=True, allowed=5e-3),
+    "bfloat16": Precision(torch.bfloat16, tf32=False, allowed=3e-2),
+}
+
+
+@dataclass
+class Cell:
+    """One way at one batch size."""
+
+    way: str
+    precision: str
+    batch: int
+    error: float = float("nan")
+    """Of one iteration, relative, against float64."""
+    microseconds: float = float("nan")
+    """Of an iteration of the whole batch."""
+    tflops: float = float("nan")
+    of_peak: float = float("nan")
+    note: str = ""
+    """Why there are no numbers."""
+
+
+class Iteration:
+    """Iterates one batch: a network, a state and an injection that stay where they are on the device."""
+
+    def __init__(self, network: ImplicitNetwork, state: Tensor, injection: Tensor) -> None:
+        self.network, self.state, self.injection = network, state.clone(), injection
+        self.start = state
+
+    def eager(self) -> Callable[[], None]:
+        def iterate() -> None:
+            self.state.copy_(self.network.step(self.state, self.injection))
+
+        return iterate
+
+    def compiled(self) -> Callable[[], None]:
+        step = torch.compile(self.network.step, dynamic=False)
+
+        def iterate() -> None:
+            self.state.copy_(step(self.state, self.injection))
+
+        return iterate
+
+    def graph(self) -> Callable[[], None]:
+        iterate = self.eager()
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):  # libraries choose and allocate before the capture
+            for _ in range(3):
+                iterate()
+        torch.cuda.current_stream().wait_stream(side)
+        captured = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(captured):
+            iterate()
+        return captured.replay
+
+
+WAYS: dict[str, Callable[[Iteration], Callable[[], None]]] = {
+    "eager": Iteration.eager,
+    "compiled": Iteration.compiled,
+    "graph": Iteration.graph,
+}
+
+
+@contextmanager
+def tensor_float(allowed: bool) -> Iterator[None]:
+    """Let matrix units round float32 to TF32, or not."""
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = allowed
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+
+
+def seconds_a_call(call: Callable[[], object], device: torch.device, seconds: float) -> float:
+    """The shortest mean over ``AHEAD`` calls, for about so many seconds of trying."""
+    shortest = float("inf")
+    until = now(device) + seconds
+    while True:
+        began = now(device)
+        for _ in range(AHEAD):
+            call()
+        ended = now(device)
+        shortest = min(shortest, (ended - began) / AHEAD)
+        if ended >= until:
+            return shortest
+
+
+def now(device: torch.device) -> float:
+    """Seconds, when everything before is done."""
+    if device.type != "cuda":
+        return time.process_time() / torch.get_num_threads()
+    torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+def matrix_peak(precision: Precision, device: torch.device, seconds: float) -> float:
+    """FLOP/s of a square matrix product."""
+    side = 8192 if device.type == "cuda" else 1024
+    one, other = (torch.randn(side, side, device=device, dtype=precision.dtype) for _ in range(2))
+    out = torch.empty_like(one)
+    with tensor_float(precision.tf32):
+        return 2 * side**3 / seconds_a_call(lambda: torch.mm(one, other, out=out), device, seconds)
+
+
+def measure(
+    network: ImplicitNetwork, inputs: Tensor, way: str, precision: str, peak: float, device: torch.device, seconds: float
+) -> Cell:
+    """Check one iteration of a batch against float64, then time it.
+
+    Args:
+        network: on the CPU, float64, in evaluation mode.
+        inputs: on the CPU, float64 ``[batch, *input_shape]``.
+        peak: FLOP/s of the precision's matrix products.
+    """
+    cell = Cell(way, precision, len(inputs))
+    chosen = PRECISIONS[precision]
+    few = min(len(inputs), 8)  # rows are independent, so a few of them are enough to compare
+    injection = network.inject(inputs[:few])
+    expected = network.step(network.initial_state(injection), injection)
+    on_device = copy.deepcopy(network).to(device, torch.float32)
+    if inputs.dim() == 4:
+        on_device = on_device.to(memory_format=torch.channels_last)
+    there = on_device.inject(inputs.to(device, torch.float32)).to(chosen.dtype)
+    on_device = on_device.to(chosen.dtype)
+    iteration = Iteration(on_device, on_device.initial_state(there), there)
+    with FlopCounterMode(display=False) as counter:
+        on_device.step(iteration.state, there)
+    if way == "graph" and device.type != "cuda":
+        cell.note = "graphs are CUDA's"
+        return cell
+    try:
+        with tensor_float(chosen.tf32):
+            iterate = WAYS[way](iteration)
+            for _ in range(3):
+                iterate()
+            iteration.state.copy_(iteration.start)
+            iterate()
+            found = iteration.state[:few].cpu().double()
+            cell.error = float((found - expected).norm() / expected.norm())
+            if not cell.error <= chosen.allowed:
+                cell.note = f"wrong: at most {chosen.allowed:g} allowed"
+                return cell
+            taken = seconds_a_call(iterate, device, seconds)
+    except (RuntimeError, torch.cuda.OutOfMemoryError) as problem:
+        cell.note = str(problem).splitlines()[0][:80]
+        return cell
+    flops = counter.get_total_flops()
+    cell.microseconds, cell.tflops, cell.of_peak = 1e6 * taken, flops / taken / 1e12, flops / taken / peak
+    return cell
+
+
+def in_words(cell: Cell) -> list[str]:
+    """A row of the table, empty where nothing was measured."""
+    numbers = [
+        (".0e", cell.error),
+        (".1f", cell.microseconds),
+        (".2f", cell.microseconds / cell.batch),
+        (".3g", cell.tflops),
+        (".1%", cell.of_peak),
+    ]
+    return [str(cell.batch), *("" if math.isnan(number) else format(number, style) for style, number in numbers), cell.note]
+
+
+def write(path: Path, cells: list[Cell]) -> None:
+    """All cells as CSV."""
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(asdict(cells[0])))
+        writer.writeheader()
+        writer.writerows(asdict(cell) for cell in cells)
+
+
+def main(
+    model: Annotated[
+        Path | None, typer.Argument(help="A version's folder; the cifar10 recipe's network, fresh, if left out.")
+    ] = None,
+    batches: Annotated[str, typer.Option(help="With commas.")] = ",".join(map(str, BATCHES)),
+    precisions: Annotated[str, typer.Option(help="With commas.")] = ",".join(PRECISIONS),
+    ways: Annotated[str, typer.Option(help="With commas.")] = ",".join(WAYS),
+    device: Annotated[str, typer.Option(help="auto (CUDA where there is one), cpu, cuda, cuda:1, ...")] = "auto",
+    seconds: Annotated[float, typer.Option(min=0.0, help="Of timing, each.")] = 0.5,
+    out: Annotated[Path | None, typer.Option(help="A CSV file to write the table to, too.")] = None,
+) -> None:
+    """Check and time iterations."""
+    for given, known in ((precisions, PRECISIONS), (ways, WAYS)):
+        if unknown := set(given.split(",")) - set(known):
+            raise typer.BadParameter(f"{', '.join(sorted(unknown))}: expected some of {', '.join(known)}")
+    on = choose_device(device)
+    console = Console(width=110)
+    torch.manual_seed(0)
+    torch.set_grad_enabled(False)
+    if model:
+        checkpoint = jfb.load(model)
+        network, shape, high = checkpoint.network, checkpoint.config.input.shape, checkpoint.config.input.high or 1.0
+    else:
+        recipe, shape, high = load_recipe("cifar10"), (3, 32, 32), 255.0
+        network = build(recipe.network.name, shape, 10, recipe.network.arguments)
+    network = network.double().eval().requires_grad_(False)
+    name = torch.cuda.get_device_name(on) if on.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+    cells: list[Cell] = []
+    for precision in precisions.split(","):
+        peak = matrix_peak(PRECISIONS[precision], on, max(seconds, 0.1))
+        for way in ways.split(","):
+            table = Table(
+                *("batch", "error", "µs an iteration", "µs a row", "TFLOP/s", "of peak", ""),
+                title=f"{model or 'cifar10, fresh'}, {precision}, {way}; {name}, matrix peak {peak / 1e12:.3g} TFLOP/s",
+            )
+            for batch in map(int, batches.split(",")):
+                torch.compiler.reset()  # or torch.compile falls back to eager after some shapes
+                inputs = high * torch.rand(batch, *shape, dtype=torch.float64)
+                cells.append(measure(network, inputs, way, precision, peak, on, seconds))
+                table.add_row(*in_words(cells[-1]))
+                if out:
+                    write(out, cells)  # each time: what runs out of time leaves what it has
+            console.print(table)
+    sys.exit(1 if any(cell.note.startswith("wrong") for cell in cells) else 0)
+
+
+if __name__ == "__main__":
+    typer.run(main)
