@@ -41,6 +41,8 @@ def main(
     loader = Loader(store, _usable(device), slots, max_waiting_rows, batching, session_bytes, session_seconds)
     lifecycle = Lifecycle(loader, unloaded or [])
     lifecycle.apply(lifecycle.find_changes(None))
+    while any(not (store / version).exists() for version in lifecycle.refused):  # removed in the meantime: what replaced it?
+        lifecycle.apply(lifecycle.find_changes(None))
     EngineProcess(address, lifecycle).serve()
 
 
