@@ -17,12 +17,12 @@ def answer(model: Model, computed: Computed) -> PredictAnswer:
     probabilities = softmax(computed.logits)
     indices: list[int] = np.argmax(probabilities, axis=1).tolist()
     rounded: list[list[float]] = _float32_digits(probabilities).tolist()
-    residual: list[float] = _float32_digits(np.array(computed.residual)).tolist()
+    residual = [float(f"{movement:.9g}") for movement in computed.residual]
     predictions = []
     for row, (iterations, status) in enumerate(zip(computed.iterations, computed.status, strict=True)):
         end = cast(EndStatus, status)
         stability = _stability(model, computed, row)
-        if iterations > 0 and status != "diverged" and np.isfinite(probabilities[row, 0]):
+        if iterations > 0 and status != "diverged" and isfinite(rounded[row][0]):
             index = indices[row]
             label = model.config.classes[index]
             predictions.append(Prediction(label, index, rounded[row], iterations, residual[row], end, stability))

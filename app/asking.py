@@ -104,17 +104,28 @@ async def while_models_change(attempt: Callable[[], Awaitable[Result]]) -> Resul
 
 
 async def _unless_gone(request: Request, computing: Coroutine[Any, Any, Result]) -> Result:
-    result = asyncio.create_task(computing)
+    # As asyncio.timeout does it, with a client that goes in place of time that passes: no task for what is computed.
+    task = asyncio.current_task()
+    assert task is not None
+    waits, has_gone = True, False
+
+    def stop(_: object) -> None:
+        nonlocal has_gone
+        if waits:
+            has_gone = True
+            task.cancel()
+
     gone = asyncio.create_task(_disconnected(request))
+    gone.add_done_callback(stop)
     try:
-        await asyncio.wait((result, gone), return_when=asyncio.FIRST_COMPLETED)
-        if not result.done():
-            raise ClientDisconnect
-        return result.result()
+        return await computing
+    except asyncio.CancelledError:
+        if has_gone and task.uncancel() == 0:
+            raise ClientDisconnect from None
+        raise
     finally:
-        result.cancel()
+        waits = False
         gone.cancel()
-        await asyncio.gather(result, gone, return_exceptions=True)
 
 
 async def _disconnected(request: Request) -> None:

@@ -32,6 +32,10 @@ DOCS_HEADERS = PAGE_HEADERS | {
 """Of /docs, which FastAPI writes with a script in it."""
 
 
+QUIET = ("/v2/health/live", "/v2/health/ready", "/metrics")
+"""What is asked every few seconds by programs; the log tells of it at the level debug only."""
+
+
 class RequestMiddleware:
     """Echo or make ``x-request-id``, log, count and trace the request, and answer 500 in the usual form if a handler raises.
 
@@ -82,7 +86,8 @@ class RequestMiddleware:
             state = scope.get("state", {})
             model, rows = state.get("model", ""), state.get("rows")
             self._server.measures.count_request(model, method, route, str(status), seconds)
-            log.info("request", method=method, route=route, model=model, status=status, rows=rows, ms=round(seconds * 1e3, 2))
+            tell = log.debug if route in QUIET else log.info
+            tell("request", method=method, route=route, model=model, status=status, rows=rows, ms=round(seconds * 1e3, 2))
             if tracing and trace:
                 facts = {"http.request.method": method, "http.route": route, "http.response.status_code": status or 0}
                 own = {"jfb.model": model, "jfb.rows": rows or 0, "jfb.request_id": request_id}

@@ -30,7 +30,7 @@ MEANINGS = {
     401: "The server wants a key, and this is none of its keys.",
     403: "The key may not be used for this.",
     404: "No such model or version; the answer says which there are.",
-    408: "The body did not arrive in time.",
+    408: "The head or the body did not arrive in time.",
     413: "The body or the batch is too large.",
     415: "A content type that the server does not know; the answer says which it knows.",
     422: "Something in the request is not as it should be; the answer names it.",

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from jfb.label_stop import LabelStop, Stability
+from jfb.mixed_precision import hands_over, rough_step, size_in
 from jfb.network import ImplicitNetwork
 from jfb.norms import ResidualNorm, residual
 from jfb.rows import close_gaps, per_row
@@ -40,6 +41,7 @@ def solve(
     solver: Solver | None = None,
     start: Tensor | None = None,
     label_stop: LabelStop | None = None,
+    rough: ImplicitNetwork | None = None,
 ) -> Solution:
     """Find ``u = step(u, injection)`` for every row, each stopping by itself (Algorithm 1 of the paper).
 
@@ -56,6 +58,8 @@ def solve(
         solver: Picard iteration if not given.
         start: first states ``[n, *state_shape]``; ``network.initial_state(injection)`` if not given.
         label_stop: says when a label cannot change any more; rows do not stop for that if not given.
+        rough: the same network in bfloat16, in which rows begin, and from which ``jfb.mixed_precision`` hands them over; every
+            row ends in the other one, and so do all its figures. Not used with label stops and solvers that split the map.
 
     Raises:
         ValueError: for a tolerance or a cap out of range or of the wrong shape, for a solver that cannot solve the network, and
@@ -82,14 +86,21 @@ def solve(
     margin, bound = point.new_full((rows,), torch.nan), point.new_full((rows,), torch.nan)
 
     memory = solver.start(point) | (label_stop.start(point) if label_stop is not None else {})
+    in_rough = (max_iterations > 1) & (rough is not None and label_stop is None and not solver.splits)
     injection = injection.clone()  # its rows are moved as others leave
     asked = tolerance.clone()
     k = 0
     while index.numel():
         k += 1
-        image = solver.evaluate(network, memory, point, injection)
+        if rough is None or not bool(in_rough.any()):
+            image = solver.evaluate(network, memory, point, injection)
+        else:
+            image = torch.empty_like(point)
+            image[in_rough] = rough_step(rough, point[in_rough], injection[in_rough])
+            image[~in_rough] = network.step(point[~in_rough], injection[~in_rough])
         moved = residual(point, image, residual_norm)
-        ended = (moved <= tolerance) | (max_iterations <= k) | ~moved.isfinite()
+        ended = ((moved <= tolerance) | (max_iterations <= k) | ~moved.isfinite()) & ~in_rough
+        in_rough &= ~hands_over(moved, size_in(image, residual_norm), tolerance) & (max_iterations - 1 > k)
         if label_stop is not None:
             stability = label_stop.judge(memory, point, image, network.readout(image))
             ended |= stability.stable
@@ -103,8 +114,8 @@ def solve(
         point = solver.propose(memory, point, image)
         if some_ended:
             names = list(memory)
-            point, injection, index, tolerance, max_iterations, *kept = close_gaps(
-                ended, point, injection, index, tolerance, max_iterations, *memory.values()
+            point, injection, index, tolerance, max_iterations, in_rough, *kept = close_gaps(
+                ended, point, injection, index, tolerance, max_iterations, in_rough, *memory.values()
             )
             memory = dict(zip(names, kept, strict=True))
     stability = Stability(margin, bound)

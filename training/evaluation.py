@@ -12,6 +12,7 @@ from jfb.model_config import Serving
 from training.data import Data
 from training.errors import ModelError
 from training.label_stops import LabelStops, calibrate
+from training.solver_times import SolverTimes, time_solvers
 from training.sources import Split
 from training.trajectories import Trajectories, record
 
@@ -52,6 +53,8 @@ class Evaluation:
     outcomes: list[Outcome]
     """On the test part: for all inputs and for each class, at every tolerance and cap."""
     label_stops: LabelStops
+    solver_times: SolverTimes
+    """On the validation part."""
 
 
 def evaluate(
@@ -64,7 +67,7 @@ def evaluate(
     tolerances: tuple[float, ...] = TOLERANCES,
     caps: tuple[int, ...] = CAPS,
 ) -> Evaluation:
-    """Answer the test part at every tolerance and cap, recommend a tolerance by the validation part, and try label stops.
+    """Answer the test part at every tolerance and cap, recommend tolerance and solver by the validation part, try label stops.
 
     The model's own tolerance and cap are always among them.
 
@@ -104,6 +107,7 @@ def evaluate(
             for outcome in outcomes(test, data.test.labels, config.classes, tolerance, most)
         ],
         label_stops=calibrate(network, config, data, device=device, console=console),
+        solver_times=time_solvers(network, config, data.validation.inputs, tolerances[-1], device=device),
     )
 
 

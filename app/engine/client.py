@@ -2,6 +2,7 @@
 
 import asyncio
 import itertools
+import time
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager, suppress
@@ -23,6 +24,7 @@ from app.engine.messages import (
     Cancel,
     Changed,
     Failed,
+    Gone,
     Load,
     Look,
     Moments,
@@ -41,6 +43,9 @@ LAST_WORDS = 0.05
 
 MOST_ITERATIONS_HELD = 1024
 """Of a watched request; those that nobody has fetched by then are lost, the oldest first."""
+
+LONGEST_REFUSAL = 0.1
+"""Seconds for which the engine's word that its queue is full is repeated at most, without asking it again."""
 
 log = structlog.get_logger(__name__)
 
@@ -73,6 +78,15 @@ class Iteration:
 
 
 @dataclass(frozen=True)
+class _Full:
+    """The engine has refused some rows, and until then it will have no room for as many."""
+
+    rows: int
+    until: float
+    error: QueueFull
+
+
+@dataclass(frozen=True)
 class _Watcher:
     seen: deque[Iteration]
     news: asyncio.Event
@@ -84,11 +98,15 @@ class EngineClient:
     Every request ends exactly once: with its answer, or with an exception. ``connect`` and ``disconnect`` are the
     supervisor's business.
 
+    Args:
+        name: of this client among those of the engine, one that none of them ever had; ZeroMQ makes one up if None.
+
     Attributes:
         state: the latest that the engine said of itself, None before the first time; kept while the engine is away.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, name: str | None = None) -> None:
+        self._name = name
         self.state: State | None = None
         self._context: zmq.asyncio.Context | None = None
         self._socket: zmq.asyncio.Socket | None = None
@@ -96,6 +114,7 @@ class EngineClient:
         self._numbers = itertools.count()
         self._requests: dict[int, asyncio.Future[Computed]] = {}
         self._watchers: dict[int, _Watcher] = {}
+        self._full: dict[tuple[str, int], _Full] = {}
         self._changes: dict[int, asyncio.Future[dict[str, str]]] = {}
         self._looks: list[asyncio.Future[State]] = []
         self._decoder = msgspec.msgpack.Decoder(ToClient)
@@ -104,6 +123,8 @@ class EngineClient:
         """Begin to talk to the engine that binds, or will bind, a ZeroMQ address."""
         self._context = self._context or zmq.asyncio.Context()
         socket = self._context.socket(zmq.DEALER)
+        if self._name is not None:
+            socket.setsockopt(zmq.IDENTITY, self._name.encode())
         socket.setsockopt(zmq.SNDHWM, 0)  # the engine's queue is the bound; here nothing is held back or dropped
         socket.setsockopt(zmq.RCVHWM, 0)
         socket.setsockopt(zmq.RECONNECT_IVL, 20)
@@ -123,6 +144,7 @@ class EngineClient:
         while self._requests and await socket.poll(LAST_WORDS * 1000):
             self._take(await socket.recv_multipart())
         socket.close()
+        self._full.clear()
         unanswered: list[asyncio.Future[Any]] = [*self._requests.values(), *self._changes.values(), *self._looks]
         for future in unanswered:
             if not future.done():
@@ -174,15 +196,37 @@ class EngineClient:
         finally:
             del self._watchers[submit.id]
 
+    def refuse_if_full(self, model: str, version: int, rows: int = 1) -> None:
+        """Do at once, and without the engine, what it would do: a refused request must cost less than an answered one.
+
+        Args:
+            model, version: that would be asked.
+            rows: that a request has at least.
+
+        Raises:
+            QueueFull: if the engine has refused as many rows or fewer, and has not had the time since to make room for them.
+        """
+        full = self._full.get((model, version))
+        if full is not None and rows >= full.rows:
+            if time.monotonic() < full.until:
+                raise QueueFull(full.error.waiting_rows, full.error.max_waiting_rows, full.error.retry_after)
+            del self._full[model, version]
+
     @asynccontextmanager
     async def _asked(self, submit: Submit, inputs: NDArray[np.generic]) -> AsyncIterator[asyncio.Future[Computed]]:
         """A request under way; leaving before it is answered drops it in the engine."""
+        rows_asked = len(submit.tolerance)
+        self.refuse_if_full(submit.model, submit.version, rows_asked)
         future: asyncio.Future[Computed] = asyncio.get_running_loop().create_future()
         self._requests[submit.id] = future
         rows = np.ascontiguousarray(inputs, dtype="<f4")
         try:
             await self._send(submit, rows.tobytes())
             yield future
+        except QueueFull as full:
+            until = time.monotonic() + min(full.retry_after, LONGEST_REFUSAL)
+            self._full[submit.model, submit.version] = _Full(rows_asked, until, full)
+            raise
         finally:
             del self._requests[submit.id]
             if not future.done():
@@ -234,6 +278,14 @@ class EngineClient:
             return await future
         finally:
             del self._changes[message.id]
+
+    async def forget(self, name: str) -> None:
+        """Have the engine drop what another client asked for: that one has ended.
+
+        Raises:
+            EngineDied: if there is no engine.
+        """
+        await self._send(Gone(name))
 
     async def look(self, timeout: float) -> State:
         """Ask the engine how it is.

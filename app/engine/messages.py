@@ -73,6 +73,13 @@ class Look(msgspec.Struct, frozen=True, tag="look"):
     """HTTP to engine: are you there, and what have you done? Answered with ``State``."""
 
 
+class Gone(msgspec.Struct, frozen=True, tag="gone"):
+    """HTTP to engine: that other client has ended, and nobody waits for what it asked for. Not answered."""
+
+    client: str
+    """Its name; one that it had alone, and nobody will have again."""
+
+
 class Moments(msgspec.Struct):
     """Where the time of a request went, in seconds of ``time.monotonic()``; None for what did not happen.
 
@@ -214,5 +221,5 @@ class State(msgspec.Struct, frozen=True, tag="state"):
     """Models that are not served because somebody unloaded them."""
 
 
-ToEngine = Submit | Cancel | Load | Unload | Look
+ToEngine = Submit | Cancel | Load | Unload | Look | Gone
 ToClient = Answer | Progress | Refused | NotServed | Changed | Failed | State

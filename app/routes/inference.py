@@ -31,7 +31,7 @@ from app.protocol import (
 )
 from app.server import Server, ServerOfRequest
 from app.settings import Settings
-from app.work import Work
+from app.work import Work, check_session
 
 router = APIRouter(prefix="/v2", tags=["open inference protocol"])
 
@@ -126,7 +126,9 @@ def _ready(server: Server, name: str, version: str | None) -> Response:
 async def _infer(request: Request, server: Server, name: str, version: str | None) -> Response:
     arrived = time.monotonic()
     with bad_requests_are_400():
-        request.state.model = _find(server, name, version).name  # an unknown model is refused before its inputs are read
+        model = _find(server, name, version)  # an unknown model, or one too busy, is refused before the inputs are read
+        request.state.model = model.name
+        server.engine.client.refuse_if_full(model.name, model.version)
         content = await body.read(request, server.settings)
         content = body.decompress(content, request.headers.get("content-encoding", "identity"), server.settings.max_body_bytes)
         header, tail = binary_tensors.split(content, request.headers.get(binary_tensors.HEADER))
@@ -159,7 +161,9 @@ def _work(asked: InferRequest, tail: memoryview, model: Model, settings: Setting
     if asked.parameters.timeout is not UNSET:
         given.setdefault("deadline_ms", asked.parameters.timeout / 1000)
     given |= {name: array.tolist() for name, array in arrays.items()}
-    return Work(rows, parameters.read(given, len(rows), model, settings.max_iterations_limit))
+    asked_for = parameters.read(given, len(rows), model, settings.max_iterations_limit)
+    session = None if asked.parameters.session is UNSET else asked.parameters.session
+    return Work(rows, asked_for, check_session(session))
 
 
 def _arrays(given: Sequence[RequestInput], tail: memoryview, model: Model) -> dict[str, NDArray[Any]]:

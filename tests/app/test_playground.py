@@ -115,6 +115,42 @@ def test_a_smaller_tolerance_costs_more_iterations_and_a_cap_ends_them(page: Pag
     assert iterations(page) == 2
 
 
+def test_the_solver_and_the_stop_are_what_is_asked(page: Page, digits_server: RunningServer) -> None:
+    sample = digits_server.client.get("/models/digits/samples").json()[3]
+    expected = {
+        (solver, stop): digits_server.predict(
+            {"inputs": [sample["input"]], "tolerance": 1e-5, "solver": solver, "stop": stop}
+        ).json()["predictions"][0]
+        for solver, stop in (("picard", "tolerance"), ("anderson", "tolerance"), ("anderson", "label"))
+    }
+    counts = [answer["iterations"] for answer in expected.values()]
+    assert counts[0] > counts[1] > counts[2]
+    assert expected["anderson", "label"]["status"] == "label_stable"
+    page.get_by_role("button", name="Sample: 3").click()
+    set_slider(page, "tolerance", -5)
+    expect(page.locator("#said")).to_contain_text(f"after {counts[0]} iterations")
+    page.locator("#solver").select_option("anderson")
+    expect(page.locator("#said")).to_contain_text(f"after {counts[1]} iterations")
+    page.get_by_label("stop when the label cannot change").check()
+    expect(page.locator("#said")).to_contain_text(f"after {counts[2]} iteration")
+    expect(page.locator("#end")).to_contain_text("its label cannot change any more: it leads by")
+    page.get_by_label("stop when the label cannot change").uncheck()
+    page.locator("#solver").select_option("picard")
+    expect(page.locator("#said")).to_contain_text(f"after {counts[0]} iterations")
+
+
+def test_what_a_model_does_not_offer_cannot_be_chosen(browser: Browser, strict_server: RunningServer) -> None:
+    models = {one["name"]: one for one in strict_server.client.get("/models").json()["models"]}
+    assert len({one["label_stop"] is None for one in models.values()}) == 2  # some do, some do not
+    with page_of(browser, strict_server.url) as (page, said):
+        for name, model in models.items():
+            page.locator("#model").select_option(name)
+            stop = page.locator("#stop")
+            expect(stop).to_be_disabled() if model["label_stop"] is None else expect(stop).to_be_enabled()
+            expect(page.locator("#solver option")).to_have_text(model["solvers"])
+        assert said == []
+
+
 def test_a_sample_is_answered_as_the_api_answers_it(page: Page, digits_server: RunningServer) -> None:
     sample = digits_server.client.get("/models/digits/samples").json()[4]
     answer = digits_server.predict({"inputs": [sample["input"]]}).json()["predictions"][0]
@@ -347,7 +383,8 @@ def test_screenshots_for_the_documentation(browser: Browser, digits_server: Runn
             draw(page, THREE)
             expect(page.locator("#label")).to_have_text("3")
             expect(page.locator("#said")).to_contain_text("3 with")
-            page.screenshot(path=folder / f"{name}.png", full_page=True)
+            page.evaluate("scrollTo(0, 0)")
+            page.screenshot(path=folder / f"{name}.png", full_page=name != "playground-phone")  # a phone's is as much as it shows
     inputs = [one["input"] for one in digits_server.client.get("/models/digits/samples").json()]
     with page_of(browser, f"{digits_server.url}/engine") as (page, _):
         for k in range(24):

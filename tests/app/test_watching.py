@@ -25,16 +25,16 @@ PARENT = {"traceparent": f"00-{TRACE}-b7ad6b7169203331-01"}
 
 
 def test_a_histogram_counts_values_at_their_bounds_between_them_and_beyond() -> None:
-    histogram, registry = RowHistogram("rows", "Some.", [1, 2, 4]), CollectorRegistry()
-    registry.register(histogram)
+    registry = CollectorRegistry()
+    histogram = RowHistogram("rows", "Some.", [1, 2, 4], registry)
     histogram.observe(("m", "1"), [1, 2, 3, 4, 5, 100, float("nan"), float("inf")])
     histogram.observe(("m", "1"), [0.5])
-    (family,) = text_string_to_metric_families(generate_latest(registry).decode())
+    family, _created = text_string_to_metric_families(generate_latest(registry).decode())
     values = {sample.name + sample.labels.get("le", ""): sample.value for sample in family.samples}
     assert values == {
-        "rows_bucket1": 2,
-        "rows_bucket2": 3,
-        "rows_bucket4": 5,
+        "rows_bucket1.0": 2,
+        "rows_bucket2.0": 3,
+        "rows_bucket4.0": 5,
         "rows_bucket+Inf": 7,
         "rows_count": 7,
         "rows_sum": 115.5,

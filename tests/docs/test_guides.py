@@ -93,7 +93,7 @@ def test_what_a_page_says_works(page: str, digits_store: Path, tmp_path: Path) -
     environment = {
         **os.environ,
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-        "PYTHONPATH": os.pathsep.join([str(DOCS.parent), str(tmp_path / "my_network")]),
+        "PYTHONPATH": os.pathsep.join([str(DOCS.parent), str(tmp_path / "my-network")]),
         "JFB_PORT": ports["8000"],
         "JFB_DRAIN_SECONDS": "0",
         "OMP_NUM_THREADS": "1",

@@ -1,5 +1,7 @@
 """Every gradient against a dense float64 solve, against finite differences, and against each other."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor
@@ -32,8 +34,9 @@ def direction(network: ImplicitNetwork, inputs: Tensor, labels: Tensor, gradient
     return torch.cat([torch.zeros_like(p).flatten() if p.grad is None else p.grad.flatten() for p in network.parameters()])
 
 
-def dense_direction(network: ImplicitNetwork, inputs: Tensor, labels: Tensor) -> Tensor:
-    """The exact gradient of every row's loss, with ``I − ∂T/∂u`` written out and solved (eq. 14)."""
+def dense_direction(network: ImplicitNetwork, inputs: Tensor, labels: Tensor, terms: int | None = None) -> Tensor:
+    """The gradient of every row's loss, with ``J = ∂T/∂u`` written out: ``I − J`` solved with (eq. 14), or, given a number of
+    terms, its inverse replaced by ``I + J + … + Jᵏ`` (eq. 22)."""
     total: Tensor | None = None
     for one, label in zip(inputs, labels, strict=True):
         injection = network.inject(one[None])
@@ -48,7 +51,12 @@ def dense_direction(network: ImplicitNetwork, inputs: Tensor, labels: Tensor) ->
         parameters = list(network.parameters())
         outer = torch.autograd.grad(loss, [point, *parameters], allow_unused=True)
         assert outer[0] is not None
-        adjoint = torch.linalg.solve((torch.eye(len(jacobian), dtype=torch.float64) - jacobian).T, outer[0].flatten())
+        identity = torch.eye(len(jacobian), dtype=torch.float64)
+        if terms is None:
+            adjoint = torch.linalg.solve((identity - jacobian).T, outer[0].flatten())
+        else:
+            series = sum((torch.linalg.matrix_power(jacobian, k) for k in range(terms + 1)), torch.zeros_like(jacobian))
+            adjoint = series.T @ outer[0].flatten()
         image = network.step(point.detach(), injection)
         inner = torch.autograd.grad(image, parameters, adjoint.view(shape), allow_unused=True)
         flat = [
@@ -64,27 +72,69 @@ def cosine(a: Tensor, b: Tensor) -> float:
     return float(F.cosine_similarity(a, b, dim=0))
 
 
-def test_the_dense_gradient_is_the_finite_difference(case: tuple[ImplicitNetwork, Tensor, Tensor]) -> None:
-    network, inputs, labels = case
-    along = torch.randn(sum(p.numel() for p in network.parameters()), dtype=torch.float64)
-    slope = float(dense_direction(network, inputs, labels) @ along)
+def slope(network: ImplicitNetwork, labels: Tensor, state: Callable[[], Tensor], along: Tensor, h: float = 1e-6) -> float:
+    """The finite difference of the loss, where the parameters move along a vector and the state is what is given then."""
 
+    @torch.no_grad()
     def loss_at(distance: float) -> float:
+        start = [p.clone() for p in network.parameters()]
         offset = 0
-        with torch.no_grad():
-            for p in network.parameters():
-                p += distance * along[offset : offset + p.numel()].view_as(p)
-                offset += p.numel()
-            state = EXACT(network, network.inject(inputs)).fixed_point
-            loss = float(F.cross_entropy(network.readout(state), labels))
-            offset = 0
-            for p in network.parameters():
-                p -= distance * along[offset : offset + p.numel()].view_as(p)
-                offset += p.numel()
+        for p in network.parameters():
+            p += distance * along[offset : offset + p.numel()].view_as(p)
+            offset += p.numel()
+        loss = float(F.cross_entropy(network.readout(state()), labels))
+        for p, before in zip(network.parameters(), start, strict=True):
+            p.copy_(before)
         return loss
 
-    h = 1e-6
-    assert slope == pytest.approx((loss_at(h) - loss_at(-h)) / (2 * h), rel=1e-4, abs=1e-8)
+    return (loss_at(h) - loss_at(-h)) / (2 * h)
+
+
+def somewhere(network: ImplicitNetwork) -> Tensor:
+    return torch.randn(sum(p.numel() for p in network.parameters()), dtype=torch.float64, generator=torch.manual_seed(3))
+
+
+def test_the_dense_gradient_is_the_finite_difference(case: tuple[ImplicitNetwork, Tensor, Tensor]) -> None:
+    network, inputs, labels = case
+    along = somewhere(network)
+    expected = slope(network, labels, lambda: EXACT(network, network.inject(inputs)).fixed_point, along)
+    assert float(dense_direction(network, inputs, labels) @ along) == pytest.approx(expected, rel=1e-4, abs=1e-8)
+
+
+def test_the_jfb_gradient_is_the_finite_difference_of_one_step_from_where_the_search_ended(
+    case: tuple[ImplicitNetwork, Tensor, Tensor],
+) -> None:
+    network, inputs, labels = case
+    along, rough = somewhere(network), Search(tolerance=1e-1)
+    point = rough(network, network.inject(inputs)).fixed_point
+    expected = slope(network, labels, lambda: network.step(point, network.inject(inputs)), along)
+    assert float(direction(network, inputs, labels, JFB(), rough) @ along) == pytest.approx(expected, rel=1e-4, abs=1e-8)
+
+
+@pytest.mark.parametrize("iterations", [1, 4])
+def test_the_unrolled_and_the_explicit_gradient_are_the_finite_difference_of_so_many_layers(
+    iterations: int, case: tuple[ImplicitNetwork, Tensor, Tensor]
+) -> None:
+    network, inputs, labels = case
+    along = somewhere(network)
+
+    def layers() -> Tensor:
+        injection = network.inject(inputs)
+        state = network.initial_state(injection)
+        for _ in range(iterations):
+            state = network.step(state, injection)
+        return state
+
+    expected = pytest.approx(slope(network, labels, layers, along), rel=1e-4, abs=1e-8)
+    assert float(direction(network, inputs, labels, Unrolled(), Search(1e-14, iterations)) @ along) == expected
+    if iterations == 1:
+        assert float(direction(network, inputs, labels, Explicit()) @ along) == expected
+
+
+@pytest.mark.parametrize("terms", [0, 1, 5])
+def test_the_neumann_gradient_is_the_dense_series(terms: int, case: tuple[ImplicitNetwork, Tensor, Tensor]) -> None:
+    found = direction(*case, Neumann(terms=terms))
+    torch.testing.assert_close(found, dense_direction(*case, terms=terms), rtol=1e-8, atol=1e-10)
 
 
 def test_the_jacobian_gradient_is_the_dense_one(case: tuple[ImplicitNetwork, Tensor, Tensor]) -> None:

@@ -36,7 +36,7 @@ def evaluate(
     ] = None,
     tolerances: Annotated[str, Option(help="Separated by commas.")] = _text(TOLERANCES),
     caps: Annotated[str, Option(help="Largest numbers of iterations, separated by commas.")] = _text(CAPS),
-    apply: Annotated[bool, Option("--apply", help="Make the recommended tolerance the model's default.")] = False,
+    apply: Annotated[bool, Option("--apply", help="Make the recommended tolerance and solver the model's defaults.")] = False,
     store: Annotated[Path, Option(envvar="JFB_MODEL_STORE", help="Where the model is.")] = Path("model_store"),
     device: Annotated[str, Option(envvar="JFB_DEVICE", help="auto (CUDA where there is one), cpu, cuda, cuda:1, ...")] = "auto",
 ) -> None:
@@ -60,7 +60,7 @@ def evaluate(
     write_evaluation(folder, name, evaluation)
     changes: dict[str, object] = {"label_calibration": evaluation.label_stops.calibration}
     if apply:
-        changes["tolerance"] = evaluation.recommended_tolerance
+        changes |= {"tolerance": evaluation.recommended_tolerance, "solver": evaluation.solver_times.recommended}
     exchange_config(folder, with_serving(config, **changes))
     write_card(folder, name)
     console.print(_table(evaluation))
@@ -71,6 +71,7 @@ def evaluate(
         soft_wrap=True,
     )
     console.print(_said_of_label_stops(evaluation), soft_wrap=True)
+    console.print(_said_of_solvers(evaluation), soft_wrap=True)
     if evaluation.validation_inputs * WORTH_ITERATING_FOR < 1:
         console.print(
             f"so few inputs do not resolve {100 * WORTH_ITERATING_FOR:g} points of accuracy: look at the table, too",
@@ -93,6 +94,16 @@ def _said_of_label_stops(evaluation: Evaluation) -> str:
         f"label stops ({stops.kind}): [bold]{stops.test.iterations:.1f}[/bold] iterations, {stops.test.differing} of "
         f"{stops.test.inputs:,} labels differ from the exact fixed point's{verdict}"
     )
+
+
+def _said_of_solvers(evaluation: Evaluation) -> str:
+    times = evaluation.solver_times
+    told = ", ".join(
+        f"{name} {microseconds:.0f} µs and {times.iterations[name]:.1f} iterations"
+        for name, microseconds in times.microseconds.items()
+    )
+    at = " and ".join(f"{tolerance:g}" for tolerance in times.tolerances)
+    return f"an input at {at}: {told}; recommended solver [bold]{times.recommended}[/bold]"
 
 
 def _numbers(option: str, text: str, number: type[Number]) -> tuple[Number, ...]:

@@ -48,7 +48,8 @@ class Timed(TorchBackend):
 
     def step(self, state: Tensor, injection: Tensor) -> Tensor:
         self.clock.now += self.a_call + self.a_row * state.shape[0]
-        return super().step(state, injection)
+        # Each row by itself, as rounding may depend on the size of a batch.
+        return torch.cat([super(Timed, self).step(*row) for row in zip(state.split(1), injection.split(1), strict=True)])
 
 
 def a_backend() -> TorchBackend:
@@ -109,6 +110,17 @@ def test_low_precision_is_used_only_where_it_pays_is_near_and_is_not_forbidden()
     assert choose({"torch": exact}, PROBE, rough=slow, precision="mixed", clock=clock).rough is slow
     with pytest.raises(ValueError, match="precision: expected float32 or auto, got mixed"):
         choose({"torch": exact}, PROBE, rough=far, precision="mixed", clock=clock)
+
+
+def test_low_precision_that_rounds_by_the_size_of_the_batch_is_refused() -> None:
+    class Company(Timed):
+        def step(self, state: Tensor, injection: Tensor) -> Tensor:
+            return super().step(state, injection) + 1e-6 * (state.shape[0] == 2)
+
+    clock = Clock()
+    choice = choose({"torch": Timed(clock, 0, 1.0)}, PROBE, rough=Company(clock, 0, 0.1), clock=clock)
+    assert choice.rough is None
+    assert choice.refused["bfloat16"] == "2 rows are rounded differently than 8"
 
 
 @torch.no_grad()
