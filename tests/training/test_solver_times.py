@@ -41,7 +41,7 @@ class Timed(ImplicitMLP):
 
 def slow_network() -> Timed:
     torch.manual_seed(0)
-    network = Timed((4,), 3, width=16, contraction=0.99, slope=1.0)
+    network = Timed((4,), 3, width=4, contraction=0.99, slope=1.0)
     network.latent.weight.data *= 50
     network.constrain()
     network.clock = Clock()
@@ -53,7 +53,7 @@ def test_fewer_iterations_are_recommended_where_the_step_is_what_takes_time() ->
     inputs = torch.randn(100, 4)
     times = time_solvers(network, CONFIG, inputs, 1e-4, device=CPU, clock=network.clock)
     assert times.iterations.keys() == times.microseconds.keys() == {"picard", "anderson"}
-    assert times.iterations["anderson"] < times.iterations["picard"]
+    assert times.iterations["anderson"] < 0.8 * times.iterations["picard"]
     assert times.recommended == "anderson"
     assert times.tolerances == [1e-2, 1e-4]
     found = [solve(network, network.inject(inputs), tolerance=t, max_iterations=500, solver=Anderson()) for t in (1e-2, 1e-4)]
