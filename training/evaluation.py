@@ -67,7 +67,7 @@ def evaluate(
     tolerances: tuple[float, ...] = TOLERANCES,
     caps: tuple[int, ...] = CAPS,
 ) -> Evaluation:
-    """Answer the test part at every tolerance and cap; by the validation part recommend a tolerance and a solver, try label stops.
+    """Answer the test part at every tolerance and cap, recommend tolerance and solver by the validation part, try label stops.
 
     The model's own tolerance and cap are always among them.
 
