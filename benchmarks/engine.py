@@ -8,6 +8,7 @@ in turn in one process, and what is reported are the medians over the rounds of 
     python -m benchmarks.engine model_store/authors_mnist/1 --data ylecun/mnist
 """
 
+import logging
 import statistics
 import time
 from dataclasses import dataclass
@@ -15,18 +16,18 @@ from pathlib import Path
 from typing import Annotated
 
 import numpy as np
+import structlog
 import torch
 import typer
 from rich.console import Console
 from rich.table import Table
 
 import jfb
-from app.engine.backends import TorchBackend
-from app.engine.batch import RunningBatch
+from app.engine.backends import BackendName, Precision
 from app.engine.core import Engine
 from app.engine.job import Job
 from app.engine.lane import Batching
-from jfb.solvers import SOLVERS
+from app.engine.loading import make_batch
 from training.recipe import DataRecipe
 from training.sources import read
 
@@ -47,17 +48,24 @@ class Run:
         return float(np.percentile(self.latencies[tolerance], 100 * share))
 
 
-def engine_of(checkpoint: jfb.Checkpoint, batching: Batching, slots: int, clients: int) -> Engine:
+@dataclass(frozen=True)
+class How:
+    """What the engine computes with; the words are those of ``python -m app``."""
+
+    backend: BackendName = "auto"
+    precision: Precision = "float32"
+    solver: str | None = None
+    """The model's own if None."""
+
+
+def engine_of(folder: Path, batching: Batching, slots: int, clients: int, how: How) -> Engine:
     """The engine's core, as the server has it, with room for so many clients' rows."""
-    serving = checkpoint.config.serving
-    batch = RunningBatch(
-        TorchBackend(checkpoint.network),
-        {serving.solver: SOLVERS[serving.solver]()},
-        serving.residual_norm,
-        checkpoint.config.input.shape,
-        slots=slots,
-        batching=batching,
-    )
+    checkpoint = jfb.load(folder)
+    if how.solver is not None:
+        serving = checkpoint.config.serving.model_copy(update={"solver": how.solver})
+        checkpoint = jfb.Checkpoint(checkpoint.config.model_copy(update={"serving": serving}), checkpoint.network)
+    cpu = torch.device("cpu")
+    batch = make_batch(checkpoint, folder, cpu, slots=slots, batching=batching, backend=how.backend, precision=how.precision)
     return Engine([batch], max_waiting_rows=clients)
 
 
@@ -93,20 +101,24 @@ def main(
     clients: int = 64,
     rounds: int = 5,
     threads: int = 1,
+    backend: BackendName = "auto",
+    precision: Precision = "float32",
+    solver: str | None = None,
 ) -> None:
     """Print both modes side by side, and the ratios."""
     torch.set_num_threads(threads)
     console = Console()
-    checkpoint = jfb.load(model)
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))
+    how = How(backend, precision, solver)
     source = read(DataRecipe(source=data), [split], console).splits[split]
     inputs = source.inputs[:images].float().numpy()
     modes: tuple[Batching, ...] = ("lockstep", "iteration")
     for mode in modes:
-        drive(engine_of(checkpoint, mode, slots, clients), inputs[: 2 * slots], clients)  # warm up
+        drive(engine_of(model, mode, slots, clients, how), inputs[: 2 * slots], clients)  # warm up
     runs: dict[str, list[Run]] = {mode: [] for mode in modes}
     for number in range(rounds):
         for mode in modes if number % 2 else reversed(modes):
-            runs[mode].append(drive(engine_of(checkpoint, mode, slots, clients), inputs, clients))
+            runs[mode].append(drive(engine_of(model, mode, slots, clients, how), inputs, clients))
 
     table = Table("", *modes, "ratio", title=f"{model}: {len(inputs)} images, {slots} slots, {clients} clients, {rounds} rounds")
     figures = {

@@ -22,11 +22,10 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-import jfb
-from app.engine.backends import Backend
+from app.engine.backends import Backend, BackendName, Precision
 from app.engine.core import Engine
 from app.engine.slots import SlotTable
-from benchmarks.engine import drive, engine_of
+from benchmarks.engine import How, drive, engine_of
 from jfb.solvers import Solver
 from training.recipe import DataRecipe
 from training.sources import read
@@ -98,15 +97,17 @@ def main(
     images: int = 1000,
     slots: int = 64,
     clients: int = 128,
+    backend: BackendName = "auto",
+    precision: Precision = "float32",
+    solver: str | None = None,
 ) -> None:
     """Print each part's share, and what it takes a tick."""
     torch.set_num_threads(1)
     console = Console()
-    checkpoint = jfb.load(model)
     inputs = read(DataRecipe(source=data), [split], console).splits[split].inputs[:images].float().numpy()
     stopwatch = Stopwatch()
     watch(stopwatch)
-    engine = engine_of(checkpoint, "iteration", slots, clients)
+    engine = engine_of(model, "iteration", slots, clients, How(backend, precision, solver))
     drive(engine, inputs[: 2 * slots], clients)  # warm up
     stopwatch.reset()
     run = drive(engine, inputs, clients)

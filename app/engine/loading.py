@@ -68,7 +68,17 @@ class Loader:
             # process.
             for tensor in (*found.network.parameters(), *found.network.buffers()):
                 tensor.data = tensor.data.clone()
-            batches.append(self._batch(found, folder, device))
+            batches.append(
+                make_batch(
+                    found,
+                    folder,
+                    device,
+                    slots=self.slots,
+                    batching=self.batching,
+                    backend=self.backend,
+                    precision=self.precision,
+                )
+            )
         sessions = Sessions(self.session_bytes, self.session_seconds)
         engine = Engine(batches, max_waiting_rows=self.max_waiting_rows, sessions=sessions)
         served = ServedVersion(
@@ -81,37 +91,56 @@ class Loader:
         )
         return LoadedVersion(engine, served)
 
-    def _batch(self, found: Checkpoint, folder: Path, device: torch.device) -> RunningBatch:
-        most = self.slots or MOST_SLOTS[device.type]
-        lockstep = self.batching == "lockstep"
-        choice = choose(
-            candidates(found, folder, device, self.backend),
-            _probe(found, most),
-            only=None if self.backend == "auto" else self.backend,
-            rough=None if lockstep else low_precision(found, device),
-            precision="float32" if lockstep else self.precision,
-        )
-        slots = self.slots or min(choice.best_slots, most)
-        log.info(
-            "backends chosen",
-            folder=str(folder),
-            device=str(device),
-            **choice.table,
-            microseconds_a_row=[round(1e6 * seconds / 2**k, 1) for k, seconds in enumerate(choice.step_seconds)],
-            low_precision=choice.rough is not None,
-            refused=choice.refused,
-            slots=slots,
-        )
-        return RunningBatch(
-            choice.backend,
-            {name: SOLVERS[name]() for name in dict.fromkeys((found.config.serving.solver, *solvers_for(type(found.network))))},
-            found.config.serving.residual_norm,
-            found.config.input.shape,
-            slots=slots,
-            batching=self.batching,
-            rough=choice.rough,
-            label_stop=LabelStop.of(found.network, found.config.serving),
-        )
+
+def make_batch(
+    found: Checkpoint,
+    folder: Path,
+    device: torch.device,
+    *,
+    slots: int | None = None,
+    batching: Batching = "iteration",
+    backend: BackendName = "auto",
+    precision: Precision = "auto",
+) -> RunningBatch:
+    """Choose what computes a version on a device, and make room for its rows.
+
+    Args:
+        found: what ``folder`` holds, on the device.
+        slots: how many rows; None is as many as a measurement finds worthwhile, at most ``MOST_SLOTS``.
+        batching: as in ``RunningBatch``; in lockstep no low precision is used.
+        backend, precision: as in ``candidates`` and ``choose``.
+    """
+    most = slots or MOST_SLOTS[device.type]
+    lockstep = batching == "lockstep"
+    choice = choose(
+        candidates(found, folder, device, backend),
+        _probe(found, most),
+        only=None if backend == "auto" else backend,
+        rough=None if lockstep else low_precision(found, device),
+        precision="float32" if lockstep else precision,
+    )
+    slots = slots or min(choice.best_slots, most)
+    log.info(
+        "backends chosen",
+        folder=str(folder),
+        device=str(device),
+        **choice.table,
+        microseconds_a_row=[round(1e6 * seconds / 2**k, 1) for k, seconds in enumerate(choice.step_seconds)],
+        low_precision=choice.rough is not None,
+        refused=choice.refused,
+        slots=slots,
+    )
+    own = found.config.serving.solver
+    return RunningBatch(
+        choice.backend,
+        {name: SOLVERS[name]() for name in dict.fromkeys((own, *solvers_for(type(found.network))))},
+        found.config.serving.residual_norm,
+        found.config.input.shape,
+        slots=slots,
+        batching=batching,
+        rough=choice.rough,
+        label_stop=LabelStop.of(found.network, found.config.serving),
+    )
 
 
 def _described(batch: RunningBatch, serving: Serving) -> messages.LabelStop | None:
