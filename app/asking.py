@@ -1,6 +1,7 @@
 """Asking the engine on behalf of a request: not longer than its client waits, and always of the models of now."""
 
 import asyncio
+import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
 from contextlib import aclosing
 from typing import Any, TypeVar
@@ -14,6 +15,7 @@ from app.engine.messages import Question
 from app.errors import Refusal
 from app.server import Server
 from app.streaming import EventStream
+from app.tracing import MOST_EVENTS, Step
 from app.work import Work
 
 MOST_ATTEMPTS = 5
@@ -33,8 +35,11 @@ async def compute(request: Request, server: Server, model: Model, work: Work, ar
         ClientDisconnect: if the client went first.
         EngineError: as ``EngineClient.predict``.
     """
-    computing = server.engine.client.predict(_question(request, model, work, arrived), work.inputs)
-    computed = await _unless_gone(request, computing)
+    question = _question(request, model, work, arrived)
+    if getattr(request.state, "is_traced", False):
+        computed = await _unless_gone(request, _followed(request, server.engine.client.watch(question, work.inputs)))
+    else:
+        computed = await _unless_gone(request, server.engine.client.predict(question, work.inputs))
     _count(request, server, model, computed)
     return _in_time(computed)
 
@@ -72,7 +77,24 @@ async def _counted(
         async for event in watching:
             if isinstance(event, Computed):
                 _count(request, server, model, event)
+            else:
+                _note(request, event)
             yield event
+
+
+async def _followed(request: Request, watching: AsyncGenerator[Iteration | Computed, None]) -> Computed:
+    """The answer of a request whose trace shall tell of each iteration."""
+    async with aclosing(watching):
+        async for event in watching:
+            if isinstance(event, Computed):
+                return event
+            _note(request, event)
+    raise AssertionError("the answer comes last")
+
+
+def _note(request: Request, event: Iteration) -> None:
+    if getattr(request.state, "is_traced", False) and len(request.state.steps) < MOST_EVENTS:
+        request.state.steps.append(Step(time.monotonic(), max(event.iterations), max(event.residual), len(event.rows)))
 
 
 def _count(request: Request, server: Server, model: Model, computed: Computed) -> None:

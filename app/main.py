@@ -68,6 +68,7 @@ def create_app(settings: Settings | None = None, *, engine: EngineFollower | Non
         lifespan=_lifespan,
         favicon_url="static/icon.svg",
         redoc_url=None,
+        telemetry={"tracing": False, "metrics": False, "logs": False},  # FastAPI's own, asked for at every request; we have ours
     )
     app.state.server = server
     if settings.cors_origins:

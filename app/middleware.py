@@ -41,6 +41,7 @@ class RequestMiddleware:
 
     Routes may put the number of rows of a request into ``request.state.rows``, the name of the model that it asks into
     ``request.state.model`` and when the engine did what into ``request.state.moments``; nothing else of its content is logged.
+    Where ``request.state.is_traced``, they add what each iteration came to to ``request.state.steps``.
     """
 
     def __init__(self, app: ASGIApp, server: Server) -> None:
@@ -69,6 +70,8 @@ class RequestMiddleware:
         tracing = self._server.tracing
         trace = tracing.begin(headers) if tracing else None
         trace_id = trace.id if trace else _trace_of(headers)
+        if trace:
+            scope.setdefault("state", {}).update(is_traced=trace.is_sampled, steps=[])
         structlog.contextvars.bind_contextvars(request_id=request_id, **({"trace_id": trace_id} if trace_id else {}))
         try:
             await self._app(scope, receive, send_with_id)
@@ -91,7 +94,7 @@ class RequestMiddleware:
             if tracing and trace:
                 facts = {"http.request.method": method, "http.route": route, "http.response.status_code": status or 0}
                 own = {"jfb.model": model, "jfb.rows": rows or 0, "jfb.request_id": request_id}
-                tracing.end(trace, f"{method} {route}", facts | own, state.get("moments"))
+                tracing.end(trace, f"{method} {route}", facts | own, state.get("moments"), state.get("steps", ()))
             structlog.contextvars.clear_contextvars()
 
 

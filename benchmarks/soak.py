@@ -196,7 +196,9 @@ class Soak:
     async def publish(self) -> None:
         """A new version takes the place of the oldest, or new weights that of the newest."""
         self.add_version()
-        shutil.rmtree(self.store / "digits" / str(checkpoint.versions(self.store / "digits")[0]))
+        gone = self.store / "digits" / ".gone"  # at once: a folder that is being emptied is a broken version
+        (self.store / "digits" / str(checkpoint.versions(self.store / "digits")[0])).rename(gone)
+        shutil.rmtree(gone)
         self.process.send_signal(signal.SIGHUP)
 
     async def touch(self) -> None:

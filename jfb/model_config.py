@@ -5,7 +5,7 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
 
-from jfb.architectures import ARCHITECTURES
+from jfb.architectures import find
 from jfb.network import ImplicitNetwork
 from jfb.norms import ResidualNorm
 from jfb.solvers import SOLVERS, solvers_for
@@ -120,7 +120,11 @@ def check_solver(solver: str, architecture: ArchitectureSpec) -> None:
     Raises:
         ValueError: naming both, and the solvers that can be had.
     """
-    fitting = solvers_for(ARCHITECTURES.get(architecture.name, ImplicitNetwork))
+    try:
+        kind: type = find(architecture.name)
+    except ValueError:
+        kind = ImplicitNetwork  # whoever builds it says what is wrong with the name
+    fitting = solvers_for(kind)
     if solver not in fitting:
         raise ValueError(
             f"solver: {solver!r} splits the map of a monotone network, which {architecture.name!r} is not, "

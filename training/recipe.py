@@ -93,8 +93,8 @@ class SearchRecipe(Strict):
 
     def build(self) -> Search:
         """What is still ``auto`` is float32."""
-        bfloat16 = self.precision == "bfloat16"
-        return Search(self.tolerance, self.max_iterations, self.residual_norm, SOLVERS[self.solver](), bfloat16=bfloat16)
+        solver = SOLVERS[self.solver]()
+        return Search(self.tolerance, self.max_iterations, self.residual_norm, solver, bfloat16=self.precision == "bfloat16")
 
 
 class OptimisationRecipe(Strict):

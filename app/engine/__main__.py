@@ -54,6 +54,8 @@ def main(
     )
     lifecycle = Lifecycle(loader, unloaded or [])
     lifecycle.apply(lifecycle.find_changes(None))
+    while any(not (store / version).exists() for version in lifecycle.refused):  # removed in the meantime: what replaced it?
+        lifecycle.apply(lifecycle.find_changes(None))
     EngineProcess(address, lifecycle).serve()
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import httpx
 
+ROOT = Path(__file__).parents[2]
 START_SECONDS = 120
 STOP_SECONDS = 15
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
@@ -34,7 +35,7 @@ class RunningServer:
 
     def pin(self) -> None:
         """Make sure of every thread that there is by now; children inherit it, unless they choose otherwise."""
-        for process in _descendants():
+        for process in descendants():
             for task in _list(f"/proc/{process}/task"):
                 try:
                     os.sched_setaffinity(int(task), {self.core})
@@ -44,7 +45,7 @@ class RunningServer:
     def memory(self) -> float:
         """MiB resident in all processes together; what they share counts in each."""
         pages = 0
-        for process in _descendants():
+        for process in descendants():
             try:
                 pages += int(Path(f"/proc/{process}/statm").read_text().split()[1])
             except (FileNotFoundError, ProcessLookupError):
@@ -59,14 +60,21 @@ def adopt_orphans() -> None:
 
 
 @contextmanager
-def running(command: list[str], port: int, core: int, question: bytes, log: Path) -> Iterator[RunningServer]:
+def running(
+    command: list[str], port: int, core: int, question: bytes, log: Path, *, tree: Path = ROOT
+) -> Iterator[RunningServer]:
     """Start a server on a core, wait until it answers a question, and end it at the end, with all that it started.
+
+    Args:
+        command, port, core: how, and where.
+        question: the bytes of a request.
+        log: file for what it prints.
+        tree: where its Python modules are looked for.
 
     Raises:
         ServerFailed: with the end of its log.
     """
-    root = Path(__file__).parents[2]
-    environment = {**os.environ, **ONE_THREAD, **SILENT, "PYTHONPATH": str(root)}
+    environment = {**os.environ, **ONE_THREAD, **SILENT, "PYTHONPATH": str(tree)}
     with log.open("wb") as output:
         process = subprocess.Popen(
             command,
@@ -117,11 +125,11 @@ def _stop(process: "subprocess.Popen[bytes]") -> None:
     if process.poll() is None:
         process.send_signal(signal.SIGTERM)
     until = time.monotonic() + STOP_SECONDS
-    while _descendants() and time.monotonic() < until:
+    while descendants() and time.monotonic() < until:
         process.poll()
         _reap()
         time.sleep(0.05)
-    while left := _descendants():
+    while left := descendants():
         for one in left:
             try:
                 os.kill(one, signal.SIGKILL)
@@ -141,7 +149,8 @@ def _reap() -> None:
         pass
 
 
-def _descendants() -> list[int]:
+def descendants() -> list[int]:
+    """All processes below this one."""
     found: list[int] = []
     queue = [os.getpid()]
     while queue:
