@@ -37,13 +37,14 @@ ANYBODYS = ModelConfig.model_validate(
 )
 """A network that is no contraction by construction."""
 UNKNOWN = ANYBODYS.model_copy(update={"serving": ANYBODYS.serving.model_copy(update={"label_calibration": None})})
+ACCELERATED = ANYBODYS.model_copy(update={"serving": ANYBODYS.serving.model_copy(update={"solver": "anderson"})})
 INPUTS = np.random.default_rng(5).integers(0, 256, (30, 1, 12, 12)).astype(np.float32)
 
 
 @pytest.fixture(scope="module")
 def own_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     store = tmp_path_factory.mktemp("store")
-    for name, config in (("anybodys", ANYBODYS), ("unknown", UNKNOWN)):
+    for name, config in (("anybodys", ANYBODYS), ("unknown", UNKNOWN), ("accelerated", ACCELERATED)):
         with checkpoint.new_version(store, name) as folder:
             checkpoint.save(folder, config, network_of(config, 4))
     return store
@@ -111,6 +112,14 @@ def test_a_guarantee_is_what_jfb_predict_gives(server: RunningServer, store: Pat
     assert "label_stable" in {row["status"] for row in rows}
     if solver == "picard":
         assert_same(rows, offline(store / "digits" / "2", digits, 1e-4), "guarantee")
+
+
+def test_a_model_whose_own_solver_an_estimate_does_not_go_with_takes_one_that_it_does(own_server: RunningServer) -> None:
+    body = {"inputs": INPUTS.tolist(), "stop": "label"}
+    by_picard = own_server.predict(body).json()["predictions"]
+    assert own_server.predict(body, "/models/accelerated/predict").json()["predictions"] == by_picard
+    refusal = own_server.predict(body | {"solver": "anderson"}, "/models/accelerated/predict")
+    assert refusal.status_code == 422
 
 
 def test_a_tolerance_that_is_named_ends_rows_too(own_server: RunningServer) -> None:
