@@ -44,6 +44,11 @@ class BoundedHeads(HttpToolsProtocol):
         self._stop_waiting()
         super().on_headers_complete()
 
+    def on_message_complete(self) -> None:
+        super().on_message_complete()
+        if self.cycle is not None and self.cycle.response_complete:  # answered by its head; uvicorn would wait for ever now
+            self._wait_for_head()
+
     def _wait_for_head(self) -> None:
         self._timer = self.loop.call_later(self.seconds, self._late)
 
