@@ -144,7 +144,9 @@ def main(
             answers = sum(map(len, load.latencies.values()))
             percentiles = [f"{np.percentile(load.latencies[t], p):.1f}" for t in (LOOSE, STRICT) for p in (50, 99)]
             shares = ", ".join(f"{part} {share:.0%}" for part, share in sorted(load.busy.items(), key=lambda item: -item[1]))
-            table.add_row(str(connections), f"{answers / load.seconds:.0f}", *percentiles, f"{load.iterations / answers:.1f}", shares)
+            table.add_row(
+                str(connections), f"{answers / load.seconds:.0f}", *percentiles, f"{load.iterations / answers:.1f}", shares
+            )
     Console(width=140).print(table)
 
 
