@@ -40,6 +40,8 @@ class Load:
     latencies: dict[float, list[float]] = field(default_factory=lambda: {LOOSE: [], STRICT: []})
     """Milliseconds, by tolerance."""
     iterations: int = 0
+    seconds: float = 0.0
+    """From the first request to the last answer."""
     busy: dict[str, float] = field(default_factory=dict)
     """Share of the time, by part."""
 
@@ -116,8 +118,8 @@ async def measure(url: str, process: int, model: str, inputs: np.ndarray, connec
         await asyncio.sleep(0.7 * seconds)
         gpu = await asyncio.to_thread(gpu_share)
         await asyncio.gather(*asking)
-        taken = time.perf_counter() - began
-    load.busy = {name: (processor_seconds(number) - before[name]) / taken for name, number in parts.items()}
+        load.seconds = time.perf_counter() - began
+    load.busy = {name: (processor_seconds(number) - before[name]) / load.seconds for name, number in parts.items()}
     if gpu is not None:
         load.busy["GPU"] = gpu
     return load
@@ -142,7 +144,9 @@ def main(
             answers = sum(map(len, load.latencies.values()))
             percentiles = [f"{np.percentile(load.latencies[t], p):.1f}" for t in (LOOSE, STRICT) for p in (50, 99)]
             shares = ", ".join(f"{part} {share:.0%}" for part, share in sorted(load.busy.items(), key=lambda item: -item[1]))
-            table.add_row(str(connections), f"{answers / seconds:.0f}", *percentiles, f"{load.iterations / answers:.1f}", shares)
+            table.add_row(
+                str(connections), f"{answers / load.seconds:.0f}", *percentiles, f"{load.iterations / answers:.1f}", shares
+            )
     Console(width=140).print(table)
 
 
