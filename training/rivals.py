@@ -133,10 +133,11 @@ def compare_rivals(recipe: Recipe, names: list[str], *, device: torch.device, co
 def run_iterating(recipe: Recipe, name: str, spec: InputSpec, classes: int, device: torch.device, quiet: bool) -> Outcome:
     """Train a rival that iterates, and measure; call it in a fresh process."""
     chosen = rival_recipe(recipe, name, spec, classes)
+    count = size_of(chosen, spec, classes)  # first, because counting loads parts of torch that are no memory of training
     trained = run_network(chosen, device, quiet)
     return Outcome(
         name=name,
-        parameters=size_of(chosen, spec, classes),
+        parameters=count,
         test_accuracy=trained.test.accuracy,
         test_cost=trained.test.iterations,
         train_cost=trained.history[-1].train_iterations,
