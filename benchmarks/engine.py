@@ -26,6 +26,7 @@ from app.engine.batch import RunningBatch
 from app.engine.core import Engine
 from app.engine.job import Job
 from app.engine.lane import Batching
+from app.engine.loading import Loader
 from jfb.solvers import SOLVERS
 from training.recipe import DataRecipe
 from training.sources import read
@@ -48,7 +49,7 @@ class Run:
 
 
 def engine_of(checkpoint: jfb.Checkpoint, batching: Batching, slots: int, clients: int) -> Engine:
-    """The engine's core, as the server has it, with room for so many clients' rows."""
+    """An engine's core that computes with plain PyTorch, with room for so many clients' rows."""
     serving = checkpoint.config.serving
     batch = RunningBatch(
         TorchBackend(checkpoint.network),
@@ -59,6 +60,12 @@ def engine_of(checkpoint: jfb.Checkpoint, batching: Batching, slots: int, client
         batching=batching,
     )
     return Engine([batch], max_waiting_rows=clients)
+
+
+def served(version: Path, clients: int, slots: int | None = None) -> Engine:
+    """A version's engine, as the server loads it on a CPU: with what it measures to be fastest."""
+    loader = Loader(version.parents[1], (torch.device("cpu"),), slots, clients, "iteration", session_bytes=0, session_seconds=0)
+    return loader.load(version.parent.name, int(version.name), "").engine
 
 
 def drive(engine: Engine, images: np.ndarray, clients: int) -> Run:
