@@ -58,7 +58,7 @@ class How:
     """The model's own if None."""
 
 
-def engine_of(folder: Path, batching: Batching, slots: int, clients: int, how: How) -> Engine:
+def engine_of(folder: Path, batching: Batching, slots: int | None, clients: int, how: How) -> Engine:
     """The engine's core, as the server has it, with room for so many clients' rows."""
     checkpoint = jfb.load(folder)
     if how.solver is not None:

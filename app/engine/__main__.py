@@ -3,6 +3,7 @@
 It ends when its standard input closes, so however the process at the other end ends, no engine is left behind.
 """
 
+import gc
 import os
 import sys
 import threading
@@ -56,6 +57,8 @@ def main(
     lifecycle.apply(lifecycle.find_changes(None))
     while any(not (store / version).exists() for version in lifecycle.refused):  # removed in the meantime: what replaced it?
         lifecycle.apply(lifecycle.find_changes(None))
+    gc.collect()
+    gc.freeze()  # what the libraries hold would be looked through in every full collection, for a tenth of a second
     EngineProcess(address, lifecycle).serve()
 
 

@@ -158,7 +158,7 @@ async def closed(
     for connection in connections:
         ask(connection)
     await asyncio.wait([over], timeout=ramp + seconds + PATIENCE)
-    _close(connections)
+    await _close(connections)
     return outcome
 
 
@@ -225,7 +225,7 @@ async def poisson(
         outcome.failed += 1
         outcome.failure = f"not answered {PATIENCE:g} s after the last request"
         outcome.latencies.setdefault(question.tolerance, []).append(now - since)
-    _close(connections)
+    await _close(connections)
     return outcome
 
 
@@ -234,7 +234,8 @@ async def _connect(port: int, answered: Callable[[Connection, int, bytes], None]
     return connection
 
 
-def _close(connections: list[Connection]) -> None:
+async def _close(connections: list[Connection]) -> None:
     for connection in connections:
         connection.busy = False  # so that nobody takes it for lost
         connection.close()
+    await asyncio.sleep(0.01)  # for the sockets to be closed before the loop is

@@ -28,9 +28,9 @@ CALIBRATED_ON = 64
 
 def engine(checkpoint: jfb.Checkpoint, folder: Path, images: np.ndarray, tolerances: np.ndarray) -> float:
     """The engine's core with 64 clients; it draws the tolerances itself, half and half as well."""
-    from benchmarks.engine import drive, engine_of
+    from benchmarks.engine import How, drive, engine_of
 
-    return len(images) / drive(engine_of(checkpoint, "iteration", slots=64, clients=64), images, 64).requests_per_second
+    return len(images) / drive(engine_of(folder, "iteration", None, 64, How(precision="auto")), images, 64).requests_per_second
 
 
 def eager(checkpoint: jfb.Checkpoint, folder: Path, images: np.ndarray, tolerances: np.ndarray) -> float:

@@ -43,6 +43,10 @@ OURS, FASTAPI, ONNX, LITSERVE = "jfb", "FastAPI", "FastAPI, ONNX Runtime", "LitS
 
 ROWS = (
     app(OURS, main=True),
+    app("jfb, Anderson", solver="anderson"),
+    app("jfb, float32", "--precision", "float32"),
+    app("jfb, PyTorch eager, float32", "--backend", "torch", "--precision", "float32"),
+    app("jfb, ONNX Runtime, float32", "--backend", "onnx", "--precision", "float32"),
     app("jfb, lockstep", "--batching", "lockstep"),
     rival(FASTAPI, "fastapi_torch", "fastapi", main=True),
     rival(ONNX, "fastapi_onnxruntime", "orjson", main=True),
