@@ -145,7 +145,7 @@ def test_signals_reach_every_process_and_metrics_have_one_port(store: Path, tmp_
 
         headers = {"authorization": "Bearer new"}
         with ThreadPoolExecutor(4) as pool:
-            body = ENDLESS | {"max_iterations": 20_000}
+            body = ENDLESS | {"max_iterations": 10_000}
             waiting = [pool.submit(anew, server, "POST", PATH, json=body, headers=headers) for _ in range(4)]
 
             def active() -> bool:
@@ -158,7 +158,7 @@ def test_signals_reach_every_process_and_metrics_have_one_port(store: Path, tmp_
             server.process.send_signal(signal.SIGTERM)
             wait_until(lambda: everyone(server, lambda answer: answer.status_code == 503), 10, "no process is ready")
             iterations = [answer.result(60).json()["predictions"][0]["iterations"] for answer in waiting]
-        assert iterations == [20_000] * 4
+        assert iterations == [10_000] * 4
         assert server.process.wait(30) == 0
         assert "Traceback" not in server.log.read_text()
 

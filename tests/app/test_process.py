@@ -140,12 +140,12 @@ def test_a_server_that_is_told_to_stop_finishes_what_is_in_flight(store: Path, t
     with running_server(store, tmp_path / "log", max_iterations_limit=1_000_000) as server, ThreadPoolExecutor(1) as pool:
         server.wait_until_ready()
         engine = server.engine_pid()
-        in_flight = pool.submit(server.predict, ENDLESS | {"max_iterations": 20_000}, "/models/slow/predict")
+        in_flight = pool.submit(server.predict, ENDLESS | {"max_iterations": 10_000}, "/models/slow/predict")
         wait_until(lambda: rows(server, "active") == 1, 10, "it is in flight")
         server.process.send_signal(number)
         answer = in_flight.result(timeout=30)
         assert answer.status_code == 200
-        assert answer.json()["predictions"][0]["iterations"] == 20_000
+        assert answer.json()["predictions"][0]["iterations"] == 10_000
         server.process.wait(timeout=30)
         with pytest.raises(httpx.TransportError):
             server.client.get("/v2/health/live")
