@@ -7,6 +7,7 @@ others are installed into an environment of their own, so that they cannot distu
     rivals/bin/pip install -r benchmarks/serving/constraints.txt
 
     python -m training import authors mnist_fpn.safetensors --family mnist
+    python -m training evaluate authors_mnist --recipe mnist --data ylecun/mnist --apply
     python -m benchmarks.serving model_store/authors_mnist/1 --data ylecun/mnist --rivals-python rivals/bin/python
 
 In each round each server is started in turn, the order being reversed in every second one. It is asked by 64 closed-loop clients,

@@ -43,11 +43,13 @@ OURS, FASTAPI, ONNX, LITSERVE = "jfb", "FastAPI", "FastAPI, ONNX Runtime", "LitS
 
 ROWS = (
     app(OURS, main=True),
-    app("jfb, Anderson", solver="anderson"),
-    app("jfb, float32", "--precision", "float32"),
-    app("jfb, PyTorch eager, float32", "--backend", "torch", "--precision", "float32"),
-    app("jfb, ONNX Runtime, float32", "--backend", "onnx", "--precision", "float32"),
-    app("jfb, lockstep", "--batching", "lockstep"),
+    app("jfb, Picard", solver="picard"),
+    app("jfb, float32", "--precision", "float32", main=True),
+    app("jfb, float32, Picard", "--precision", "float32", main=True, solver="picard"),
+    app("jfb, PyTorch eager, float32, Picard", "--backend", "torch", "--precision", "float32", solver="picard"),
+    app("jfb, ONNX Runtime, float32, Picard", "--backend", "onnx", "--precision", "float32", solver="picard"),
+    app("jfb, lockstep, Picard", "--batching", "lockstep", solver="picard"),
+    app("jfb, label stop", stop="label", solver="picard"),
     rival(FASTAPI, "fastapi_torch", "fastapi", main=True),
     rival(ONNX, "fastapi_onnxruntime", "orjson", main=True),
     rival(LITSERVE, "litserve_batches", "litserve", main=True),

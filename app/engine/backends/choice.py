@@ -1,5 +1,6 @@
 """The choice of backends: a short measurement when a model is loaded."""
 
+import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -17,8 +18,11 @@ AGREEMENT = 1e-4
 """How far answers may be from those of float32 eager PyTorch, in units of the largest entry if that is over 1."""
 ROUGH_AGREEMENT = 2.0**-4
 """The same, for one step in low precision."""
-WORTH_IT = 0.8
-"""A rough step must take at most this share of the time of an exact one, or low precision is not used."""
+WORTH_IT = 0.5
+"""A rough step must take at most this share of the time of an exact one, or low precision is not used: it divides each batch in
+two, which cost more than the whole. At 0.62 the engine answered no more requests with it (benchmarks/RESULTS.md)."""
+CLEARLY = 0.9
+"""Of the time of the backend that is best over all batch sizes another must take at most so much to be taken at one of them."""
 NEARLY_BEST = 1.1
 """Rows of a batch may take so much longer than in the best of batches; a smaller batch that fulfils this is preferred."""
 SECONDS_EACH = 0.02
@@ -94,15 +98,13 @@ def choose(
         raise ValueError(f"backend: {only} cannot be taken: {refused.get(only, 'there is none for this model')}")
     measured = {name: backend for name, backend in backends.items() if only in (None, name)}
     sizes = [2**k for k in range(max(len(inputs) - 1, 0).bit_length() + 1)]
-    table: dict[Map, list[str]] = {name: [] for name in MAPS}
-    step_seconds = []
+    seconds: dict[Map, list[dict[str, float]]] = {name: [] for name in MAPS}
     for rows in (min(size, len(inputs)) for size in sizes):
         for name in MAPS:
             some = tuple(tensor[:rows] for tensor in arguments[name])
-            seconds = _seconds({key: getattr(backend, name) for key, backend in measured.items()}, some, clock)
-            table[name].append(min(seconds, key=seconds.__getitem__))
-            if name == "step":
-                step_seconds.append(min(seconds.values()))
+            seconds[name].append(_seconds({key: getattr(backend, name) for key, backend in measured.items()}, some, clock))
+    table = {name: _fastest(seconds[name]) for name in MAPS}
+    step_seconds = [found[name] for found, name in zip(seconds["step"], table["step"], strict=True)]
     chosen = ChosenBackend(backends, table)
 
     if rough is not None and precision != "float32":
@@ -128,6 +130,13 @@ def choose(
             f"precision: expected float32 or auto, got mixed: {refused.get('bfloat16', 'there is no bfloat16 here')}"
         )
     return Choice(chosen, table, step_seconds, rough, refused)
+
+
+def _fastest(seconds: list[dict[str, float]]) -> list[str]:
+    """For each batch size the name of the backend to take: one for all, but where another is clearly faster."""
+    overall = min(seconds[0], key=lambda name: math.prod(found[name] for found in seconds))
+    best = [min(found, key=found.__getitem__) for found in seconds]
+    return [name if found[name] <= CLEARLY * found[overall] else overall for name, found in zip(best, seconds, strict=True)]
 
 
 def _deviation(backend: Backend, arguments: Mapping[Map, tuple[Tensor, ...]], expected: Mapping[Map, Tensor]) -> str:

@@ -97,7 +97,7 @@ def test_low_precision_is_used_only_where_it_pays_is_near_and_is_not_forbidden()
             return super().step(state, injection) + self.error
 
     clock = Clock()
-    exact, fast, slow, far = (Timed(clock, 0, 1.0), Rough(clock, 0, 0.5), Rough(clock, 0, 0.9), Rough(clock, 0, 0.5))
+    exact, fast, slow, far = (Timed(clock, 0, 1.0), Rough(clock, 0, 0.4), Rough(clock, 0, 0.9), Rough(clock, 0, 0.4))
     far.error = 10.0  # type: ignore[attr-defined]
     found = {
         name: choose({"torch": exact}, PROBE, rough=rough, clock=clock)
