@@ -1,21 +1,18 @@
 """``python -m app``: serve a model store; ``python -m app predict``: ask such a server."""
 
+import asyncio
 import sys
 
-import uvicorn
 from pydantic import ValidationError
 from pydantic_settings import CliApp
 
-from app import log, terminal
+from app import http_workers, log, terminal
 from app.errors import in_our_words
 from app.keys import KeysError
 from app.main import create_app
 from app.settings import Settings
 from app.stopping import StoppingServer
 from app.tracing import TracingMissing
-
-SHUTDOWN_SECONDS = 10
-"""How long requests in flight may take to end once the server has been told to stop."""
 
 
 def main() -> None:
@@ -32,20 +29,13 @@ def main() -> None:
         sys.exit(2)
     log.configure(settings.log_level, settings.log_format)
     try:
-        app = create_app(settings)
+        if settings.http_workers > 1:
+            asyncio.run(http_workers.serve(settings, sys.argv[1:]))
+            return
+        server = StoppingServer(create_app(settings))
     except (KeysError, TracingMissing) as error:
         sys.stderr.write(f"{error}\n")
         sys.exit(2)
-    config = uvicorn.Config(
-        app,
-        host=settings.host,
-        port=settings.port,
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        timeout_graceful_shutdown=SHUTDOWN_SECONDS,
-    )
-    server = StoppingServer(config, app.state.server)
     server.run()
     if not server.started:
         sys.exit(3)  # it has logged why, such as a port in use

@@ -1,13 +1,15 @@
 """From what the engine computed to the answer that a client gets."""
 
+from math import isfinite
 from typing import cast
 
 import numpy as np
+from msgspec import UNSET, UnsetType
 from numpy.typing import NDArray
 
 from app.catalogue import Model
 from app.engine.client import Computed
-from app.wire import EndStatus, PredictAnswer, Prediction
+from app.wire import EndStatus, PredictAnswer, Prediction, Stability
 
 
 def answer(model: Model, computed: Computed) -> PredictAnswer:
@@ -15,16 +17,25 @@ def answer(model: Model, computed: Computed) -> PredictAnswer:
     probabilities = softmax(computed.logits)
     indices: list[int] = np.argmax(probabilities, axis=1).tolist()
     rounded: list[list[float]] = _float32_digits(probabilities).tolist()
-    residual: list[float] = _float32_digits(np.array(computed.residual)).tolist()
+    residual = [float(f"{movement:.9g}") for movement in computed.residual]
     predictions = []
     for row, (iterations, status) in enumerate(zip(computed.iterations, computed.status, strict=True)):
         end = cast(EndStatus, status)
-        if iterations > 0 and status != "diverged" and np.isfinite(probabilities[row, 0]):
+        stability = _stability(model, computed, row)
+        if iterations > 0 and status != "diverged" and isfinite(rounded[row][0]):
             index = indices[row]
-            predictions.append(Prediction(model.config.classes[index], index, rounded[row], iterations, residual[row], end))
+            label = model.config.classes[index]
+            predictions.append(Prediction(label, index, rounded[row], iterations, residual[row], end, stability))
         else:
-            predictions.append(Prediction(None, None, None, iterations, None, end))
+            predictions.append(Prediction(None, None, None, iterations, None, end, stability))
     return PredictAnswer(model.name, model.version, predictions)
+
+
+def _stability(model: Model, computed: Computed, row: int) -> Stability | UnsetType:
+    if computed.margin is None or computed.bound is None or model.label_stop is None:
+        return UNSET
+    margin, bound = (value if isfinite(value) else None for value in (computed.margin[row], computed.bound[row]))
+    return Stability(margin, bound, model.label_stop.kind)
 
 
 def softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:

@@ -1,6 +1,7 @@
 """Asking the engine on behalf of a request: not longer than its client waits, and always of the models of now."""
 
 import asyncio
+import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
 from contextlib import aclosing
 from typing import Any, TypeVar
@@ -10,10 +11,11 @@ from starlette.requests import ClientDisconnect, Request
 from app.catalogue import Model
 from app.engine.client import Computed, Iteration
 from app.engine.errors import NotServed
+from app.engine.messages import Question
 from app.errors import Refusal
-from app.inputs import Rows
 from app.server import Server
 from app.streaming import EventStream
+from app.tracing import MOST_EVENTS, Step
 from app.work import Work
 
 MOST_ATTEMPTS = 5
@@ -33,18 +35,18 @@ async def compute(request: Request, server: Server, model: Model, work: Work, ar
         ClientDisconnect: if the client went first.
         EngineError: as ``EngineClient.predict``.
     """
-    predict = server.engine.client.predict
-    computing = predict(*_rows(request, model, work, arrived), fingerprint=model.fingerprint, session=work.session)
-    computed = await _unless_gone(request, computing)
+    question = _question(request, model, work, arrived)
+    if getattr(request.state, "is_traced", False):
+        computed = await _unless_gone(request, _followed(request, server.engine.client.watch(question, work.inputs)))
+    else:
+        computed = await _unless_gone(request, server.engine.client.predict(question, work.inputs))
     _count(request, server, model, computed)
     return _in_time(computed)
 
 
 async def watch(request: Request, server: Server, model: Model, work: Work, arrived: float) -> EventStream:
     """The same, as events that tell of each iteration."""
-    watching = server.engine.client.watch(
-        *_rows(request, model, work, arrived), fingerprint=model.fingerprint, session=work.session
-    )
+    watching = server.engine.client.watch(_question(request, model, work, arrived), work.inputs)
     watching = _counted(request, server, model, watching)
     first = await _unless_gone(request, anext(watching))
     if isinstance(first, Computed):
@@ -52,13 +54,20 @@ async def watch(request: Request, server: Server, model: Model, work: Work, arri
     return EventStream(model, first, watching)
 
 
-def _rows(
-    request: Request, model: Model, work: Work, arrived: float
-) -> tuple[str, int, Rows, list[float], list[int], list[float | None]]:
+def _question(request: Request, model: Model, work: Work, arrived: float) -> Question:
     request.state.rows = len(work.inputs)
-    limits = work.parameters
-    deadline = [None if limit is None else arrived + limit / 1000 for limit in limits.deadline_ms]
-    return model.name, model.version, work.inputs, limits.tolerance, limits.max_iterations, deadline
+    asked = work.parameters
+    return Question(
+        model.name,
+        model.version,
+        asked.tolerance,
+        asked.max_iterations,
+        [None if limit is None else arrived + limit / 1000 for limit in asked.deadline_ms],
+        fingerprint=model.fingerprint,
+        solver=asked.solver,
+        stop=asked.stop,
+        session=work.session,
+    )
 
 
 async def _counted(
@@ -68,7 +77,24 @@ async def _counted(
         async for event in watching:
             if isinstance(event, Computed):
                 _count(request, server, model, event)
+            else:
+                _note(request, event)
             yield event
+
+
+async def _followed(request: Request, watching: AsyncGenerator[Iteration | Computed, None]) -> Computed:
+    """The answer of a request whose trace shall tell of each iteration."""
+    async with aclosing(watching):
+        async for event in watching:
+            if isinstance(event, Computed):
+                return event
+            _note(request, event)
+    raise AssertionError("the answer comes last")
+
+
+def _note(request: Request, event: Iteration) -> None:
+    if getattr(request.state, "is_traced", False) and len(request.state.steps) < MOST_EVENTS:
+        request.state.steps.append(Step(time.monotonic(), max(event.iterations), max(event.residual), len(event.rows)))
 
 
 def _count(request: Request, server: Server, model: Model, computed: Computed) -> None:
@@ -100,17 +126,28 @@ async def while_models_change(attempt: Callable[[], Awaitable[Result]]) -> Resul
 
 
 async def _unless_gone(request: Request, computing: Coroutine[Any, Any, Result]) -> Result:
-    result = asyncio.create_task(computing)
+    # As asyncio.timeout does it, with a client that goes in place of time that passes: no task for what is computed.
+    task = asyncio.current_task()
+    assert task is not None
+    waits, has_gone = True, False
+
+    def stop(_: object) -> None:
+        nonlocal has_gone
+        if waits:
+            has_gone = True
+            task.cancel()
+
     gone = asyncio.create_task(_disconnected(request))
+    gone.add_done_callback(stop)
     try:
-        await asyncio.wait((result, gone), return_when=asyncio.FIRST_COMPLETED)
-        if not result.done():
-            raise ClientDisconnect
-        return result.result()
+        return await computing
+    except asyncio.CancelledError:
+        if has_gone and task.uncancel() == 0:
+            raise ClientDisconnect from None
+        raise
     finally:
-        result.cancel()
+        waits = False
         gone.cancel()
-        await asyncio.gather(result, gone, return_exceptions=True)
 
 
 async def _disconnected(request: Request) -> None:

@@ -7,7 +7,7 @@ from typing import Literal
 
 import msgspec
 
-from app.engine.messages import ServedVersion
+from app.engine.messages import LabelStop, ServedVersion
 from app.errors import Refusal, shown
 
 
@@ -58,6 +58,10 @@ class Model:
     config: Config
     fingerprint: str
     """Which load of that version this is."""
+    solvers: tuple[str, ...] = ()
+    """Those that a request may name."""
+    label_stop: LabelStop | None = None
+    """What a request may count on that asks for label stops; None if it may not."""
 
 
 class Catalogue:
@@ -130,7 +134,8 @@ class Catalogue:
 
 @lru_cache(maxsize=1024)
 def _read(served: ServedVersion) -> Model:
-    return Model(served.model, served.version, msgspec.json.decode(served.config, type=Config), served.fingerprint)
+    config = msgspec.json.decode(served.config, type=Config)
+    return Model(served.model, served.version, config, served.fingerprint, served.solvers, served.label_stop)
 
 
 def _listed(values: Sequence[object]) -> str:

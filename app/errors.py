@@ -75,10 +75,15 @@ def bad_requests_are_400() -> Iterator[None]:
         raise Refusal(400, refusal.message, refusal.headers) from refusal
 
 
+def encode(refusal: Refusal) -> bytes:
+    """The body that carries a refusal."""
+    return msgspec.json.encode(Error(refusal.message))
+
+
 def respond(refusal: Refusal) -> Response:
     """The response that carries a refusal."""
     return Response(
-        msgspec.json.encode(Error(refusal.message)),
+        encode(refusal),
         refusal.status,
         headers=refusal.headers,
         media_type="application/json",

@@ -3,15 +3,19 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, nullcontext, suppress
+from pathlib import Path
 
 import structlog
 import typer
 from fastapi import Depends, FastAPI
 from fastapi.middleware.cors import CORSMiddleware
+from fastapi_offline import FastAPIOffline
 from prometheus_client import CollectorRegistry
+from prometheus_client.multiprocess import MultiProcessCollector
 
 from app import errors, openapi
 from app.authorisation import admin, user
+from app.engine.follower import EngineFollower
 from app.engine.supervisor import EngineSupervisor
 from app.greeting import greeting
 from app.keys import Keys
@@ -27,27 +31,45 @@ from app.tracing import Tracing
 log = structlog.get_logger(__name__)
 
 
-def create_app(settings: Settings | None = None) -> FastAPI:
-    """Build the application; ``uvicorn --factory app.main:create_app`` reads the settings from the environment."""
+def create_app(settings: Settings | None = None, *, engine: EngineFollower | None = None, counts: Path | None = None) -> FastAPI:
+    """Build the application; ``uvicorn --factory app.main:create_app`` reads the settings from the environment.
+
+    Args:
+        settings: those of the environment if None.
+        engine: the one to ask, which another process keeps; the application keeps its own if None.
+        counts: folder in which all processes of this server count for Prometheus; there is one process if None.
+    """
     settings = settings or Settings()
-    engine = EngineSupervisor(
+    keeper = engine or EngineSupervisor(
         settings.model_store,
         settings.device,
         settings.slots,
         settings.max_waiting_rows,
         settings.batching,
         settings.threads,
+        backend=settings.backend,
+        precision=settings.precision,
         session_bytes=settings.session_bytes,
         session_seconds=settings.session_seconds,
         log_level=settings.log_level,
         log_format=settings.log_format,
     )
-    keys, registry = Keys(settings), CollectorRegistry()
+    keys, counted, shown = Keys(settings), CollectorRegistry(), CollectorRegistry()
+    measures = Measures(counted)
+    shown.register(counted if counts is None else MultiProcessCollector(None, str(counts)))  # type: ignore[no-untyped-call]
     tracing = Tracing(settings.otlp_endpoint) if settings.otlp_endpoint else None
-    server = Server(settings, engine, keys, registry, Measures(registry), tracing)
+    server = Server(settings, keeper, keys, shown, measures, tracing)
     server.on_hangup.append(keys.reload)
 
-    app = FastAPI(title="Implicit networks", summary="Fixed points, served by the iteration.", lifespan=_lifespan)
+    # Offline: /docs has its scripts from here, since a closed network has no way to the host where FastAPI would look for them.
+    app = FastAPIOffline(
+        title="Implicit networks",
+        summary="Fixed points, served by the iteration.",
+        lifespan=_lifespan,
+        favicon_url="static/icon.svg",
+        redoc_url=None,
+        telemetry={"tracing": False, "metrics": False, "logs": False},  # FastAPI's own, asked for at every request; we have ours
+    )
     app.state.server = server
     if settings.cors_origins:
         origins = [origin.strip() for origin in settings.cors_origins.split(",")]
@@ -69,7 +91,15 @@ def create_app(settings: Settings | None = None) -> FastAPI:
 
 @asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
-    server: Server = app.state.server
+    async with running(app.state.server):
+        yield
+
+
+@asynccontextmanager
+async def running(server: Server) -> AsyncIterator[None]:
+    """Everything that goes on beside the requests: the engine, the looks at the store, the second port, the traces."""
+    if isinstance(server.engine, EngineFollower):
+        await server.engine.join()  # so that a process that follows another one answers from its first request on
     starting = asyncio.create_task(_start(server))  # in the background, so that /v2/health/live answers at once
     try:
         async with keeping_up(server), monitoring(server), server.tracing.sending() if server.tracing else nullcontext():
@@ -84,6 +114,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
 async def _start(server: Server) -> None:
     try:
         await server.engine.start()
-        typer.echo(greeting(server.settings, server.catalogue))
+        if server.keeps_engine:
+            typer.echo(greeting(server.settings, server.catalogue))
     except Exception:
         log.exception("the engine did not start")

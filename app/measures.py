@@ -1,6 +1,8 @@
 """Measures: what the HTTP process counts for Prometheus."""
 
 from collections import Counter as Tally
+from functools import cache
+from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Histogram
 
@@ -57,22 +59,26 @@ class Measures:
             for phase, meaning in meanings.items()
         }
         self._rows = Counter("jfb_rows", "Rows answered, by how they ended.", [*LABELS, "status"], registry=registry)
-        self._iterations = RowHistogram("jfb_row_iterations", "Iterations of a row.", ITERATIONS)
-        self._residuals = RowHistogram("jfb_row_residual", "Residual of a row's last iteration.", RESIDUALS)
-        registry.register(self._iterations)
-        registry.register(self._residuals)
+        self._iterations = RowHistogram("jfb_row_iterations", "Iterations of a row.", ITERATIONS, registry)
+        self._residuals = RowHistogram("jfb_row_residual", "Residual of a row's last iteration.", RESIDUALS, registry)
+        self._of = cache(_labelled)
 
     def count_request(self, model: str, method: str, route: str, status: str, seconds: float) -> None:
         """Count an answered request; ``model`` is empty where none was asked."""
-        self._requests.labels(model, method, route, status).inc()
-        self._seconds.labels(model, route).observe(seconds)
+        self._of(self._requests, model, method, route, status).inc()
+        self._of(self._seconds, model, route).observe(seconds)
 
     def count_rows(self, model: Model, computed: Computed) -> None:
         """Count what the engine made of a request."""
         labels = model.name, str(model.version)
         for phase, (begin, end) in phases(computed.moments).items():
-            self._phases[phase].labels(*labels).observe(end - begin)
+            self._of(self._phases[phase], *labels).observe(end - begin)
         for status, times in Tally(computed.status).items():
-            self._rows.labels(*labels, status).inc(times)
+            self._of(self._rows, *labels, status).inc(times)
         self._iterations.observe(labels, computed.iterations)
         self._residuals.observe(labels, computed.residual)
+
+
+def _labelled(metric: Counter | Histogram, *labels: str) -> Any:
+    """One of a metric's children. The client looks for it under a lock each time, so it is looked for once."""
+    return metric.labels(*labels)

@@ -25,13 +25,13 @@ class _SecondServer(uvicorn.Server):
 
 @asynccontextmanager
 async def monitoring(server: Server) -> AsyncIterator[None]:
-    """Serve metrics and health on ``metrics_port``, if it is set.
+    """Serve metrics and health on ``metrics_port``, if it is set; of several processes, the one that keeps the engine does.
 
     Raises:
         OSError: if nobody can listen there.
     """
     settings = server.settings
-    if settings.metrics_port is None:
+    if settings.metrics_port is None or not server.keeps_engine:
         yield
         return
     app = FastAPI(openapi_url=None)

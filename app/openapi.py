@@ -2,6 +2,7 @@
 
 import base64
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ MEANINGS = {
     401: "The server wants a key, and this is none of its keys.",
     403: "The key may not be used for this.",
     404: "No such model or version; the answer says which there are.",
-    408: "The body did not arrive in time.",
+    408: "The head or the body did not arrive in time.",
     413: "The body or the batch is too large.",
     415: "A content type that the server does not know; the answer says which it knows.",
     422: "Something in the request is not as it should be; the answer names it.",
@@ -78,7 +79,7 @@ def _number_or_list(number: dict[str, Any], meaning: str) -> dict[str, Any]:
     return {"anyOf": [number, several], "description": f"{meaning} One for all rows, or a list of one per row."}
 
 
-def _parameters(max_iterations_limit: int | None = None) -> dict[str, dict[str, Any]]:
+def _parameters(max_iterations_limit: int | None = None, solvers: Sequence[str] = ()) -> dict[str, dict[str, Any]]:
     cap: dict[str, Any] = {"type": "integer", "minimum": 1}
     if max_iterations_limit is not None:
         cap["maximum"] = max_iterations_limit
@@ -87,6 +88,17 @@ def _parameters(max_iterations_limit: int | None = None) -> dict[str, dict[str, 
         "tolerance": _number_or_list(tolerance, "Iterate until an iteration moves the state by no more than this."),
         "max_iterations": _number_or_list(cap, "But no more often than this."),
         "deadline_ms": _number_or_list({"type": "number", "exclusiveMinimum": 0}, "And no longer than this."),
+        "solver": {
+            "type": "string",
+            "description": "Iterate by this one of the solvers that the model has; by its own unless said otherwise.",
+        }
+        | ({"enum": [*solvers]} if solvers else {}),
+        "stop": {
+            "type": "string",
+            "enum": ["tolerance", "label"],
+            "default": "tolerance",
+            "description": "With label, end a row, too, when its label cannot change any more; not every model has that.",
+        },
         "session": {
             "type": "string",
             "minLength": 1,
@@ -128,7 +140,8 @@ INFER: dict[str, Any] = answers(protocol.InferAnswer, 400, 404, 408, 413, 415, 4
     "description": (
         "Tensors may lie behind the JSON, in the request (`binary_data_size`) and in the answer (`binary_data`, "
         "`binary_data_output`); the header Inference-Header-Content-Length then says how long the JSON is. "
-        "`tolerance` and `max_iterations` may be parameters, or inputs with one entry per row, which go before."
+        "`tolerance` and `max_iterations` may be parameters, or inputs with one entry per row, which go before; `solver` and "
+        "`stop` may be parameters. With `stop` being `label` there are the outputs `margin` and `bound`, too."
     ),
     "openapi_extra": {
         "requestBody": {"required": True, "content": {"application/json": {"schema": _reference(protocol.InferRequest)}}}
@@ -160,25 +173,26 @@ def _fill_in(path: str, operation: dict[str, Any], catalogue: Catalogue, setting
         del operation["responses"]["422"]  # FastAPI adds it wherever the path has a parameter, even a text that is always valid
     shown = catalogue.default or next(iter(catalogue.names), None)
     model = catalogue.find(shown, None) if shown else None
+    solvers = model.solvers if model else ()
     for parameter in operation.get("parameters", []):
         if model is not None and parameter["in"] == "path":
             kind = parameter["schema"].get("type", "string")
             parameter["example"] = {"name": model.name, "version": model.version}[parameter["name"]]
             parameter["example"] = str(parameter["example"]) if kind == "string" else parameter["example"]
-        if parameter["name"] == "max_iterations":
-            parameter["schema"] = _parameters(settings.max_iterations_limit)["max_iterations"]
+        if parameter["name"] in ("max_iterations", "solver"):
+            parameter["schema"] = _parameters(settings.max_iterations_limit, solvers)[parameter["name"]]
     if path.endswith("/infer") and model is not None:
         operation["requestBody"]["content"]["application/json"]["examples"] = _infer_examples(model, settings.model_store)
     if path.endswith("/predict"):
         # The default model's inputs are known; elsewhere they depend on the path.
         spec = model.config.input if model is not None and path == "/predict" else None
         body = operation["requestBody"]["content"]["application/json"]
-        body["schema"] = _request_schema(spec, settings)
+        body["schema"] = _request_schema(spec, settings, solvers)
         if model is not None:
             body["examples"] = examples_for(model, settings.model_store)
 
 
-def _request_schema(spec: InputSpec | None, settings: Settings) -> dict[str, Any]:
+def _request_schema(spec: InputSpec | None, settings: Settings, solvers: Sequence[str]) -> dict[str, Any]:
     rows = {"type": "array", "minItems": 1, "maxItems": settings.max_rows_per_request}
     inputs = (
         {"items": {}, "description": "Shape [n, *input shape]: GET /models says which."} if spec is None else _rows_schema(spec)
@@ -189,7 +203,7 @@ def _request_schema(spec: InputSpec | None, settings: Settings) -> dict[str, Any
         properties["images"] = rows | {"items": files, "description": "PNG or JPEG files in base64."}
     return {
         "type": "object",
-        "properties": properties | _parameters(settings.max_iterations_limit),
+        "properties": properties | _parameters(settings.max_iterations_limit, solvers),
         "oneOf": [{"required": [name]} for name in properties],
         "additionalProperties": False,
     }

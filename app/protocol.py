@@ -43,6 +43,9 @@ class RequestParameters(Struct, frozen=True, forbid_unknown_fields=True):
     tolerance: float | UnsetType = UNSET
     max_iterations: int | UnsetType = UNSET
     deadline_ms: float | UnsetType = UNSET
+    solver: Annotated[str, Meta(description="one of those that the model has")] | UnsetType = UNSET
+    stop: Annotated[str, Meta(description="tolerance or label")] | UnsetType = UNSET
+    session: Annotated[str, Meta(description="whose rows these are, for a warm start")] | UnsetType = UNSET
     timeout: Annotated[int, Meta(description="deadline in microseconds, as Triton has it")] | UnsetType = UNSET
     binary_data_output: bool = False
 

@@ -15,13 +15,16 @@ log = structlog.get_logger(__name__)
 
 @asynccontextmanager
 async def keeping_up(server: Server) -> AsyncIterator[None]:
-    """Have SIGHUP call all of ``server.on_hangup``, among which this puts a look at the store; look every ``poll_seconds``."""
+    """Have SIGHUP call all of ``server.on_hangup``, among which this puts a look at the store; look every ``poll_seconds``.
+
+    Of several processes, only the one that keeps the engine looks.
+    """
     told = asyncio.Event()
     server.on_hangup.append(told.set)
     loop = asyncio.get_running_loop()
     with suppress(ValueError, RuntimeError, NotImplementedError):  # not in the main thread, or not on this system
         loop.add_signal_handler(signal.SIGHUP, _call_all, server)
-    looking = asyncio.create_task(_look(server, told))
+    looking = asyncio.create_task(_look(server, told) if server.keeps_engine else told.wait())
     try:
         yield
     finally:

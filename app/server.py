@@ -9,6 +9,7 @@ from fastapi import Depends, Request
 from prometheus_client import CollectorRegistry
 
 from app.catalogue import Catalogue
+from app.engine.follower import EngineFollower
 from app.engine.supervisor import EngineSupervisor
 from app.errors import unavailable
 from app.keys import Keys
@@ -22,7 +23,7 @@ class Server:
     """The settings, the engine's keeper and the counters of one running application."""
 
     settings: Settings
-    engine: EngineSupervisor
+    engine: EngineSupervisor | EngineFollower
     keys: Keys
     metrics: CollectorRegistry
     """What Prometheus reads."""
@@ -33,6 +34,11 @@ class Server:
     """Set when the server has been told to end; it then answers for a while, but is not ready."""
     on_hangup: list[Callable[[], None]] = field(default_factory=list)
     """What SIGHUP calls."""
+
+    @property
+    def keeps_engine(self) -> bool:
+        """Whether the engine is this process's to keep, and not another's that has several HTTP processes."""
+        return isinstance(self.engine, EngineSupervisor)
 
     @property
     def catalogue(self) -> Catalogue:
@@ -47,7 +53,7 @@ class Server:
         return Catalogue(state.served, state.refused, self.settings.default_model)
 
 
-def _of(request: Request) -> Server:
+async def _of(request: Request) -> Server:  # FastAPI would call a plain function in a thread, for every request
     server: Server = request.app.state.server
     return server
 

@@ -26,12 +26,18 @@ class Settings(BaseSettings):
     """Address to listen on; 0.0.0.0 is every network."""
     port: int = Field(default=8000, ge=0, le=65535)
     """Port to listen on; 0 takes a free one and logs it."""
+    http_workers: int = Field(default=1, ge=1)
+    """Processes that take requests, all of them for the one engine; more than one where one is busy all the time."""
     device: str = "auto"
-    """Where the models compute, in PyTorch's words: cpu, cuda, cuda:1; auto is cuda where there is one."""
+    """Where the models compute, in PyTorch's words: cpu, cuda, cuda:1; auto is cuda where there is one; several with commas."""
     default_model: str | None = None
     """The model that /predict asks; needed only when the store holds several."""
-    slots: int = Field(default=64, ge=1)
-    """Rows of one model that iterate together."""
+    slots: int | None = Field(default=None, ge=1)
+    """Rows of one model that iterate together on one device; as many as a measurement finds worthwhile unless set."""
+    backend: Literal["auto", "torch", "folded", "onnx", "compiled"] = "auto"
+    """What computes the models; auto measures at loading what is fastest at each batch size."""
+    precision: Literal["auto", "float32", "mixed"] = "auto"
+    """Whether rows begin in bfloat16 and end in float32: where that is measured to be faster, never, or always."""
     max_waiting_rows: int = Field(default=4096, ge=1)
     """Rows of one model that may wait for a slot; requests beyond are answered 429."""
     max_rows_per_request: int = Field(default=1024, ge=1)
@@ -39,7 +45,7 @@ class Settings(BaseSettings):
     max_body_bytes: int = Field(default=32 * 1024 * 1024, ge=1)
     """Bytes that the body of one request may hold; larger ones are answered 413."""
     body_timeout: float = Field(default=30.0, gt=0)
-    """Seconds in which the body of a request must have arrived; slower ones are answered 408."""
+    """Seconds in which the head of a request, and then its body, must have arrived; slower ones are answered 408."""
     max_iterations_limit: int = Field(default=1000, ge=1)
     """The highest max_iterations that a request may ask for; it also bounds the models' own defaults."""
     batching: Literal["iteration", "lockstep"] = "iteration"
@@ -71,7 +77,7 @@ class Settings(BaseSettings):
     log_format: Literal["auto", "console", "json"] = "auto"
     """How the log is written; auto is console on a terminal and JSON elsewhere."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
-    """The least severe messages that are logged; info has one line a request."""
+    """The least severe messages that are logged; info has one line a request, but for health checks and scrapes."""
 
     @field_validator("cors_origins")
     @classmethod

@@ -5,8 +5,13 @@ import time
 from types import FrameType
 
 import uvicorn
+from fastapi import FastAPI
 
+from app.head import arriving_within
 from app.server import Server
+
+SHUTDOWN_SECONDS = 10
+"""How long requests in flight may take to end once the server has been told to stop."""
 
 
 class StoppingServer(uvicorn.Server):
@@ -17,9 +22,19 @@ class StoppingServer(uvicorn.Server):
     and supervisors take a process that dies of the signal (uvicorn raises it again) for one that failed.
     """
 
-    def __init__(self, config: uvicorn.Config, server: Server) -> None:
+    def __init__(self, app: FastAPI) -> None:
+        self._server: Server = app.state.server
+        config = uvicorn.Config(
+            app,
+            host=self._server.settings.host,
+            port=self._server.settings.port,
+            http=arriving_within(self._server.settings.body_timeout),
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            timeout_graceful_shutdown=SHUTDOWN_SECONDS,
+        )
         super().__init__(config)
-        self._server = server
         self._closes_at: float | None = None
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:

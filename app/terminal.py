@@ -26,7 +26,7 @@ program = typer.Typer(add_completion=False)
 BLOCKS = "▁▂▃▄▅▆▇█"
 WIDEST = 40
 """Characters of a sparkline; longer courses are thinned."""
-STYLES = {"converged": "green", "max_iterations": "yellow", "deadline": "yellow", "diverged": "red"}
+STYLES = {"converged": "green", "label_stable": "green", "max_iterations": "yellow", "deadline": "yellow", "diverged": "red"}
 
 
 class NoAnswer(Exception):  # noqa: N818 - the one thing that can go wrong here

@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 MOST_SPANS_HELD = 10_000
 """While the collector does not take any; the oldest are dropped then."""
+MOST_EVENTS = 128
+"""Of a span; OpenTelemetry's own limit."""
 SECONDS_BETWEEN_EXPORTS = 1.0
 EXPORT_SECONDS = 5.0
 """How long the collector may take."""
@@ -31,6 +33,19 @@ class TracingMissing(Exception):  # noqa: N818
 
 
 @dataclass(frozen=True)
+class Step:
+    """What one iteration came to for the rows of a request that had a slot."""
+
+    at: float
+    """When it was told, in seconds of ``time.monotonic()``."""
+    iteration: int
+    """The highest k among the rows."""
+    residual: float
+    """The largest."""
+    rows: int
+
+
+@dataclass(frozen=True)
 class Trace:
     """A request's place in a trace."""
 
@@ -38,6 +53,11 @@ class Trace:
     parent: "SpanContext | None"
     began: int
     """In nanoseconds since the epoch."""
+
+    @property
+    def is_sampled(self) -> bool:
+        """Whether it is to be sent at all."""
+        return bool(self.own.trace_flags.sampled)
 
     @property
     def id(self) -> str:
@@ -83,22 +103,41 @@ class Tracing:
         flags = parent.trace_flags if parent else TraceFlags(TraceFlags.SAMPLED)
         return Trace(SpanContext(trace_id, self._ids.generate_span_id(), False, flags), parent, time.time_ns())
 
-    def end(self, trace: Trace, name: str, attributes: Mapping[str, str | int], moments: Moments | None) -> None:
-        """Keep a request's span, and one below it for each phase that it went through in the engine, to be sent."""
-        from opentelemetry.sdk.trace import ReadableSpan
+    def end(
+        self,
+        trace: Trace,
+        name: str,
+        attributes: Mapping[str, str | int],
+        moments: Moments | None,
+        steps: Sequence[Step] = (),
+    ) -> None:
+        """Keep a request's span, and one below it for each phase that it went through in the engine, to be sent.
+
+        The one of the phase ``iterate`` gets an event for each of ``steps``, at most ``MOST_EVENTS``.
+        """
+        from opentelemetry.sdk.trace import Event, ReadableSpan
         from opentelemetry.trace import SpanContext, SpanKind, Status, StatusCode
 
         own = trace.own
-        if not own.trace_flags.sampled:
+        if not trace.is_sampled:
             return
 
         def keep(context: SpanContext, name: str, begin: int, end: int, **more: Any) -> None:
             self._ended.append(ReadableSpan(name, context, resource=self._resource, start_time=begin, end_time=end, **more))
 
         to_epoch = time.time_ns() - time.monotonic_ns()
+        events = [
+            Event(
+                "iteration",
+                {"jfb.iteration": step.iteration, "jfb.residual": step.residual, "jfb.rows": step.rows},
+                int(step.at * 1e9) + to_epoch,
+            )
+            for step in steps
+        ]
         for phase, (begin, end) in phases(moments or Moments()).items():
             below = SpanContext(own.trace_id, self._ids.generate_span_id(), False, own.trace_flags)
-            keep(below, phase, int(begin * 1e9) + to_epoch, int(end * 1e9) + to_epoch, parent=own)
+            told = {"events": events} if phase == "iterate" else {}
+            keep(below, phase, int(begin * 1e9) + to_epoch, int(end * 1e9) + to_epoch, parent=own, **told)
         failed = int(attributes["http.response.status_code"]) >= 500
         status = Status(StatusCode.ERROR if failed else StatusCode.UNSET)
         facts = {"parent": trace.parent, "attributes": dict(attributes), "kind": SpanKind.SERVER, "status": status}

@@ -2,9 +2,19 @@
 
 from typing import Annotated, Any, Literal
 
-from msgspec import Meta, Struct
+from msgspec import UNSET, Meta, Struct, UnsetType
 
-EndStatus = Literal["converged", "max_iterations", "deadline", "diverged"]
+from app.engine.messages import LabelStop
+
+EndStatus = Literal["converged", "label_stable", "max_iterations", "deadline", "diverged"]
+
+
+class Stability(Struct, frozen=True):
+    """How sure the label of a row is: it cannot change any more where the margin exceeds the bound."""
+
+    margin: Annotated[float, Meta(ge=0, description="by how much the label's logit leads the closest rival's")] | None
+    bound: Annotated[float, Meta(ge=0, description="by how much that lead can still shrink; null while nothing is known")] | None
+    kind: Annotated[Literal["estimate", "guarantee"], Meta(description="what the bound is: see GET /models/{name}")]
 
 
 class Prediction(Struct, frozen=True):
@@ -16,6 +26,7 @@ class Prediction(Struct, frozen=True):
     iterations: Annotated[int, Meta(ge=0, description="evaluations of the model's step: what this row cost")]
     residual: Annotated[float, Meta(ge=0, description="how far the last iteration moved the state")] | None
     status: EndStatus
+    stability: Annotated[Stability, Meta(description="only in answers to stop: label")] | UnsetType = UNSET
 
 
 class PredictAnswer(Struct, frozen=True):
@@ -67,7 +78,9 @@ class ModelDescription(Struct, frozen=True):
     max_iterations: Annotated[int, Meta(description="unless a request says otherwise")]
     max_iterations_limit: Annotated[int, Meta(description="the most that a request may ask for")]
     residual_norm: str
-    solver: str
+    solver: Annotated[str, Meta(description="unless a request says otherwise")]
+    solvers: Annotated[list[str], Meta(description="those that a request may name")]
+    label_stop: Annotated[LabelStop, Meta(description="of requests with stop: label; null if there may be none")] | None
     metrics: Annotated[dict[str, Any], Meta(description="metrics.json, as training wrote it")] | None
     refused: Annotated[dict[str, str], Meta(description="versions that could not be loaded, each with the reason")]
 

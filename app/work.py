@@ -53,11 +53,16 @@ async def read(body: bytes, media_type: str, query: QueryParams, model: Model, s
             rows = inputs.from_npy(body, spec, max_rows)
         case _:
             rows = (await asyncio.to_thread(images.from_file, "body", body, spec))[None]
-    asked = parameters.read(given, len(rows), model.config.serving, settings.max_iterations_limit)
-    return Work(rows, asked, _session(session))
+    asked = parameters.read(given, len(rows), model, settings.max_iterations_limit)
+    return Work(rows, asked, check_session(session))
 
 
-def _session(value: object) -> str | None:
+def check_session(value: object) -> str | None:
+    """The name of a session, or None if there is none.
+
+    Raises:
+        Refusal: 422 for what is no text, or too long.
+    """
     if value is None:
         return None
     if not isinstance(value, str) or not 0 < len(value) <= LONGEST_SESSION:

@@ -8,6 +8,7 @@ in turn in one process, and what is reported are the medians over the rounds of 
     python -m benchmarks.engine model_store/authors_mnist/1 --data ylecun/mnist
 """
 
+import logging
 import statistics
 import time
 from dataclasses import dataclass
@@ -15,16 +16,18 @@ from pathlib import Path
 from typing import Annotated
 
 import numpy as np
+import structlog
 import torch
 import typer
 from rich.console import Console
 from rich.table import Table
 
 import jfb
-from app.engine.backends import TorchBackend
-from app.engine.core import Batching, Engine
+from app.engine.backends import BackendName, Precision
+from app.engine.core import Engine
 from app.engine.job import Job
-from jfb.solvers import SOLVERS
+from app.engine.lane import Batching
+from app.engine.loading import make_batch
 from training.recipe import DataRecipe
 from training.sources import read
 
@@ -45,18 +48,29 @@ class Run:
         return float(np.percentile(self.latencies[tolerance], 100 * share))
 
 
-def drive(checkpoint: jfb.Checkpoint, images: np.ndarray, batching: Batching, slots: int, clients: int) -> Run:
-    """Answer every image once, ``clients`` of them in flight at any time."""
-    serving = checkpoint.config.serving
-    engine = Engine(
-        TorchBackend(checkpoint.network),
-        SOLVERS[serving.solver](),
-        serving.residual_norm,
-        checkpoint.config.input.shape,
-        slots=slots,
-        max_waiting_rows=clients,
-        batching=batching,
-    )
+@dataclass(frozen=True)
+class How:
+    """What the engine computes with; the words are those of ``python -m app``."""
+
+    backend: BackendName = "auto"
+    precision: Precision = "float32"
+    solver: str | None = None
+    """The model's own if None."""
+
+
+def engine_of(folder: Path, batching: Batching, slots: int | None, clients: int, how: How) -> Engine:
+    """The engine's core, as the server has it, with room for so many clients' rows."""
+    checkpoint = jfb.load(folder)
+    if how.solver is not None:
+        serving = checkpoint.config.serving.model_copy(update={"solver": how.solver})
+        checkpoint = jfb.Checkpoint(checkpoint.config.model_copy(update={"serving": serving}), checkpoint.network)
+    cpu = torch.device("cpu")
+    batch = make_batch(checkpoint, folder, cpu, slots=slots, batching=batching, backend=how.backend, precision=how.precision)
+    return Engine([batch], max_waiting_rows=clients)
+
+
+def drive(engine: Engine, images: np.ndarray, clients: int) -> Run:
+    """Have an engine answer every image once, ``clients`` of them in flight at any time."""
     tolerances = np.random.default_rng(0).permutation(np.resize([LOOSE, STRICT], len(images))).tolist()
     sent: dict[int, float] = {}
     latencies: dict[float, list[float]] = {LOOSE: [], STRICT: []}
@@ -67,7 +81,7 @@ def drive(checkpoint: jfb.Checkpoint, images: np.ndarray, batching: Batching, sl
             sent[number] = time.perf_counter()
             engine.submit(Job(number, images[number : number + 1], [tolerances[number]], [1000], [None]))
 
-    began = time.perf_counter()
+    evaluations, began = engine.step_evaluations, time.perf_counter()
     for _ in range(clients):
         send()
     while engine.busy:
@@ -75,7 +89,7 @@ def drive(checkpoint: jfb.Checkpoint, images: np.ndarray, batching: Batching, sl
             latencies[tolerances[job.id]].append(1000 * (time.perf_counter() - sent[job.id]))
             send()
     seconds = time.perf_counter() - began
-    return Run(len(images) / seconds, latencies, engine.step_evaluations / len(images))
+    return Run(len(images) / seconds, latencies, (engine.step_evaluations - evaluations) / len(images))
 
 
 def main(
@@ -87,20 +101,24 @@ def main(
     clients: int = 64,
     rounds: int = 5,
     threads: int = 1,
+    backend: BackendName = "auto",
+    precision: Precision = "float32",
+    solver: str | None = None,
 ) -> None:
     """Print both modes side by side, and the ratios."""
     torch.set_num_threads(threads)
     console = Console()
-    checkpoint = jfb.load(model)
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))
+    how = How(backend, precision, solver)
     source = read(DataRecipe(source=data), [split], console).splits[split]
     inputs = source.inputs[:images].float().numpy()
     modes: tuple[Batching, ...] = ("lockstep", "iteration")
     for mode in modes:
-        drive(checkpoint, inputs[: 2 * slots], mode, slots, clients)  # warm up
+        drive(engine_of(model, mode, slots, clients, how), inputs[: 2 * slots], clients)  # warm up
     runs: dict[str, list[Run]] = {mode: [] for mode in modes}
     for number in range(rounds):
         for mode in modes if number % 2 else reversed(modes):
-            runs[mode].append(drive(checkpoint, inputs, mode, slots, clients))
+            runs[mode].append(drive(engine_of(model, mode, slots, clients, how), inputs, clients))
 
     table = Table("", *modes, "ratio", title=f"{model}: {len(inputs)} images, {slots} slots, {clients} clients, {rounds} rounds")
     figures = {

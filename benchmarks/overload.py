@@ -39,6 +39,8 @@ CLIENTS = 8
 FULL = (int(str(SETTINGS["max_waiting_rows"])) + int(str(SETTINGS["slots"]))) / ROWS
 """Requests in a full server."""
 LOADS = (0.5, 1.0, 2.0, 3.0)
+LIMITS = httpx.Limits(max_connections=2000, keepalive_expiry=2.0)
+"""The server closes connections that were idle for 5 s; one that is used again at that very moment would break."""
 RAMP, SECONDS = 1.0, 3.0
 """Of one measurement; what is answered in the ramp is not counted."""
 
@@ -108,7 +110,7 @@ async def measure(rounds: int, folder: Path) -> AsyncIterator[tuple[float, float
         checkpoint.save(version, ENDLESS, network)
     async with (
         running(folder / "store", folder / "log", 0) as soak,
-        httpx.AsyncClient(base_url=soak.url, timeout=120, limits=httpx.Limits(max_connections=2000)) as client,
+        httpx.AsyncClient(base_url=soak.url, timeout=120, limits=LIMITS) as client,
     ):
         await closed(client)  # to warm up
         before = await closed(client)

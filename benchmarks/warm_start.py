@@ -22,6 +22,7 @@ from torch import Tensor
 
 import jfb
 from app.engine.backends import TorchBackend
+from app.engine.batch import RunningBatch
 from app.engine.core import Engine
 from app.engine.job import Job
 from app.engine.sessions import Sessions
@@ -40,15 +41,15 @@ FILMS: dict[str, Callable[[Tensor, int], Tensor]] = {
 def solve(found: jfb.Checkpoint, frames: list[Tensor], tolerance: float, *, warm: bool) -> tuple[float, NDArray[np.floating]]:
     """Mean iterations a row and frame after the first, and the logits ``[frames, rows, classes]``."""
     serving = found.config.serving
-    engine = Engine(
+    rows = len(frames[0])
+    batch = RunningBatch(
         TorchBackend(found.network),
-        SOLVERS[serving.solver](),
+        {serving.solver: SOLVERS[serving.solver]()},
         serving.residual_norm,
         found.config.input.shape,
-        slots=len(frames[0]),
-        max_waiting_rows=len(frames[0]),
-        sessions=Sessions(2**30, 60),
+        slots=rows,
     )
+    engine = Engine([batch], max_waiting_rows=rows, sessions=Sessions(2**30, 60))
     iterations, logits = [], []
     for k, frame in enumerate(frames):
         rows = len(frame)

@@ -15,8 +15,10 @@ import typer
 
 import jfb
 from app.engine.backends import TorchBackend
-from app.engine.core import Batching, Engine
+from app.engine.batch import RunningBatch
+from app.engine.core import Engine
 from app.engine.job import Job
+from app.engine.lane import Batching
 from jfb.solvers import Picard
 from training.recipe import load_recipe
 from training.sources import DIGITS, read
@@ -33,15 +35,15 @@ def bars(
     checkpoint: jfb.Checkpoint, images: np.ndarray, tolerances: list[float], batching: Batching, slots: int
 ) -> list[tuple[int, int]]:
     """When each request entered and left the batch, in ticks."""
-    engine = Engine(
+    batch = RunningBatch(
         TorchBackend(checkpoint.network),
-        Picard(),
+        {"picard": Picard()},
         checkpoint.config.serving.residual_norm,
         checkpoint.config.input.shape,
         slots=slots,
-        max_waiting_rows=len(images),
         batching=batching,
     )
+    engine = Engine([batch], max_waiting_rows=len(images))
     for number, image in enumerate(images):
         engine.submit(Job(number, image[None], [tolerances[number]], [1000], [None]))
     entered: dict[int, int] = {}

@@ -1,6 +1,7 @@
 """The mathematics of implicit networks: fixed points, how to find them, and how to differentiate them."""
 
 from jfb.checkpoint import Checkpoint, CheckpointError, load
+from jfb.label_stop import LabelStop
 from jfb.model_config import ModelConfig
 from jfb.network import ImplicitNetwork
 from jfb.norms import ResidualNorm, residual
@@ -12,6 +13,7 @@ __all__ = [
     "Checkpoint",
     "CheckpointError",
     "ImplicitNetwork",
+    "LabelStop",
     "ModelConfig",
     "Prediction",
     "ResidualNorm",

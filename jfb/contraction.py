@@ -66,6 +66,17 @@ def scale_to_unit_norm(weight: Tensor) -> None:
     weight.div_(operator_norm_bound(weight, grid=10, squarings=3).clamp_min(1.0))
 
 
+@torch.no_grad()
+def pairwise_distances(weight: Tensor) -> Tensor:
+    """The L2 distances between a matrix's rows, ``[classes, features]`` to ``[classes, classes]``.
+
+    Of a linear readout they are the exact Lipschitz constants of the differences between two logits.
+    """
+    wide = weight.double()
+    distances: Tensor = torch.cdist(wide, wide, compute_mode="donot_use_mm_for_euclid_dist").to(weight.dtype)
+    return distances
+
+
 def local_contraction_factor(
     network: ImplicitNetwork, state: Tensor, injection: Tensor, *, iterations: int = 30, seed: int = 0
 ) -> Tensor:

@@ -5,8 +5,10 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
 
+from jfb.architectures import find
+from jfb.network import ImplicitNetwork
 from jfb.norms import ResidualNorm
-from jfb.solvers import SOLVERS
+from jfb.solvers import SOLVERS, solvers_for
 
 FORMAT_VERSION: Literal[1] = 1
 
@@ -18,7 +20,7 @@ class Strict(BaseModel):
 
 
 class ArchitectureSpec(Strict):
-    """Which class of ``jfb.architectures`` the network is, and the arguments it was built with."""
+    """Which class the network is (``jfb.architectures.find``), and the arguments it was built with."""
 
     name: str
     arguments: dict[str, JsonValue] = {}
@@ -50,6 +52,29 @@ class InputSpec(Strict):
         return self
 
 
+class LabelCalibration(Strict):
+    """What held-out data said of ending rows as soon as their label is settled: see ``jfb.label_stop``.
+
+    The rest of the iteration was Picard's, and what an exact fixed point's label is was found by iterating on.
+    """
+
+    safety: float = Field(gt=0)
+    """Factor on the bound."""
+    lipschitz: float = Field(gt=0)
+    """The most that a difference between two logits changed per unit that the state moved."""
+    tolerance: float = Field(gt=0)
+    """That ended the rows whose label stayed open."""
+    validation_inputs: int = Field(ge=1)
+    """That safety and lipschitz were chosen on."""
+    validation_differing: int = Field(ge=0)
+    """Those whose label was not the exact fixed point's."""
+    inputs: int = Field(ge=1)
+    """That the choice was tested on."""
+    differing: int = Field(ge=0)
+    iterations: float = Field(ge=1)
+    """Mean of them."""
+
+
 class Serving(Strict):
     """How the fixed point is found unless a request says otherwise."""
 
@@ -57,6 +82,8 @@ class Serving(Strict):
     tolerance: float = Field(default=1e-3, gt=0)
     max_iterations: int = Field(default=100, ge=1)
     residual_norm: ResidualNorm = ResidualNorm.RELATIVE
+    label_calibration: LabelCalibration | None = Field(default=None, exclude_if=lambda value: value is None)
+    """Without one, files are as they were before there was any."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -83,4 +110,23 @@ class ModelConfig(Strict):
     def _check(self) -> Self:
         if len(set(self.classes)) != len(self.classes):
             raise ValueError("classes: expected distinct labels")
+        check_solver(self.serving.solver, self.architecture)
         return self
+
+
+def check_solver(solver: str, architecture: ArchitectureSpec) -> None:
+    """Refuse a solver that splits the map where the architecture does not have the parts.
+
+    Raises:
+        ValueError: naming both, and the solvers that can be had.
+    """
+    try:
+        kind: type = find(architecture.name)
+    except ValueError:
+        kind = ImplicitNetwork  # whoever builds it says what is wrong with the name
+    fitting = solvers_for(kind)
+    if solver not in fitting:
+        raise ValueError(
+            f"solver: {solver!r} splits the map of a monotone network, which {architecture.name!r} is not, "
+            f"expected one of {', '.join(fitting)}"
+        )

@@ -1,9 +1,12 @@
 """ImplicitNetwork: the three maps that make an implicit network, and nothing else."""
 
 from abc import ABC, abstractmethod
+from copy import deepcopy
 
 import torch
 from torch import Tensor, nn
+
+from jfb.folding import fold_batch_norms
 
 
 class ImplicitNetwork(nn.Module, ABC):
@@ -48,6 +51,20 @@ class ImplicitNetwork(nn.Module, ABC):
     def contraction_bound(self) -> float | None:
         """A guaranteed upper bound on the Lipschitz constant of ``step`` in the state (L2), or None if there is none."""
         return None
+
+    def readout_lipschitz(self) -> Tensor | None:
+        """Guaranteed bounds ``[classes, classes]`` on how steep the readout is, or None if there are none.
+
+        Entry i, j is at least the Lipschitz constant of ``logit_i − logit_j`` in the state (L2).
+        """
+        return None
+
+    def folded(self) -> "ImplicitNetwork":
+        """Return a copy, for evaluation alone, that computes the same maps with less work (to rounding).
+
+        Here batch normalisations are folded into convolutions; networks that can fold more say so.
+        """
+        return fold_batch_norms(deepcopy(self).eval())
 
     def forward(self, state: Tensor) -> Tensor:
         """Alias of ``readout``, for tools that call modules; an implicit network has no other single pass."""

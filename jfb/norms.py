@@ -39,7 +39,9 @@ def residual(previous: Tensor, current: Tensor, norm: ResidualNorm) -> Tensor:
             size = row_norms(current)
             # An infinite size would turn any finite movement into "converged": such a row has diverged, say NaN.
             size = torch.where(size.isfinite(), size, torch.nan)
-            return row_norms(movement) / size.clamp_min(torch.finfo(size.dtype).tiny)
+            # A state of zeros makes it infinite, which would read as "diverged" though the iterate is finite.
+            numbers = torch.finfo(size.dtype)
+            return (row_norms(movement) / size.clamp_min(numbers.tiny)).clamp_max(numbers.max)
         case ResidualNorm.CHANNEL_MAX:
             # Not vector_norm(dim=1), which on a CPU takes twenty times as long over a dimension that is not the last.
             return movement.square_().sum(1, keepdim=True).flatten(1).amax(1).sqrt()

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from jfb.label_stop import LabelStop
 from jfb.network import ImplicitNetwork
 from jfb.norms import ResidualNorm
 from jfb.solve import Solution, solve
@@ -28,6 +29,8 @@ def predict(
     max_iterations: int | Tensor,
     residual_norm: ResidualNorm = ResidualNorm.RELATIVE,
     solver: Solver | None = None,
+    label_stop: LabelStop | None = None,
+    rough: ImplicitNetwork | None = None,
 ) -> Prediction:
     """Inject, solve, read out: what the server answers, computed offline.
 
@@ -44,5 +47,7 @@ def predict(
         max_iterations=max_iterations,
         residual_norm=residual_norm,
         solver=solver,
+        label_stop=label_stop,
+        rough=rough,
     )
     return Prediction(network.readout(solution.fixed_point), solution)

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from jfb.label_stop import LabelStop, Stability
+from jfb.mixed_precision import hands_over, rough_step, size_in
 from jfb.network import ImplicitNetwork
 from jfb.norms import ResidualNorm, residual
 from jfb.rows import close_gaps, per_row
@@ -23,7 +25,9 @@ class Solution:
     residual: Tensor
     """``‖u_k − u_{k−1}‖`` at the end, shape ``[n]``."""
     status: list[Status]
-    """``converged``, ``max_iterations`` or ``diverged``, n of them."""
+    """``converged``, ``label_stable``, ``max_iterations`` or ``diverged``, n of them."""
+    stability: Stability | None = None
+    """How sure the labels were at the end, where label stops were asked for."""
 
 
 @torch.no_grad()
@@ -36,11 +40,14 @@ def solve(
     residual_norm: ResidualNorm = ResidualNorm.RELATIVE,
     solver: Solver | None = None,
     start: Tensor | None = None,
+    label_stop: LabelStop | None = None,
+    rough: ImplicitNetwork | None = None,
 ) -> Solution:
     """Find ``u = step(u, injection)`` for every row, each stopping by itself (Algorithm 1 of the paper).
 
     A row stops at its first iteration k whose residual is at or under its tolerance, or at its cap; then it leaves the
-    batch, and the others go on without it.
+    batch, and the others go on without it. With label stops it also stops where its label cannot change any more, and
+    the readout is computed in every iteration to see that.
 
     Args:
         network: gives ``step``; it is called on fewer rows as rows leave.
@@ -50,11 +57,16 @@ def solve(
         residual_norm: how movement is measured.
         solver: Picard iteration if not given.
         start: first states ``[n, *state_shape]``; ``network.initial_state(injection)`` if not given.
+        label_stop: says when a label cannot change any more; rows do not stop for that if not given.
+        rough: the same network in bfloat16, in which rows begin, and from which ``jfb.mixed_precision`` hands them over; every
+            row ends in the other one, and so do all its figures. Not used with label stops and solvers that split the map.
 
     Raises:
-        ValueError: for a tolerance or a cap out of range or of the wrong shape.
+        ValueError: for a tolerance or a cap out of range or of the wrong shape, for a solver that cannot solve the network, and
+            for label stops with a solver that they do not go with.
     """
     solver = solver or Picard()
+    solver.check(type(network))
     rows = injection.shape[0]
     point = network.initial_state(injection) if start is None else start.clone()
     index = torch.arange(rows, device=point.device)
@@ -65,19 +77,34 @@ def solve(
     if not bool((max_iterations >= 1).all()):
         raise ValueError(f"max_iterations: expected at least 1, got {max_iterations.tolist()}")
 
+    if label_stop is not None and not label_stop.goes_with(type(solver)):
+        raise ValueError(f"solver: expected one that label stops go with, {label_stop.solvers}, got {type(solver).__name__}")
+
     fixed_point = torch.empty_like(point)
     iterations = torch.zeros_like(index)
     final_residual = point.new_empty(rows)
+    margin, bound = point.new_full((rows,), torch.nan), point.new_full((rows,), torch.nan)
 
-    memory = solver.start(point)
+    memory = solver.start(point) | (label_stop.start(point) if label_stop is not None else {})
+    in_rough = (max_iterations > 1) & (rough is not None and label_stop is None and not solver.splits)
     injection = injection.clone()  # its rows are moved as others leave
     asked = tolerance.clone()
     k = 0
     while index.numel():
         k += 1
-        image = solver.evaluate(network, memory, point, injection)
+        if rough is None or not bool(in_rough.any()):
+            image = solver.evaluate(network, memory, point, injection)
+        else:
+            image = torch.empty_like(point)
+            image[in_rough] = rough_step(rough, point[in_rough], injection[in_rough])
+            image[~in_rough] = network.step(point[~in_rough], injection[~in_rough])
         moved = residual(point, image, residual_norm)
-        ended = (moved <= tolerance) | (max_iterations <= k) | ~moved.isfinite()
+        ended = ((moved <= tolerance) | (max_iterations <= k) | ~moved.isfinite()) & ~in_rough
+        in_rough &= ~hands_over(moved, size_in(image, residual_norm), tolerance) & (max_iterations - 1 > k)
+        if label_stop is not None:
+            stability = label_stop.judge(memory, point, image, network.readout(image))
+            ended |= stability.stable
+            margin[index], bound[index] = stability.margin, stability.bound
         some_ended = bool(ended.any())
         if some_ended:
             leaving = index[ended]
@@ -87,15 +114,19 @@ def solve(
         point = solver.propose(memory, point, image)
         if some_ended:
             names = list(memory)
-            point, injection, index, tolerance, max_iterations, *kept = close_gaps(
-                ended, point, injection, index, tolerance, max_iterations, *memory.values()
+            point, injection, index, tolerance, max_iterations, in_rough, *kept = close_gaps(
+                ended, point, injection, index, tolerance, max_iterations, in_rough, *memory.values()
             )
             memory = dict(zip(names, kept, strict=True))
-    return Solution(fixed_point, iterations, final_residual, _status(final_residual, asked))
+    stability = Stability(margin, bound)
+    facts = (final_residual <= asked, stability.stable, final_residual.isfinite())
+    status = [_status(*of_row) for of_row in zip(*(fact.tolist() for fact in facts), strict=True)]
+    return Solution(fixed_point, iterations, final_residual, status, stability if label_stop is not None else None)
 
 
-def _status(final_residual: Tensor, tolerance: Tensor) -> list[Status]:
-    return [
-        Status.CONVERGED if converged else Status.MAX_ITERATIONS if finite else Status.DIVERGED
-        for converged, finite in zip((final_residual <= tolerance).tolist(), final_residual.isfinite().tolist(), strict=True)
-    ]
+def _status(has_converged: bool, is_stable: bool, is_finite: bool) -> Status:
+    if has_converged:
+        return Status.CONVERGED
+    if is_stable:
+        return Status.LABEL_STABLE
+    return Status.MAX_ITERATIONS if is_finite else Status.DIVERGED

@@ -8,6 +8,8 @@ class Status(StrEnum):
 
     CONVERGED = "converged"
     """The residual is at or under the tolerance."""
+    LABEL_STABLE = "label_stable"
+    """The label cannot change any more (``jfb.label_stop``); the answer is read from the last iterate. Only if asked for."""
     MAX_ITERATIONS = "max_iterations"
     """The cap was reached first; the answer is read from the last iterate."""
     DEADLINE = "deadline"

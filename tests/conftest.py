@@ -5,7 +5,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+# The workers of pytest-xdist, and what they start, share the cores; threads that wait for each other would only cost time.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import pytest
+from filelock import FileLock
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
@@ -20,13 +24,18 @@ def shared() -> Path:
 
 @pytest.fixture(scope="session")
 def digits_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A store with the digits model, trained by the command that `make run` runs."""
-    store = tmp_path_factory.mktemp("store")
-    subprocess.run(
-        [sys.executable, "-m", "training", "train", "digits"],
-        env={**os.environ, "JFB_MODEL_STORE": str(store), "JFB_RUNS": str(store.parent / "runs")},
-        check=True,
-        capture_output=True,
-        timeout=300,
-    )
+    """A store with the digits model, trained by the command that `make run` runs, once for all workers. Read it only."""
+    base = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        base = base.parent  # each worker has a folder of its own in it
+    store = base / "digits" / "store"
+    with FileLock(base / "digits.lock"):  # the others wait here for the first
+        if not store.is_dir():
+            subprocess.run(
+                [sys.executable, "-m", "training", "train", "digits"],
+                env={**os.environ, "JFB_MODEL_STORE": str(store), "JFB_RUNS": str(base / "digits" / "runs")},
+                check=True,
+                capture_output=True,
+                timeout=300,
+            )
     return store

@@ -31,6 +31,7 @@ def write_card(folder: Path, name: str) -> None:
         _pictures(folder, {"curves.png": "loss, accuracy and iterations over the epochs"}),
         _metrics(config, recipe, _read(folder / "metrics.json")),
         _tolerances(_read(folder / "evaluation.json")),
+        _label_stops(_read(folder / "evaluation.json")),
         _pictures(folder, {"evaluation.png": "accuracy against mean iterations"}),
         _recipe(recipe),
     ]
@@ -115,6 +116,32 @@ def _tolerances(evaluation: dict[str, Any] | None) -> str:
         f"**{evaluation['recommended_tolerance']:g}**, the loosest that costs at most 0.05 points of accuracy against the "
         f"tightest.\n\n{table}"
     )
+
+
+def _label_stops(evaluation: dict[str, Any] | None) -> str:
+    if evaluation is None or "label_stops" not in evaluation:  # written before there were any
+        return ""
+    stops = evaluation["label_stops"]
+    heading = "## Stopping when the label is settled\n\n"
+    if not stops["offered"]:
+        parts = f"{_differing(stops['validation'])} in the validation part, {_differing(stops['test'])} in the test part"
+        return f"{heading}Not offered: {parts}."
+    if stops["kind"] == "guarantee":
+        what = "A guarantee, as the network contracts by construction (up to rounding)."
+    else:
+        what = (
+            f"An estimate with the safety factor {stops['safety']:g}, calibrated on the validation part, where "
+            f"{_differing(stops['validation'])}."
+        )
+    return (
+        f'{heading}With `"stop": "label"` a row ends when its label cannot change any more. {what} On the test part '
+        f"{_differing(stops['test'])}, after {stops['test']['iterations']:.1f} iterations in the mean "
+        f"(or at the tolerance {stops['tolerance']:g}, where the label stayed open)."
+    )
+
+
+def _differing(part: dict[str, Any]) -> str:
+    return f"{part['differing']:,} of {part['inputs']:,} labels differ from the exact fixed point's"
 
 
 def _recipe(recipe: dict[str, Any]) -> str:

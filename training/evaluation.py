@@ -11,6 +11,8 @@ from jfb import ImplicitNetwork, ModelConfig
 from jfb.model_config import Serving
 from training.data import Data
 from training.errors import ModelError
+from training.label_stops import LabelStops, calibrate
+from training.solver_times import SolverTimes, time_solvers
 from training.sources import Split
 from training.trajectories import Trajectories, record
 
@@ -50,6 +52,9 @@ class Evaluation:
     validation_inputs: int
     outcomes: list[Outcome]
     """On the test part: for all inputs and for each class, at every tolerance and cap."""
+    label_stops: LabelStops
+    solver_times: SolverTimes
+    """On the validation part."""
 
 
 def evaluate(
@@ -62,7 +67,7 @@ def evaluate(
     tolerances: tuple[float, ...] = TOLERANCES,
     caps: tuple[int, ...] = CAPS,
 ) -> Evaluation:
-    """Answer the test part at every tolerance and cap, and recommend a tolerance by the validation part.
+    """Answer the test part at every tolerance and cap, recommend tolerance and solver by the validation part, try label stops.
 
     The model's own tolerance and cap are always among them.
 
@@ -101,6 +106,8 @@ def evaluate(
             for most in caps
             for outcome in outcomes(test, data.test.labels, config.classes, tolerance, most)
         ],
+        label_stops=calibrate(network, config, data, device=device, console=console),
+        solver_times=time_solvers(network, config, data.validation.inputs, tolerances[-1], device=device),
     )
 
 

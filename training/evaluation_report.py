@@ -14,6 +14,8 @@ def write_evaluation(folder: Path, name: str, evaluation: Evaluation) -> None:
         "serving": evaluation.serving.model_dump(mode="json"),
         "recommended_tolerance": evaluation.recommended_tolerance,
         "validation_inputs": evaluation.validation_inputs,
+        "label_stops": asdict(evaluation.label_stops) | {"offered": evaluation.label_stops.offered},
+        "solver_times": asdict(evaluation.solver_times),
         "outcomes": [asdict(outcome) for outcome in evaluation.outcomes if outcome.label is None],
     }
     (folder / "evaluation.json").write_text(json.dumps(content, indent=2) + "\n")

@@ -17,6 +17,7 @@ from training.data import Data
 from training.evaluation import evaluate
 from training.evaluation_report import write_evaluation
 from training.history import write_history
+from training.stored import with_serving
 from training.train import Trained
 
 MOST_SAMPLES = 10
@@ -44,6 +45,7 @@ def publish(trained: Trained, data: Data, store: Path, console: Console) -> Path
     )
     device = next(trained.network.parameters()).device
     evaluation = evaluate(trained.network, config, data, device=device, console=console)
+    config = with_serving(config, label_calibration=evaluation.label_stops.calibration)
     new = new_version(store, recipe.name)
     with new as folder:
         save(folder, config, trained.network)

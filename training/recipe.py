@@ -7,10 +7,11 @@ from typing import Annotated, Any, Literal, Self
 import yaml
 from pydantic import BaseModel, BeforeValidator, Field, JsonValue, ValidationError, model_validator
 
-from jfb.architectures import ARCHITECTURES
+from jfb.architectures import NOT_SERVED, find
 from jfb.gradients import GRADIENTS, Gradient, Search
-from jfb.model_config import ArchitectureSpec, Serving, Strict
+from jfb.model_config import ArchitectureSpec, Serving, Strict, check_solver
 from jfb.norms import ResidualNorm
+from jfb.solvers import SOLVERS
 from training.errors import RecipeError
 
 SHIPPED = Path(__file__).parent / "recipes"
@@ -81,10 +82,19 @@ class SearchRecipe(Strict):
     precision: Literal["float32", "bfloat16", "auto"] = "float32"
     """Of the convolutions and products in the search; the step that is differentiated is always float32. ``auto`` tries both when
     a run begins, takes the faster one, and writes down which (see ``training.precision``)."""
+    solver: str = "picard"
+    """A name of ``jfb.solvers``."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.solver not in SOLVERS:
+            raise ValueError(f"solver: unknown solver {self.solver!r}, expected one of {', '.join(SOLVERS)}")
+        return self
 
     def build(self) -> Search:
         """What is still ``auto`` is float32."""
-        return Search(self.tolerance, self.max_iterations, self.residual_norm, bfloat16=self.precision == "bfloat16")
+        solver = SOLVERS[self.solver]()
+        return Search(self.tolerance, self.max_iterations, self.residual_norm, solver, bfloat16=self.precision == "bfloat16")
 
 
 class OptimisationRecipe(Strict):
@@ -101,6 +111,8 @@ class OptimisationRecipe(Strict):
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
     averaging: float = Field(default=0.0, ge=0, lt=1)
     """Decay a step of the moving average of the weights, which is what is evaluated and saved; 0 is no averaging."""
+    jacobian_penalty: NonNegative = 0.0
+    """Weight in the loss of the size of ``∂T/∂u`` at the fixed points (``training.jacobian_penalty``); 0 is none."""
     seed: int = Field(default=0, ge=0)
     """Of the weights, the order of the data and the augmentation; not of the splits, which never change."""
 
@@ -140,10 +152,17 @@ class Recipe(Strict):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if self.network.name not in ARCHITECTURES:
-            raise ValueError(
-                f"network.name: unknown architecture {self.network.name!r}, expected one of {', '.join(ARCHITECTURES)}"
-            )
+        if self.network.name in NOT_SERVED:
+            raise ValueError(f"network.name: {self.network.name!r} is trained by python -m training compare --rivals only")
+        try:
+            find(self.network.name)
+        except ValueError as error:
+            raise ValueError(f"network.name: {error}") from error
+        for section, solver in (("search", self.search.solver), ("serving", self.serving.solver)):
+            try:
+                check_solver(solver, self.network)
+            except ValueError as error:
+                raise ValueError(f"{section}.{error}") from error
         return self
 
     def changed(self, changes: Mapping[str, object]) -> "Recipe":

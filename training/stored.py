@@ -42,6 +42,11 @@ def load_version(folder: Path, device: torch.device) -> Checkpoint:
         raise ModelError(str(error)) from error
 
 
+def with_serving(config: ModelConfig, **changes: object) -> ModelConfig:
+    """A copy of a config in whose serving section some fields are others."""
+    return config.model_copy(update={"serving": config.serving.model_copy(update=changes)})
+
+
 def recipe_of(config: ModelConfig, folder: Path, instead: str | None) -> Recipe:
     """The recipe that a model was trained by, or another one, whose data it is evaluated on.
 

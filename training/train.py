@@ -22,6 +22,7 @@ from training.augment import build_augmentation
 from training.data import Data, measure_normalisation
 from training.errors import NonFiniteLossError, RecipeError, TrainingError
 from training.history import Epoch
+from training.jacobian_penalty import jacobian_penalty
 from training.joint_batch_norm import join_batch_norms
 from training.precision import bfloat16_pays
 from training.processes import Processes
@@ -140,6 +141,7 @@ class Learner(nn.Module):
         self.network = network
         self.gradient, self.search = recipe.gradient.build(), recipe.search.build()
         self.label_smoothing = recipe.optimisation.label_smoothing
+        self.jacobian_penalty = recipe.optimisation.jacobian_penalty
 
     def forward(self, inputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Return the sum of the losses, and sums ``[3]`` without a graph: of losses, right answers and iterations."""
@@ -147,6 +149,8 @@ class Learner(nn.Module):
         state, solution = self.gradient(self.network, injection, self.search)
         logits = self.network.readout(state)
         loss = F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing, reduction="sum")
+        if self.jacobian_penalty:
+            loss = loss + self.jacobian_penalty * jacobian_penalty(self.network, solution.fixed_point, injection).sum()
         right = (logits.argmax(1) == labels).sum()
         return loss, torch.stack([loss.detach(), right.to(loss.dtype), solution.iterations.sum().to(loss.dtype)])
 

@@ -101,9 +101,13 @@ class Recorder(Solver):
         self._network = network
         self._norm = norm
         self._column = 0
+        self.needs = solver.needs
 
     def start(self, point: Tensor) -> Memory:
         return {"row": torch.arange(point.shape[0], device=point.device), **self._solver.start(point)}
+
+    def evaluate(self, network: ImplicitNetwork, memory: Memory, point: Tensor, injection: Tensor) -> Tensor:
+        return self._solver.evaluate(network, memory, point, injection)
 
     def propose(self, memory: Memory, point: Tensor, image: Tensor) -> Tensor:
         rows = memory["row"].cpu()

@@ -3,6 +3,7 @@
 It ends when its standard input closes, so however the process at the other end ends, no engine is left behind.
 """
 
+import gc
 import os
 import sys
 import threading
@@ -13,7 +14,8 @@ import torch
 import typer
 
 from app import log
-from app.engine.core import Batching
+from app.engine.backends import BackendName, Precision
+from app.engine.lane import Batching
 from app.engine.lifecycle import Lifecycle
 from app.engine.loading import Loader
 from app.engine.process import EngineProcess
@@ -22,10 +24,12 @@ from app.engine.process import EngineProcess
 def main(
     address: Annotated[str, typer.Option(help="ZeroMQ address to bind, such as ipc:///run/jfb/engine.")],
     store: Annotated[Path, typer.Option(help="Model store to serve, all of it.")],
-    device: Annotated[str, typer.Option(help="Where to compute: auto, cpu, cuda, cuda:1, ...")] = "auto",
-    slots: Annotated[int, typer.Option(min=1, help="Rows iterated at a time, a version.")] = 64,
+    device: Annotated[str, typer.Option(help="Where to compute: auto, cpu, cuda, cuda:1, ...; several with commas.")] = "auto",
+    slots: Annotated[int | None, typer.Option(min=1, help="Rows iterated at a time, a version and device.")] = None,
     max_waiting_rows: Annotated[int, typer.Option(min=1, help="Rows that may wait for a slot, a version.")] = 4096,
     batching: Annotated[Batching, typer.Option(help="When the batch is reshaped.")] = "iteration",
+    backend: Annotated[BackendName, typer.Option(help="What computes; auto is the fastest by measurement.")] = "auto",
+    precision: Annotated[Precision, typer.Option(help="Whether rows begin in bfloat16.")] = "auto",
     session_bytes: Annotated[int, typer.Option(min=0, help="Memory for the last fixed points of sessions, a version.")] = 2**26,
     session_seconds: Annotated[float, typer.Option(min=0, help="How long a session that is not used is remembered.")] = 300.0,
     unloaded: Annotated[list[str] | None, typer.Option(help="A model not to serve until it is loaded; may be repeated.")] = None,
@@ -38,9 +42,23 @@ def main(
     threading.Thread(target=_end_with_parent, name="end with parent", daemon=True).start()
     if threads is not None:
         torch.set_num_threads(threads)
-    loader = Loader(store, _usable(device), slots, max_waiting_rows, batching, session_bytes, session_seconds)
+    loader = Loader(
+        store,
+        tuple(_usable(name.strip()) for name in device.split(",")),
+        slots,
+        max_waiting_rows,
+        batching,
+        session_bytes,
+        session_seconds,
+        backend,
+        precision,
+    )
     lifecycle = Lifecycle(loader, unloaded or [])
     lifecycle.apply(lifecycle.find_changes(None))
+    while any(not (store / version).exists() for version in lifecycle.refused):  # removed in the meantime: what replaced it?
+        lifecycle.apply(lifecycle.find_changes(None))
+    gc.collect()
+    gc.freeze()  # what the libraries hold would be looked through in every full collection, for a tenth of a second
     EngineProcess(address, lifecycle).serve()
 
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import itertools
+import time
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager, suppress
@@ -13,6 +14,7 @@ import numpy as np
 import structlog
 import zmq
 import zmq.asyncio
+from msgspec import structs
 from numpy.typing import NDArray
 
 from app.engine import messages
@@ -22,10 +24,12 @@ from app.engine.messages import (
     Cancel,
     Changed,
     Failed,
+    Gone,
     Load,
     Look,
     Moments,
     Progress,
+    Question,
     Refused,
     State,
     Submit,
@@ -39,6 +43,9 @@ LAST_WORDS = 0.05
 
 MOST_ITERATIONS_HELD = 1024
 """Of a watched request; those that nobody has fetched by then are lost, the oldest first."""
+
+LONGEST_REFUSAL = 0.1
+"""Seconds for which the engine's word that its queue is full is repeated at most, without asking it again."""
 
 log = structlog.get_logger(__name__)
 
@@ -54,6 +61,9 @@ class Computed:
     status: list[str]
     """The words of ``jfb.Status``."""
     moments: Moments
+    margin: list[float] | None = None
+    bound: list[float] | None = None
+    """As in ``messages.Answer``."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +78,15 @@ class Iteration:
 
 
 @dataclass(frozen=True)
+class _Full:
+    """The engine has refused some rows, and until then it will have no room for as many."""
+
+    rows: int
+    until: float
+    error: QueueFull
+
+
+@dataclass(frozen=True)
 class _Watcher:
     seen: deque[Iteration]
     news: asyncio.Event
@@ -79,11 +98,15 @@ class EngineClient:
     Every request ends exactly once: with its answer, or with an exception. ``connect`` and ``disconnect`` are the
     supervisor's business.
 
+    Args:
+        name: of this client among those of the engine, one that none of them ever had; ZeroMQ makes one up if None.
+
     Attributes:
         state: the latest that the engine said of itself, None before the first time; kept while the engine is away.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, name: str | None = None) -> None:
+        self._name = name
         self.state: State | None = None
         self._context: zmq.asyncio.Context | None = None
         self._socket: zmq.asyncio.Socket | None = None
@@ -91,6 +114,7 @@ class EngineClient:
         self._numbers = itertools.count()
         self._requests: dict[int, asyncio.Future[Computed]] = {}
         self._watchers: dict[int, _Watcher] = {}
+        self._full: dict[tuple[str, int], _Full] = {}
         self._changes: dict[int, asyncio.Future[dict[str, str]]] = {}
         self._looks: list[asyncio.Future[State]] = []
         self._decoder = msgspec.msgpack.Decoder(ToClient)
@@ -99,6 +123,8 @@ class EngineClient:
         """Begin to talk to the engine that binds, or will bind, a ZeroMQ address."""
         self._context = self._context or zmq.asyncio.Context()
         socket = self._context.socket(zmq.DEALER)
+        if self._name is not None:
+            socket.setsockopt(zmq.IDENTITY, self._name.encode())
         socket.setsockopt(zmq.SNDHWM, 0)  # the engine's queue is the bound; here nothing is held back or dropped
         socket.setsockopt(zmq.RCVHWM, 0)
         socket.setsockopt(zmq.RECONNECT_IVL, 20)
@@ -118,6 +144,7 @@ class EngineClient:
         while self._requests and await socket.poll(LAST_WORDS * 1000):
             self._take(await socket.recv_multipart())
         socket.close()
+        self._full.clear()
         unanswered: list[asyncio.Future[Any]] = [*self._requests.values(), *self._changes.values(), *self._looks]
         for future in unanswered:
             if not future.done():
@@ -130,29 +157,12 @@ class EngineClient:
             self._context.term()
             self._context = None
 
-    async def predict(
-        self,
-        model: str,
-        version: int,
-        inputs: NDArray[np.generic],
-        tolerance: list[float],
-        max_iterations: list[int],
-        deadline: list[float | None],
-        *,
-        fingerprint: str | None = None,
-        session: str | None = None,
-    ) -> Computed:
+    async def predict(self, question: Question, inputs: NDArray[np.generic]) -> Computed:
         """Have n rows computed; cancelling the awaiting task drops them in the engine.
 
         Args:
-            model: name.
-            version: of the model.
+            question: what is asked about them.
             inputs: raw, shape ``[n, *input_shape]``; sent as float32.
-            tolerance: positive, one per row.
-            max_iterations: at least 1, one per row.
-            deadline: seconds of ``time.monotonic()``, or None, one per row.
-            fingerprint: which load of that version, as ``ServedVersion`` has it; any if None.
-            session: the rows start where the last ones of this session ended, if there were as many.
 
         Raises:
             NotServed: if the engine serves no such version, or not that load of it; ``state`` is up to date then.
@@ -160,31 +170,18 @@ class EngineClient:
             EngineDied: if there is no engine, or it died before it answered.
             RequestFailed: if the rows cannot be computed.
         """
-        number = next(self._numbers)
-        submit = Submit(number, model, version, fingerprint, tolerance, max_iterations, deadline, session)
+        submit = Submit(**structs.asdict(question), id=next(self._numbers))
         async with self._asked(submit, inputs) as future:
             return await future
 
-    async def watch(
-        self,
-        model: str,
-        version: int,
-        inputs: NDArray[np.generic],
-        tolerance: list[float],
-        max_iterations: list[int],
-        deadline: list[float | None],
-        *,
-        fingerprint: str | None = None,
-        session: str | None = None,
-    ) -> AsyncGenerator[Iteration | Computed, None]:
+    async def watch(self, question: Question, inputs: NDArray[np.generic]) -> AsyncGenerator[Iteration | Computed, None]:
         """Have n rows computed and see each iteration; the answer comes last. Closing the iterator drops the rows.
 
         The arguments, and what is raised, are those of ``predict``. Whoever fetches too slowly misses iterations.
         """
-        number = next(self._numbers)
-        submit = Submit(number, model, version, fingerprint, tolerance, max_iterations, deadline, session, watched=True)
+        submit = Submit(**structs.asdict(question), id=next(self._numbers), watched=True)
         watcher = _Watcher(deque(maxlen=MOST_ITERATIONS_HELD), asyncio.Event())
-        self._watchers[number] = watcher
+        self._watchers[submit.id] = watcher
         try:
             async with self._asked(submit, inputs) as future:
                 future.add_done_callback(lambda _: watcher.news.set())
@@ -197,17 +194,39 @@ class EngineClient:
                         break
                 yield future.result()
         finally:
-            del self._watchers[number]
+            del self._watchers[submit.id]
+
+    def refuse_if_full(self, model: str, version: int, rows: int = 1) -> None:
+        """Do at once, and without the engine, what it would do: a refused request must cost less than an answered one.
+
+        Args:
+            model, version: that would be asked.
+            rows: that a request has at least.
+
+        Raises:
+            QueueFull: if the engine has refused as many rows or fewer, and has not had the time since to make room for them.
+        """
+        full = self._full.get((model, version))
+        if full is not None and rows >= full.rows:
+            if time.monotonic() < full.until:
+                raise QueueFull(full.error.waiting_rows, full.error.max_waiting_rows, full.error.retry_after)
+            del self._full[model, version]
 
     @asynccontextmanager
     async def _asked(self, submit: Submit, inputs: NDArray[np.generic]) -> AsyncIterator[asyncio.Future[Computed]]:
         """A request under way; leaving before it is answered drops it in the engine."""
+        rows_asked = len(submit.tolerance)
+        self.refuse_if_full(submit.model, submit.version, rows_asked)
         future: asyncio.Future[Computed] = asyncio.get_running_loop().create_future()
         self._requests[submit.id] = future
         rows = np.ascontiguousarray(inputs, dtype="<f4")
         try:
-            await self._send(submit, rows.tobytes())
+            await self._send(submit, rows.data)  # ZeroMQ copies them, once
             yield future
+        except QueueFull as full:
+            until = time.monotonic() + min(full.retry_after, LONGEST_REFUSAL)
+            self._full[submit.model, submit.version] = _Full(rows_asked, until, full)
+            raise
         finally:
             del self._requests[submit.id]
             if not future.done():
@@ -260,6 +279,14 @@ class EngineClient:
         finally:
             del self._changes[message.id]
 
+    async def forget(self, name: str) -> None:
+        """Have the engine drop what another client asked for: that one has ended.
+
+        Raises:
+            EngineDied: if there is no engine.
+        """
+        await self._send(Gone(name))
+
     async def look(self, timeout: float) -> State:
         """Ask the engine how it is.
 
@@ -279,7 +306,7 @@ class EngineClient:
         finally:
             self._looks.remove(future)
 
-    async def _send(self, message: ToEngine, *tensors: bytes) -> None:
+    async def _send(self, message: ToEngine, *tensors: memoryview) -> None:
         if self._socket is None:
             raise EngineDied("the engine process is not up")
         await self._socket.send_multipart([msgspec.msgpack.encode(message), *tensors])
@@ -300,9 +327,9 @@ class EngineClient:
                 for look in self._looks:
                     if not look.done():
                         look.set_result(state)
-            case Answer(id, iterations, residual, status, moments):
+            case Answer(id, iterations, residual, status, moments, margin, bound):
                 logits = np.frombuffer(frames[1], dtype="<f4").reshape(len(status), -1)
-                self._finish(id, Computed(logits, iterations, residual, list(status), moments))
+                self._finish(id, Computed(logits, iterations, residual, list(status), moments, margin, bound))
             case Progress(id, rows, iterations, residual):
                 if watcher := self._watchers.get(id):
                     logits = np.frombuffer(frames[1], dtype="<f4").reshape(len(rows), -1)

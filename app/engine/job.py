@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from app.engine.messages import Moments
+from app.engine.messages import Moments, Stop
 from jfb import Status
 
 
@@ -34,13 +34,15 @@ class Job:
         tolerance: positive and finite, one per row.
         max_iterations: at least 1, one per row.
         deadline: in seconds of the engine's ``now``, or None, one per row.
+        solver: a name of ``jfb.solvers.SOLVERS``, or None for the engine's own.
+        stop: ``label`` ends a row, too, when its label cannot change any more.
         session: whose rows these are; they start where the last ones of the session ended. None starts from nothing.
         watched: whether each iteration is to be told.
 
     Attributes:
-        waiting: the rows that have no slot yet, in order.
         logits: ``[n, classes]``, NaN for rows without an iteration.
         iterations, residual, status: one per row.
+        margin, bound: one per row, as in ``jfb.label_stop.Stability``; NaN without an iteration. None if stop is ``tolerance``.
         failure: why there is no answer; None if there is one.
         moments: what happened to it when.
         start: where the rows start, ``[n, *state_shape]``; None where the network says.
@@ -58,6 +60,8 @@ class Job:
         max_iterations: Sequence[int],
         deadline: Sequence[float | None],
         *,
+        solver: str | None = None,
+        stop: Stop = "tolerance",
         session: str | None = None,
         watched: bool = False,
     ) -> None:
@@ -79,14 +83,17 @@ class Job:
         if np.isnan(self.deadline).any():
             raise ValueError(f"deadline: expected seconds or none, got {list(deadline)}")
 
+        self.solver = solver
+        self.stop = stop
         self.session = session
         self.watched = watched
 
-        self.waiting = np.arange(rows)
         self.logits: NDArray[np.floating] = np.empty((rows, 0))
         self.iterations = [0] * rows
         self.residual = [float("nan")] * rows
         self.status = [Status.CANCELLED] * rows
+        self.margin = [float("nan")] * rows if stop == "label" else None
+        self.bound = [float("nan")] * rows if stop == "label" else None
         self.failure: str | None = None
         self.moments = Moments()
         self.start: Tensor | None = None
@@ -97,19 +104,11 @@ class Job:
     def finished(self) -> bool:
         return self._unfinished == 0
 
-    def admit(self, rows: int) -> NDArray[np.int64]:
-        """Take at most that many rows off those that wait."""
-        joining, self.waiting = self.waiting[:rows], self.waiting[rows:]
-        return joining
-
-    def give_up_waiting(self, now: float) -> int:
-        """End the waiting rows whose deadline has passed, without an iteration; return how many."""
-        late = self.deadline[self.waiting] <= now
-        for row in self.waiting[late].tolist():
+    def give_up(self, rows: NDArray[np.int64]) -> None:
+        """End rows whose deadline has passed while they waited, without an iteration."""
+        for row in rows.tolist():
             self.status[row] = Status.DEADLINE
-        self.waiting = self.waiting[~late]
-        self._unfinished -= int(late.sum())
-        return int(late.sum())
+        self._unfinished -= len(rows)
 
     def keep(self, row: int, fixed_point: Tensor) -> None:
         """Take the state that a row ended with."""
@@ -117,10 +116,21 @@ class Job:
             self.fixed_points = fixed_point.new_empty(len(self.inputs), *fixed_point.shape)
         self.fixed_points[row] = fixed_point
 
-    def end(self, row: int, logits: NDArray[np.floating], iterations: int, residual: float, status: Status) -> None:
-        """Take a row's answer."""
+    def end(
+        self,
+        row: int,
+        logits: NDArray[np.floating],
+        iterations: int,
+        residual: float,
+        status: Status,
+        margin: float = float("nan"),
+        bound: float = float("nan"),
+    ) -> None:
+        """Take a row's answer; margin and bound matter where stop is ``label``."""
         self.logits[row] = logits
         self.iterations[row] = iterations
         self.residual[row] = residual
         self.status[row] = status
+        if self.margin is not None and self.bound is not None:
+            self.margin[row], self.bound[row] = margin, bound
         self._unfinished -= 1

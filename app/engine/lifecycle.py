@@ -139,7 +139,7 @@ class Lifecycle:
             if key in self._versions:
                 self._retire(key, "its folder was replaced")
             self._versions[key] = new
-            log.info("model loaded", model=key[0], version=key[1], device=str(self._loader.device))
+            log.info("model loaded", model=key[0], version=key[1], devices=[str(device) for device in self._loader.devices])
         self._refused |= {key: refusal for key, refusal in changes.refused.items() if key[0] not in self.unloaded}
 
     def unload(self, model: str) -> bool:

@@ -6,27 +6,41 @@ hundreds of megabytes, into the HTTP process.
 """
 
 from collections.abc import Sequence
+from typing import Annotated, Literal
 
 import msgspec
+from msgspec import Meta
+
+Stop = Literal["tolerance", "label"]
+"""What ends a row early: that it has come to its tolerance, or that, or that its label cannot change any more."""
 
 
-class Submit(msgspec.Struct, frozen=True, tag="submit"):
-    """HTTP to engine: please compute these n rows. The tensor frame holds the inputs, float32 ``[n, *input_shape]``."""
+class Question(msgspec.Struct, frozen=True):
+    """What is asked about n rows: which model, and how each of them is to be solved."""
 
-    id: int
-    """Unique within the client; echoed in the answer."""
     model: str
     version: int
-    fingerprint: str | None
-    """Which load of that version is meant, as ``ServedVersion`` has it; any if None."""
     tolerance: list[float]
     """One per row, positive."""
     max_iterations: list[int]
     """One per row, at least 1."""
     deadline: list[float | None]
     """One per row, in seconds of ``time.monotonic()``, which all processes of a machine share."""
+    fingerprint: str | None = None
+    """Which load of that version is meant, as ``ServedVersion`` has it; any if None."""
+    solver: str | None = None
+    """One of ``ServedVersion.solvers``; the model's own if None."""
+    stop: Stop = "tolerance"
+    """``label`` only where the version has a ``label_stop``."""
     session: str | None = None
     """The rows start where the last ones of this session ended, if there were as many."""
+
+
+class Submit(Question, frozen=True, kw_only=True, tag="submit"):
+    """HTTP to engine: please compute these n rows. The tensor frame holds the inputs, float32 ``[n, *input_shape]``."""
+
+    id: int
+    """Unique within the client; echoed in the answer."""
     watched: bool = False
     """Whether ``Progress`` is to be sent after each iteration."""
 
@@ -59,6 +73,13 @@ class Look(msgspec.Struct, frozen=True, tag="look"):
     """HTTP to engine: are you there, and what have you done? Answered with ``State``."""
 
 
+class Gone(msgspec.Struct, frozen=True, tag="gone"):
+    """HTTP to engine: that other client has ended, and nobody waits for what it asked for. Not answered."""
+
+    client: str
+    """Its name; one that it had alone, and nobody will have again."""
+
+
 class Moments(msgspec.Struct):
     """Where the time of a request went, in seconds of ``time.monotonic()``; None for what did not happen.
 
@@ -87,6 +108,10 @@ class Answer(msgspec.Struct, frozen=True, tag="answer"):
     status: Sequence[str]
     """The words of ``jfb.Status``."""
     moments: Moments
+    margin: list[float] | None = None
+    """Of requests with label stops, one per row: by how much the label's logit leads, as ``jfb.label_stop`` has it."""
+    bound: list[float] | None = None
+    """Of the same: by how much that lead can still shrink; infinite where nothing is known yet, NaN without an iteration."""
 
 
 class Progress(msgspec.Struct, frozen=True, tag="progress"):
@@ -134,6 +159,24 @@ class Failed(msgspec.Struct, frozen=True, tag="failed"):
     reason: str
 
 
+class LabelStop(msgspec.Struct, frozen=True):
+    """What a request with ``stop: label`` may count on: rows end as soon as their label cannot change any more."""
+
+    kind: Annotated[
+        Literal["estimate", "guarantee"],
+        Meta(description="guarantee: the network contracts by construction; estimate: calibrated on held-out data"),
+    ]
+    solvers: Annotated[tuple[str, ...], Meta(description="those that it goes with")]
+    tolerance: Annotated[float, Meta(description="that ends the other rows, unless the request says otherwise")]
+    inputs: Annotated[int, Meta(description="held-out inputs that the estimate was tested on; null for a guarantee")] | None = (
+        None
+    )
+    differing: (
+        Annotated[float, Meta(ge=0, le=1, description="share of them whose label was not that of the exact fixed point")] | None
+    ) = None
+    iterations: Annotated[float, Meta(description="mean iterations of them")] | None = None
+
+
 class ServedVersion(msgspec.Struct, frozen=True):
     """One version of one model, as the engine holds it."""
 
@@ -143,6 +186,10 @@ class ServedVersion(msgspec.Struct, frozen=True):
     """``config.json``, validated and with what it leaves out filled in (``ModelConfig.model_dump_json()``)."""
     fingerprint: str = ""
     """Differs from that of an earlier load of this version, if its folder was replaced in the meantime."""
+    solvers: tuple[str, ...] = ()
+    """Those that a request may name."""
+    label_stop: LabelStop | None = None
+    """None if a request may not ask for label stops."""
 
 
 class Counters(msgspec.Struct, frozen=True):
@@ -174,5 +221,5 @@ class State(msgspec.Struct, frozen=True, tag="state"):
     """Models that are not served because somebody unloaded them."""
 
 
-ToEngine = Submit | Cancel | Load | Unload | Look
+ToEngine = Submit | Cancel | Load | Unload | Look | Gone
 ToClient = Answer | Progress | Refused | NotServed | Changed | Failed | State

@@ -23,6 +23,7 @@ from app.engine.messages import (
     Changed,
     Counters,
     Failed,
+    Gone,
     Load,
     Look,
     NotServed,
@@ -57,6 +58,8 @@ class EngineProcess:
         self._tickets = itertools.count()  # clients number their requests, each for itself; the engines' numbers are these
         self._requests: dict[int, tuple[bytes, int]] = {}
         self._jobs: dict[tuple[bytes, int], tuple[Engine, int]] = {}
+        self._clients: set[bytes] = set()
+        self._gone: set[bytes] = set()
         self._decoder = msgspec.msgpack.Decoder(ToEngine)
         self._context = zmq.Context()
         self._socket = self._context.socket(zmq.ROUTER)
@@ -106,24 +109,27 @@ class EngineProcess:
             except msgspec.MsgspecError as error:
                 log.warning("dropped what is not a message", error=str(error), frames=len(frames))
                 continue
+            if client in self._gone:  # its last words came after the news of its end
+                continue
             match message:
                 case Submit():
                     self._submit(client, message, frames[1:])
                 case Cancel(id):
                     if (client, id) in self._jobs:
-                        engine, ticket = self._jobs.pop((client, id))
-                        del self._requests[ticket]
-                        engine.cancel(ticket)
+                        self._cancel(client, id)
                 case Load():
                     self._load(client, message)
                 case Unload(id, model):
                     if self._lifecycle.unload(model):
-                        self._send(client, self._state())
+                        self._announce(client)
                         self._send(client, Changed(id, {}))
                     else:
                         self._send(client, Failed(id, f"{model}: expected a model that is served, got one that is not"))
                 case Look():
+                    self._clients.add(client)
                     self._send(client, self._state())
+                case Gone(name):
+                    self._forget(name.encode())
 
     def _submit(self, client: bytes, message: Submit, tensors: Sequence[bytes]) -> None:
         ticket = next(self._tickets)
@@ -143,6 +149,8 @@ class EngineProcess:
                     message.tolerance,
                     message.max_iterations,
                     message.deadline,
+                    solver=message.solver,
+                    stop=message.stop,
                     session=message.session,
                     watched=message.watched,
                 )
@@ -154,6 +162,23 @@ class EngineProcess:
         else:
             self._requests[ticket] = client, message.id
             self._jobs[client, message.id] = engine, ticket
+
+    def _cancel(self, client: bytes, id: int) -> None:
+        engine, ticket = self._jobs.pop((client, id))
+        del self._requests[ticket]
+        engine.cancel(ticket)
+
+    def _forget(self, client: bytes) -> None:
+        self._clients.discard(client)
+        self._gone.add(client)
+        for id in [id for asking, id in self._jobs if asking == client]:
+            self._cancel(client, id)
+
+    def _announce(self, client: bytes) -> None:
+        """Tell every client what is served now, and this one even if it never looked."""
+        state = self._state()
+        for each in {client, *self._clients}:
+            self._send(each, state)
 
     def _load(self, client: bytes, message: Load) -> None:
         if message.model is not None:
@@ -167,7 +192,7 @@ class EngineProcess:
             client, message, future = self._found.pop(0)
             changes = future.result()  # raises if the device is lost, and that is the end
             self._lifecycle.apply(changes)
-            self._send(client, self._state())
+            self._announce(client)
             if message.model is not None and not changes.present:
                 self._send(
                     client, Failed(message.id, f"{message.model}: expected a model of the store, got one without a version")
@@ -194,7 +219,7 @@ class EngineProcess:
         if job.failure is not None:
             self._send(client, Failed(id, job.failure))
         else:
-            answer = Answer(id, job.iterations, job.residual, job.status, job.moments)
+            answer = Answer(id, job.iterations, job.residual, job.status, job.moments, job.margin, job.bound)
             self._send(client, answer, job.logits.astype("<f4").tobytes())
 
     def _send(self, client: bytes, message: ToClient, *tensors: bytes) -> None:

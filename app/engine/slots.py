@@ -27,6 +27,8 @@ class SlotTable:
         job, row: int64; whose row this is, and which of them.
         tolerance: of the point's dtype, so that it compares as it does in ``jfb.solve``.
         max_iterations, iterations: int64.
+        by_label: Boolean; which rows end, too, when their label cannot change any more.
+        margin, bound: float64; of those rows, as in ``jfb.label_stop.Stability``. NaN where nobody judged yet.
         deadline: float64, infinite where there is none.
     """
 
@@ -41,20 +43,38 @@ class SlotTable:
             "max_iterations": np.zeros(self.slots, np.int64),
             "iterations": np.zeros(self.slots, np.int64),
             "deadline": np.zeros(self.slots, np.float64),
+            "by_label": np.zeros(self.slots, np.bool_),
+            "margin": np.zeros(self.slots, np.float64),
+            "bound": np.zeros(self.slots, np.float64),
         }
         self._resize(0)
 
     def admit(self, *, point: Tensor, injection: Tensor, memory: Memory, **host: NDArray[Any]) -> None:
-        """Write rows behind the active ones; there must be room. ``host`` names what is on the host, but ``iterations``."""
+        """Write rows behind the active ones; there must be room. ``host`` names what is on the host.
+
+        Iterations begin at 0, and nothing is known of margin and bound, unless they are in it.
+        """
         begin, end = self.active, self.active + point.shape[0]
+        self._host["iterations"][begin:end] = 0
+        self._host["margin"][begin:end] = self._host["bound"][begin:end] = np.nan
         for name, tensor in {"point": point, "injection": injection}.items():
             self._device[name][begin:end] = tensor
         for name, tensor in memory.items():
             self._memory[name][begin:end] = tensor
         for name, array in host.items():
             self._host[name][begin:end] = array
-        self._host["iterations"][begin:end] = 0
         self._resize(end)
+
+    def admit_from(self, other: "SlotTable", chosen: NDArray[np.bool_]) -> None:
+        """Write rows of another table, ``chosen`` being its ``[active]``, as they are; it still has them then."""
+        rows = np.flatnonzero(chosen)
+        index = torch.from_numpy(rows)
+        self.admit(
+            point=other.point[index],
+            injection=other.injection[index],
+            memory={name: tensor[index] for name, tensor in other.memory.items()},
+            **{name: array[rows] for name, array in other._host.items()},
+        )
 
     def remove(self, ended: NDArray[np.bool_]) -> None:
         """Drop rows, ``ended`` being ``[active]``; the last ones move into their places."""
@@ -67,6 +87,11 @@ class SlotTable:
                 array[holes.numpy()] = array[movers.numpy()]
         self._resize(self.active - int(ended.sum()))
 
+    @property
+    def full_memory(self) -> Memory:
+        """Of all slots, to try out what changes it."""
+        return {name: tensor.clone() for name, tensor in self._memory.items()}
+
     def _resize(self, active: int) -> None:
         self.active = active
         self.point = self._device["point"][:active]
@@ -76,3 +101,4 @@ class SlotTable:
         self.job, self.row = host["job"], host["row"]
         self.tolerance, self.max_iterations, self.deadline = host["tolerance"], host["max_iterations"], host["deadline"]
         self.iterations = host["iterations"]
+        self.by_label, self.margin, self.bound = host["by_label"], host["margin"], host["bound"]

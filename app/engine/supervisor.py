@@ -8,6 +8,7 @@ import sys
 import tempfile
 import time
 from asyncio.subprocess import PIPE, Process
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Literal
@@ -16,6 +17,7 @@ import structlog
 
 from app.engine.client import EngineClient
 from app.engine.errors import EngineDied
+from app.engine.standing import Standing
 
 SHORT_LIFE = 15.0
 """Seconds; an engine that was ready for longer is not one that dies again and again."""
@@ -34,11 +36,12 @@ class EngineSupervisor:
 
     Args:
         store: model store to serve.
-        device: where to compute; ``auto`` is CUDA where there is one.
-        slots: rows iterated at a time, a version.
+        device: where to compute; ``auto`` is CUDA where there is one. Several with commas.
+        slots: rows iterated at a time, a version and device; what a measurement finds worthwhile if None.
         max_waiting_rows: rows that may wait for a slot, a version.
         batching: when the batch is reshaped; see ``app.engine.core.Engine``.
         threads: CPU threads of PyTorch; its own choice if None.
+        backend, precision: see ``app.engine.backends``.
         hang_timeout: seconds of silence after which a living engine is killed.
         start_timeout: the same, for one that is still loading.
         session_bytes, session_seconds: as in ``app.engine.sessions.Sessions``.
@@ -50,17 +53,20 @@ class EngineSupervisor:
         restarts: how often one was started again.
         ends_in_a_row: how many engines have ended, each soon after its start; 0 again when one lives.
         trouble: why there is no engine now, where one ended; None if there is one, or was none yet.
+        on_change: called whenever ``standing`` has changed.
     """
 
     def __init__(
         self,
         store: Path,
         device: str,
-        slots: int,
+        slots: int | None,
         max_waiting_rows: int,
         batching: Literal["iteration", "lockstep"] = "iteration",
         threads: int | None = None,
         *,
+        backend: str = "auto",
+        precision: str = "auto",
         hang_timeout: float = 10.0,
         start_timeout: float = 300.0,
         session_bytes: int = 2**26,
@@ -72,17 +78,22 @@ class EngineSupervisor:
         self.restarts = 0
         self.ends_in_a_row = 0
         self.trouble: str | None = None
+        self.on_change: list[Callable[[], None]] = []
+        self._address: str | None = None
         self._arguments = [
             f"--store={store}",
             f"--device={device}",
-            f"--slots={slots}",
             f"--max-waiting-rows={max_waiting_rows}",
             f"--batching={batching}",
+            f"--backend={backend}",
+            f"--precision={precision}",
             f"--session-bytes={session_bytes}",
             f"--session-seconds={session_seconds}",
             f"--log-level={log_level}",
             f"--log-format={log_format}",
         ]
+        if slots is not None:
+            self._arguments.append(f"--slots={slots}")
         if threads is not None:
             self._arguments.append(f"--threads={threads}")
         self._hang_timeout = hang_timeout
@@ -96,6 +107,11 @@ class EngineSupervisor:
     @property
     def ready(self) -> bool:
         return self._ready.is_set()
+
+    @property
+    def standing(self) -> Standing:
+        """All of that, for processes that ask the same engine."""
+        return Standing(self._address, self.ready, self.restarts, self.ends_in_a_row, self.trouble)
 
     @property
     def pid(self) -> int | None:
@@ -142,6 +158,7 @@ class EngineSupervisor:
                     f"it ended {'once' if ends == 1 else f'{ends} times in a row'} ({self._last_end}) "
                     f"and is started again {f'after {pause:g} s' if pause else 'at once'}"
                 )
+                self._changed()
                 log.error("the engine process ended and is started again", ends_in_a_row=ends, pause=pause)
                 await asyncio.sleep(pause)
                 self.restarts += 1
@@ -160,18 +177,22 @@ class EngineSupervisor:
         # Its own session keeps Ctrl-C from it, which is for this process to act on.
         self._process = process = await asyncio.create_subprocess_exec(*command, stdin=PIPE, start_new_session=True)
         self.client.connect(address)
+        self._address = address
+        self._changed()
         death = asyncio.create_task(process.wait())
         hang = asyncio.create_task(self._watch())
         try:
             await asyncio.wait([death, hang], return_when=asyncio.FIRST_COMPLETED)
         finally:
             self._ready.clear()
+            self._changed()
             hang.cancel()
             with suppress(ProcessLookupError):
                 process.kill()
             code = await death
             self._last_end = f"by {signal.Signals(-code).name}" if code < 0 else f"with status {code}"
-            self._process = None
+            self._process, self._address = None, None
+            self._changed()
             await self.client.disconnect()
             log.info("the engine process ended", pid=process.pid, exit_code=process.returncode)
 
@@ -181,6 +202,7 @@ class EngineSupervisor:
             await self.client.look(self._start_timeout)
             self._ready.set()
             self.trouble = None
+            self._changed()
             log.info("the engine is ready", pid=self.pid)
             began = time.monotonic()
             while True:
@@ -191,3 +213,7 @@ class EngineSupervisor:
                     await self.client.look(self._hang_timeout / 2)
                 except TimeoutError:  # asked twice, because a stall of this process looks the same
                     await self.client.look(self._hang_timeout / 2)
+
+    def _changed(self) -> None:
+        for reaction in self.on_change:
+            reaction()

@@ -31,7 +31,7 @@ from app.protocol import (
 )
 from app.server import Server, ServerOfRequest
 from app.settings import Settings
-from app.work import Work
+from app.work import Work, check_session
 
 router = APIRouter(prefix="/v2", tags=["open inference protocol"])
 
@@ -46,6 +46,11 @@ OUTPUTS: dict[str, tuple[Datatype, Callable[[Computed], Any]]] = {
     "residual": ("FP32", lambda computed: computed.residual),
     "converged": ("BOOL", lambda computed: [status == "converged" for status in computed.status]),
 }
+OUTPUTS_OF_LABEL_STOPS: dict[str, tuple[Datatype, Callable[[Computed], Any]]] = {
+    "margin": ("FP32", lambda computed: computed.margin),
+    "bound": ("FP32", lambda computed: computed.bound),
+}
+"""What there is beside, where the parameter ``stop`` is ``label``."""
 Version = Annotated[str, Path(description="a positive integer")]
 
 
@@ -105,7 +110,7 @@ def _metadata(server: Server, name: str, version: str | None) -> Response:
             [TensorMetadata("inputs", "UINT8" if spec.dtype == "uint8" else "FP32", [-1, *spec.shape]), *optional],
             [
                 TensorMetadata(name, datatype, [-1, len(model.config.classes)] if name == "logits" else [-1])
-                for name, (datatype, _) in OUTPUTS.items()
+                for name, (datatype, _) in (OUTPUTS | (OUTPUTS_OF_LABEL_STOPS if model.label_stop else {})).items()
             ],
         )
     )
@@ -121,7 +126,9 @@ def _ready(server: Server, name: str, version: str | None) -> Response:
 async def _infer(request: Request, server: Server, name: str, version: str | None) -> Response:
     arrived = time.monotonic()
     with bad_requests_are_400():
-        request.state.model = _find(server, name, version).name  # an unknown model is refused before its inputs are read
+        model = _find(server, name, version)  # an unknown model, or one too busy, is refused before the inputs are read
+        request.state.model = model.name
+        server.engine.client.refuse_if_full(model.name, model.version)
         content = await body.read(request, server.settings)
         content = body.decompress(content, request.headers.get("content-encoding", "identity"), server.settings.max_body_bytes)
         header, tail = binary_tensors.split(content, request.headers.get(binary_tensors.HEADER))
@@ -154,7 +161,9 @@ def _work(asked: InferRequest, tail: memoryview, model: Model, settings: Setting
     if asked.parameters.timeout is not UNSET:
         given.setdefault("deadline_ms", asked.parameters.timeout / 1000)
     given |= {name: array.tolist() for name, array in arrays.items()}
-    return Work(rows, parameters.read(given, len(rows), model.config.serving, settings.max_iterations_limit))
+    asked_for = parameters.read(given, len(rows), model, settings.max_iterations_limit)
+    session = None if asked.parameters.session is UNSET else asked.parameters.session
+    return Work(rows, asked_for, check_session(session))
 
 
 def _arrays(given: Sequence[RequestInput], tail: memoryview, model: Model) -> dict[str, NDArray[Any]]:
@@ -173,10 +182,15 @@ def _arrays(given: Sequence[RequestInput], tail: memoryview, model: Model) -> di
 
 def _wanted(asked: InferRequest) -> list[tuple[str, bool]]:
     """The names of the outputs to send, each with whether it shall lie behind the JSON."""
-    outputs = [RequestedOutput(name) for name in OUTPUTS] if asked.outputs is UNSET or not asked.outputs else asked.outputs
-    _check_names("outputs", [output.name for output in outputs], OUTPUTS)
+    known = _outputs(asked)
+    outputs = [RequestedOutput(name) for name in known] if asked.outputs is UNSET or not asked.outputs else asked.outputs
+    _check_names("outputs", [output.name for output in outputs], known)
     otherwise = asked.parameters.binary_data_output
     return [(one.name, otherwise if one.parameters.binary_data is UNSET else one.parameters.binary_data) for one in outputs]
+
+
+def _outputs(asked: InferRequest) -> dict[str, tuple[Datatype, Callable[[Computed], Any]]]:
+    return OUTPUTS | OUTPUTS_OF_LABEL_STOPS if asked.parameters.stop == "label" else OUTPUTS
 
 
 def _check_names(field: str, names: Sequence[str], known: Iterable[str]) -> None:
@@ -191,7 +205,7 @@ def _check_names(field: str, names: Sequence[str], known: Iterable[str]) -> None
 def _answer(asked: InferRequest, model: Model, wanted: Sequence[tuple[str, bool]], computed: Computed) -> Response:
     outputs, behind = [], []
     for name, binary in wanted:
-        datatype, values = OUTPUTS[name]
+        datatype, values = _outputs(asked)[name]
         output, content = tensors.write(name, datatype, np.asarray(values(computed)), binary=binary)
         outputs.append(output)
         if content is not None:

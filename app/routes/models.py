@@ -50,6 +50,8 @@ def _describe(server: Server, catalogue: Catalogue, name: str) -> ModelDescripti
         max_iterations_limit=limit,
         residual_norm=serving.residual_norm,
         solver=serving.solver,
+        solvers=list(model.solvers),
+        label_stop=model.label_stop,
         metrics=_metrics(server, model.name, model.version),
         refused=catalogue.refused_versions(name),
     )

@@ -30,8 +30,10 @@ async def predict_version(request: Request, server: ServerOfRequest, name: str, 
 
 async def _predict(request: Request, server: Server, name: str | None, version: int | None) -> Response:
     arrived = time.monotonic()
-    request.state.model = server.catalogue.find(name, version).name  # an unknown model is refused before its inputs are read
+    model = server.catalogue.find(name, version)  # an unknown model, or one too busy, is refused before the inputs are read
+    request.state.model = model.name
     media_type = body.media_type(request)
+    server.engine.client.refuse_if_full(model.name, model.version)
     content = await body.read(request, server.settings)
 
     async def attempt() -> Response:

@@ -59,9 +59,15 @@ async function ask() {
     if (one === null) return forget();
     if (model.input.kind === "image") showSeen(one);
     const began = performance.now();
-    const wanted = { tolerance: tolerance(), cap: cap() };
+    const wanted = { tolerance: tolerance(), cap: cap(), solver: $("solver").value };
     let heard = null; // until the first event, the last answer stays in sight
-    const body = { inputs: [one], tolerance: wanted.tolerance, max_iterations: wanted.cap };
+    const body = {
+      inputs: [one],
+      tolerance: wanted.tolerance,
+      max_iterations: wanted.cap,
+      solver: wanted.solver,
+      stop: $("stop").checked ? "label" : "tolerance",
+    };
     const whole = await watch(model.name, body, mine.signal, (event) => {
       if (heard === null) [heard, events, asked, answer] = [[], [], wanted, null];
       heard.push(event);
@@ -131,14 +137,23 @@ function bar(label, rank, probability) {
   return item;
 }
 
-function ended({ status }) {
+function ended({ status, stability }) {
   const words = {
     converged: "converged: it moves less than the tolerance",
+    label_stable: `its label cannot change any more: ${lead(stability)}`,
     max_iterations: "stopped at the cap, before the tolerance",
     deadline: "stopped at the deadline",
     diverged: "diverged: its numbers are no longer finite",
   };
   return words[status];
+}
+
+// stability: null or undefined where the answer is not one to a label stop.
+function lead(stability) {
+  if (!stability) return "";
+  const { margin, bound, kind } = stability;
+  const [ahead, left] = [margin, bound].map((one) => (one === null ? "any amount" : shortNumber(one)));
+  return `it leads by ${ahead}, and can lose ${left}${kind === "estimate" ? ", by estimate" : ""}`;
 }
 
 function say() {
@@ -149,7 +164,8 @@ function say() {
 
 function countCost() {
   const { iterations, status, label, milliseconds } = answer;
-  const text = `${label ?? "no label"}: ${iterations} iterations, ${milliseconds.toFixed(1)} ms, tolerance ${shortNumber(asked.tolerance)}`;
+  const took = `${iterations} iterations, ${milliseconds.toFixed(1)} ms`;
+  const text = `${label ?? "no label"}: ${took}, tolerance ${shortNumber(asked.tolerance)}, ${asked.solver}`;
   costs.push({ iterations, status, text });
   costs.splice(0, costs.length - MOST_COSTS);
   const mean = costs.reduce((sum, one) => sum + one.iterations, 0) / costs.length;
@@ -239,6 +255,12 @@ async function choose() {
   $("tolerance").value = Math.log10(model.tolerance);
   $("cap").max = Math.log10(model.max_iterations_limit);
   $("cap").value = Math.log10(model.max_iterations);
+  $("solver").replaceChildren(...model.solvers.map((name) => new Option(name, name)));
+  $("solver").value = model.solver;
+  $("solver").disabled = model.solvers.length < 2;
+  $("stop").checked = false;
+  $("stop").disabled = model.label_stop === null;
+  $("stop-label").title = model.label_stop ? "" : "This model has no label stops: python -m training evaluate calibrates them.";
   $("norm").textContent = `${model.residual_norm.replace("_", " ")} norm`;
   showKnobs();
   $("samples").replaceChildren(...samples.map(sampleButton));
@@ -265,6 +287,9 @@ function useSample(sample) {
 }
 
 function showKnobs() {
+  const fits = (solver) => !$("stop").checked || model.label_stop.solvers.includes(solver);
+  for (const option of $("solver").options) option.disabled = !fits(option.value);
+  if (!fits($("solver").value)) $("solver").value = model.label_stop.solvers[0];
   $("tolerance-value").textContent = shortNumber(tolerance());
   $("tolerance").setAttribute("aria-valuetext", shortNumber(tolerance()));
   $("cap-value").textContent = cap().toLocaleString("en");
@@ -309,7 +334,7 @@ $("file").addEventListener("change", (event) => {
 });
 $("model").addEventListener("change", choose);
 $("numbers").addEventListener("input", askSoon);
-for (const knob of [$("tolerance"), $("cap")])
+for (const knob of [$("tolerance"), $("cap"), $("solver"), $("stop")])
   knob.addEventListener("input", () => {
     if (!model) return;
     showKnobs();

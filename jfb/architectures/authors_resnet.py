@@ -1,16 +1,20 @@
 """The implicit ResNets of the JFB paper's authors, so that their published weights can be served."""
 
 from collections.abc import Sequence
+from copy import deepcopy
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from jfb.architectures.standardise import Standardise
 from jfb.network import ImplicitNetwork
 
 SLOPE = 0.1
+EPSILON = 1e-5
+"""Added to the variance by batch normalisation."""
 
 
 class AuthorsResNet(ImplicitNetwork):
@@ -93,6 +97,57 @@ class AuthorsResNet(ImplicitNetwork):
         logits: Tensor = self.fc_y(_activate(self.conv_y(state)).flatten(1))
         return logits
 
+    def folded(self) -> ImplicitNetwork:
+        return FoldedAuthorsResNet(self)
+
+
+class FoldedAuthorsResNet(ImplicitNetwork):
+    """An ``AuthorsResNet`` in evaluation mode with every batch normalisation folded, the scale γ of its step among them.
+
+    Args:
+        network: whose maps these are; it is copied.
+    """
+
+    scale: Tensor
+    shift: Tensor
+
+    def __init__(self, network: AuthorsResNet) -> None:
+        super().__init__()
+        self.network = network = deepcopy(network).eval().requires_grad_(False)
+        if network.stem == "plain":
+            _fold(network, ("conv_d1", "bn_1"), ("conv_d2", "bn_2"))
+        else:
+            _fold(network, ("conv1", "bn1"))
+            for stage in (network.layer1, network.layer2, network.layer3):
+                _fold(stage[0], ("conv_d1", "bn1"), ("conv_d2", "bn2"))
+        (normalise,) = network.lat_batch_norm
+        assert isinstance(normalise, FrozenBatchNorm2d)
+        scale = network.scale * torch.rsqrt(normalise.running_var + EPSILON)
+        self.register_buffer("scale", scale.view(1, -1, 1, 1))
+        self.register_buffer("shift", (-normalise.running_mean * scale).view(1, -1, 1, 1))
+        (block,) = network.latent_convs
+        self.first, self.second = (part for part in block.children() if isinstance(part, nn.Conv2d))
+
+    def inject(self, inputs: Tensor) -> Tensor:
+        return self.network.inject(inputs)
+
+    def step(self, state: Tensor, injection: Tensor) -> Tensor:
+        hidden = state + injection
+        residual = self.second(F.leaky_relu_(self.first(hidden), SLOPE))
+        # Their two activations in a row are one, with the slope squared.
+        return torch.addcmul(self.shift, F.leaky_relu_(residual, SLOPE**2).add_(hidden), self.scale)
+
+    def readout(self, state: Tensor) -> Tensor:
+        return self.network.readout(state)
+
+
+def _fold(module: nn.Module, *pairs: tuple[str, str]) -> None:
+    """Fold batch normalisations into convolutions, both named as attributes of a module."""
+    for convolution, normalise in pairs:
+        fused = fuse_conv_bn_eval(getattr(module, convolution), getattr(module, normalise))
+        setattr(module, convolution, fused)
+        setattr(module, normalise, nn.Identity())
+
 
 class AuthorsBlock(nn.Module):
     """A residual block whose shortcut, where the shape changes, takes every second pixel and pads channels with zeros."""
@@ -124,7 +179,7 @@ class FrozenBatchNorm2d(nn.Module):
         self.register_buffer("running_var", torch.ones(channels))
 
     def forward(self, features: Tensor) -> Tensor:
-        return F.batch_norm(features, self.running_mean, self.running_var, training=False)
+        return F.batch_norm(features, self.running_mean, self.running_var, training=False, eps=EPSILON)
 
 
 def _activate(features: Tensor) -> Tensor:

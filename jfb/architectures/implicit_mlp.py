@@ -2,11 +2,12 @@
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from jfb.architectures.standardise import Standardise
-from jfb.contraction import operator_norm_bound, scale_to_unit_norm
+from jfb.contraction import operator_norm_bound, pairwise_distances, scale_to_unit_norm
 from jfb.network import ImplicitNetwork
 
 
@@ -56,8 +57,7 @@ class ImplicitMLP(ImplicitNetwork):
         return injection
 
     def step(self, state: Tensor, injection: Tensor) -> Tensor:
-        image: Tensor = injection + self.contraction * self.latent(F.leaky_relu(state, self.slope))
-        return image
+        return torch.add(injection, self.latent(F.leaky_relu(state, self.slope)), alpha=self.contraction)
 
     def readout(self, state: Tensor) -> Tensor:
         logits: Tensor = self.classify(F.leaky_relu(state, self.slope))
@@ -65,6 +65,9 @@ class ImplicitMLP(ImplicitNetwork):
 
     def constrain(self) -> None:
         scale_to_unit_norm(self.latent.weight)
+
+    def readout_lipschitz(self) -> Tensor:
+        return pairwise_distances(self.classify.weight)  # the leaky ReLU before it has a slope of at most one
 
     def contraction_bound(self) -> float:
         return self.contraction * float(operator_norm_bound(self.latent.weight))

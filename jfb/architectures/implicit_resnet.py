@@ -1,14 +1,15 @@
 """An implicit ResNet for images."""
 
+import math
 from collections.abc import Sequence
-from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from jfb.architectures.standardise import Standardise
-from jfb.contraction import operator_norm_bound, scale_to_unit_norm
+from jfb.architectures.stem import build_stem
+from jfb.contraction import operator_norm_bound, pairwise_distances, scale_to_unit_norm
 from jfb.network import ImplicitNetwork
 
 
@@ -16,8 +17,7 @@ class ImplicitResNet(ImplicitNetwork):
     """A convolutional stem, one residual layer iterated to its fixed point, and a linear classifier.
 
     ``u = φ(Q(d) + γ · C u)`` with C a convolution of operator norm at most one (spectral normalisation) and φ a leaky
-    ReLU: a contraction with factor γ, whatever the data. Batch normalisation stands in the stem only, where it is a
-    fixed affine map once the network is trained.
+    ReLU: a contraction with factor γ, whatever the data.
 
     One convolution and not two: with norms at most one, the typical gain of a chain of two is a few hundredths, and the
     fixed point is then hardly more than its first iterate. C starts near an orthogonal map for the same reason.
@@ -53,28 +53,16 @@ class ImplicitResNet(ImplicitNetwork):
         super().__init__()
         if len(input_shape) != 3:
             raise ValueError(f"input.shape: implicit_resnet takes images, [channels, height, width], got {list(input_shape)}")
-        if not channels or len(channels) != len(pool) or min(*channels, *pool) < 1:
-            raise ValueError(f"channels, pool: expected equally many positive integers, got {channels} and {pool}")
         if not 0 < contraction < 1:
             raise ValueError(f"contraction: expected a number in (0, 1), got {contraction}")
-        if not 0 <= slope <= 1:
-            raise ValueError(f"slope: expected a number in [0, 1], got {slope}")
-        height, width = input_shape[1:]
-        for factor in pool:
-            height, width = height // factor, width // factor
-        if min(height, width) < 1:
-            raise ValueError(f"pool: {list(pool)} leaves nothing of an image of shape {list(input_shape)}")
+        stem, (height, width) = build_stem(input_shape, channels, pool, blocks, slope)
         latent = channels[-1]
         self.contraction = contraction
         self.average = average
+        self.positions = height * width
         self.slope = slope
         self.standardise = Standardise(input_shape, mean, std)
-        stem: list[nn.Module] = []
-        for (before, after), factor in zip(pairwise((input_shape[0], *channels)), pool, strict=True):
-            stem += [nn.Conv2d(before, after, 3, padding=1, bias=False), nn.BatchNorm2d(after), nn.LeakyReLU(slope)]
-            stem += [StemBlock(after, slope) for _ in range(blocks)]
-            stem += [nn.MaxPool2d(factor)] if factor > 1 else []
-        self.stem = nn.Sequential(*stem)
+        self.stem = stem
         self.latent = nn.Conv2d(latent, latent, 3, padding=1, bias=False)
         _near_orthogonal(self.latent.weight)
         self.dropout = nn.Dropout(dropout)
@@ -89,7 +77,7 @@ class ImplicitResNet(ImplicitNetwork):
         return injection
 
     def step(self, state: Tensor, injection: Tensor) -> Tensor:
-        return F.leaky_relu(injection + self.contraction * self.latent(state), self.slope)
+        return F.leaky_relu(torch.add(injection, self.latent(state), alpha=self.contraction), self.slope)
 
     def readout(self, state: Tensor) -> Tensor:
         features = state.mean((2, 3)) if self.average else state.flatten(1)
@@ -98,6 +86,10 @@ class ImplicitResNet(ImplicitNetwork):
 
     def constrain(self) -> None:
         scale_to_unit_norm(self.latent.weight)
+
+    def readout_lipschitz(self) -> Tensor:
+        distances = pairwise_distances(self.classify.weight)
+        return distances / math.sqrt(self.positions) if self.average else distances
 
     def contraction_bound(self) -> float:
         return self.contraction * float(operator_norm_bound(self.latent.weight))
@@ -108,21 +100,3 @@ def _near_orthogonal(kernel: Tensor) -> None:
     with torch.no_grad():
         nn.init.normal_(kernel, std=0.02)
         kernel[:, :, kernel.shape[2] // 2, kernel.shape[3] // 2] += nn.init.orthogonal_(torch.empty_like(kernel[:, :, 0, 0]))
-
-
-class StemBlock(nn.Module):
-    """An ordinary residual block: ``φ(x + BN(C₂ φ(BN(C₁ x))))``."""
-
-    def __init__(self, channels: int, slope: float) -> None:
-        super().__init__()
-        self.slope = slope
-        self.body = nn.Sequential(
-            nn.Conv2d(channels, channels, 3, padding=1, bias=False),
-            nn.BatchNorm2d(channels),
-            nn.LeakyReLU(slope),
-            nn.Conv2d(channels, channels, 3, padding=1, bias=False),
-            nn.BatchNorm2d(channels),
-        )
-
-    def forward(self, features: Tensor) -> Tensor:
-        return F.leaky_relu(features + self.body(features), self.slope)

@@ -20,7 +20,28 @@ class Solver(ABC):
 
     Rows are independent: a solver may use a row's own history and nothing else, so that rows can be gathered, joined
     and dropped between any two iterations.
+
+    Attributes:
+        needs: the class of networks whose maps ``evaluate`` takes.
     """
+
+    needs: type = ImplicitNetwork
+
+    @property
+    def splits(self) -> bool:
+        """Whether an iteration evaluates something else than ``step`` as a whole."""
+        return type(self).evaluate is not Solver.evaluate
+
+    def check(self, kind: type) -> None:
+        """Refuse networks of a class that lacks what ``evaluate`` needs.
+
+        Raises:
+            ValueError: naming both.
+        """
+        if not issubclass(kind, self.needs):
+            raise ValueError(
+                f"solver: {type(self).__name__} splits the map of a {self.needs.__name__}, and cannot solve a {kind.__name__}"
+            )
 
     @abstractmethod
     def start(self, point: Tensor) -> Memory:

@@ -56,7 +56,14 @@ def running_server(store: Path, log: Path, **settings: object) -> Iterator[Runni
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    settings = {"model_store": store, "port": port, "device": "cpu", "threads": 1, "drain_seconds": 0} | settings
+    settings = {
+        "model_store": store,
+        "port": port,
+        "device": "cpu",
+        "threads": 1,
+        "precision": "float32",
+        "drain_seconds": 0,
+    } | settings
     environment = {**os.environ, **{f"JFB_{name.upper()}": str(value) for name, value in settings.items()}}
     with log.open("wb") as output:
         process = subprocess.Popen([sys.executable, "-m", "app"], env=environment, stdout=output, stderr=output)

@@ -120,6 +120,8 @@ def test_tritonclient_finds_the_server_and_its_models_live_ready_and_described(a
             {"name": "iterations", "datatype": "INT64", "shape": [-1]},
             {"name": "residual", "datatype": "FP32", "shape": [-1]},
             {"name": "converged", "datatype": "BOOL", "shape": [-1]},
+            {"name": "margin", "datatype": "FP32", "shape": [-1]},
+            {"name": "bound", "datatype": "FP32", "shape": [-1]},
         ],
     }
 
@@ -306,6 +308,10 @@ def changed(**fields: object) -> dict[str, object]:
         ({"inputs": [ROW], "parameters": {"tolerence": 1}}, ("parameters: ", "tolerence")),
         ({"inputs": [ROW], "parameters": {"tolerance": 0}}, ("tolerance: ", "above 0")),
         ({"inputs": [ROW], "parameters": {"max_iterations": 1001}}, ("max_iterations: ", "1 to 1000")),
+        ({"inputs": [ROW], "parameters": {"solver": "newton"}}, ("solver: ", "one of picard", 'got "newton"')),
+        ({"inputs": [ROW], "parameters": {"solver": 1}}, ("parameters.solver: ", "`str`")),
+        ({"inputs": [ROW], "parameters": {"stop": "soon"}}, ("stop: ", "one of tolerance, label", 'got "soon"')),
+        ({"inputs": [ROW], "outputs": [{"name": "bound"}]}, ("outputs[0].name: ", "logits, iterations", 'got "bound"')),
         (
             {"inputs": [ROW, {"name": "tolerance", "datatype": "FP32", "shape": [2], "data": [1, 1]}]},
             ("tolerance: ", "list of 1"),

@@ -150,6 +150,34 @@ def test_a_slow_body_is_408_and_its_connection_is_closed(locked: tuple[RunningSe
     assert b"body: expected all of it within 0.5 s, got 1 bytes" in received
 
 
+@pytest.mark.parametrize("begin", [b"", b"GET /v2/health/live HTTP/1.1\r\nhost: t\r\n\r\n"], ids=["first", "second"])
+def test_a_head_that_does_not_end_is_408_and_its_connection_is_closed(locked: tuple[RunningServer, str], begin: bytes) -> None:
+    received = spoken(locked[0], begin + b"GET /models HTTP/1.1\r\nhost: t\r\n")
+    assert b"HTTP/1.1 408 " in received
+    assert b"head: expected all of it within 0.5 s, got " in received
+    assert received.count(b"HTTP/1.1 200 ") == (1 if begin else 0)
+
+
+def test_a_head_without_end_is_431_before_its_time_is_over(locked: tuple[RunningServer, str]) -> None:
+    received = spoken(locked[0], b"GET /models HTTP/1.1\r\n" + b"x-more: " + b"a" * 65_600)
+    assert received.startswith(b"HTTP/1.1 431 ")
+
+
+def test_a_connection_that_says_nothing_is_closed(locked: tuple[RunningServer, str]) -> None:
+    assert spoken(locked[0], b"") == b""
+
+
+def spoken(server: RunningServer, sent: bytes) -> bytes:
+    """What a connection brings until the server closes it."""
+    url = httpx.URL(server.url)
+    with socket.create_connection((url.host, url.port or 80), timeout=20) as sock:
+        sock.sendall(sent)
+        received = b""
+        while chunk := sock.recv(4096):
+            received += chunk
+    return received
+
+
 def test_the_log_has_neither_keys_nor_json_when_it_is_for_people(locked: tuple[RunningServer, str]) -> None:
     server = locked[0]
     server.client.get("/models", headers=bearing("first") | {"x-request-id": "in-words"})

@@ -7,6 +7,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 
 import httpx
@@ -114,6 +115,42 @@ def test_a_smaller_tolerance_costs_more_iterations_and_a_cap_ends_them(page: Pag
     assert iterations(page) == 2
 
 
+def test_the_solver_and_the_stop_are_what_is_asked(page: Page, digits_server: RunningServer) -> None:
+    sample = digits_server.client.get("/models/digits/samples").json()[3]
+    expected = {
+        (solver, stop): digits_server.predict(
+            {"inputs": [sample["input"]], "tolerance": 1e-5, "solver": solver, "stop": stop}
+        ).json()["predictions"][0]
+        for solver, stop in (("picard", "tolerance"), ("anderson", "tolerance"), ("anderson", "label"))
+    }
+    counts = [answer["iterations"] for answer in expected.values()]
+    assert counts[0] > counts[1] > counts[2]
+    assert expected["anderson", "label"]["status"] == "label_stable"
+    page.get_by_role("button", name="Sample: 3").click()
+    set_slider(page, "tolerance", -5)
+    expect(page.locator("#said")).to_contain_text(f"after {counts[0]} iterations")
+    page.locator("#solver").select_option("anderson")
+    expect(page.locator("#said")).to_contain_text(f"after {counts[1]} iterations")
+    page.get_by_label("stop when the label cannot change").check()
+    expect(page.locator("#said")).to_contain_text(f"after {counts[2]} iteration")
+    expect(page.locator("#end")).to_contain_text("its label cannot change any more: it leads by")
+    page.get_by_label("stop when the label cannot change").uncheck()
+    page.locator("#solver").select_option("picard")
+    expect(page.locator("#said")).to_contain_text(f"after {counts[0]} iterations")
+
+
+def test_what_a_model_does_not_offer_cannot_be_chosen(browser: Browser, strict_server: RunningServer) -> None:
+    models = {one["name"]: one for one in strict_server.client.get("/models").json()["models"]}
+    assert len({one["label_stop"] is None for one in models.values()}) == 2  # some do, some do not
+    with page_of(browser, strict_server.url) as (page, said):
+        for name, model in models.items():
+            page.locator("#model").select_option(name)
+            stop = page.locator("#stop")
+            expect(stop).to_be_disabled() if model["label_stop"] is None else expect(stop).to_be_enabled()
+            expect(page.locator("#solver option")).to_have_text(model["solvers"])
+        assert said == []
+
+
 def test_a_sample_is_answered_as_the_api_answers_it(page: Page, digits_server: RunningServer) -> None:
     sample = digits_server.client.get("/models/digits/samples").json()[4]
     answer = digits_server.predict({"inputs": [sample["input"]]}).json()["predictions"][0]
@@ -134,6 +171,55 @@ def test_an_image_file_is_answered(page: Page, tmp_path: Path) -> None:
     (tmp_path / "text.png").write_text("not an image")
     page.locator("#file").set_input_files(tmp_path / "text.png")
     expect(page.get_by_role("alert")).to_contain_text("is not an image")
+
+
+def test_a_file_dropped_on_the_page_is_answered(page: Page, tmp_path: Path) -> None:
+    pixels = np.zeros((40, 40), dtype=np.uint8)
+    pixels[5:35, 17:23] = 255
+    Image.fromarray(pixels).save(tmp_path / "one.png")
+    box = page.locator("#drop").bounding_box()
+    assert box
+    where = {"x": box["x"] + 20, "y": box["y"] + 20}
+    browser = page.context.new_cdp_session(page)
+
+    def drag(kind: str) -> None:
+        """As the browser is told by the system when somebody drags a file over it."""
+        data = {"items": [], "files": [str(tmp_path / "one.png")], "dragOperationsMask": 1}
+        browser.send("Input.dispatchDragEvent", {"type": kind, **where, "data": data})
+
+    drag("dragEnter")
+    drag("dragOver")
+    expect(page.locator("#drop")).to_have_class("paper over")
+    drag("drop")
+    expect(page.locator("#drop")).to_have_class("paper")
+    expect(page.locator("#costs rect")).to_have_count(2)
+    expect(page.locator("#label")).to_have_text("1")
+
+
+def test_a_finger_draws_and_does_not_scroll(browser: Browser, digits_server: RunningServer) -> None:
+    with page_of(browser, digits_server.url, viewport=PHONE, is_mobile=True, has_touch=True) as (page, said):
+        expect(page.locator("#said")).to_contain_text("iteration")
+        page.locator("#clear").tap()
+        expect(page.locator("#label")).to_have_text("–")
+        page.locator("#pad").scroll_into_view_if_needed()
+        box = page.locator("#pad").bounding_box()
+        assert box
+        scrolled = page.evaluate("scrollY")
+        screen = page.context.new_cdp_session(page)
+
+        def touch(kind: str, *places: tuple[float, float]) -> None:
+            points = [{"x": box["x"] + x * box["width"], "y": box["y"] + y * box["height"]} for x, y in places]
+            screen.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": points})
+
+        touch("touchStart", SEVEN[0])
+        for (x0, y0), (x1, y1) in pairwise(SEVEN):
+            for share in np.linspace(0.1, 1, 10):
+                touch("touchMove", (x0 + float(share) * (x1 - x0), y0 + float(share) * (y1 - y0)))
+        touch("touchEnd")
+        expect(page.locator("#label")).to_have_text("7")
+        expect(page.locator("#said")).to_contain_text("7 with")
+        assert page.evaluate("scrollY") == scrolled
+        assert said == []
 
 
 def test_the_keyboard_alone_draws_and_moves_the_knobs(page: Page) -> None:
@@ -253,6 +339,14 @@ def test_a_phone_need_not_scroll_sideways(browser: Browser, digits_server: Runni
         assert page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
 
 
+def test_the_page_of_the_api_is_whole_without_another_host(browser: Browser, digits_server: RunningServer) -> None:
+    with page_of(browser, f"{digits_server.url}/docs") as (page, said):
+        expect(page.locator(".opblock-summary-path", has_text="/predict").first).to_be_visible()
+        page.locator(".opblock").first.click()
+        expect(page.get_by_role("button", name="Try it out").first).to_be_visible()
+        assert said == []
+
+
 def test_pages_hold_no_script_but_their_own(digits_server: RunningServer) -> None:
     for path in ("/", "/engine"):
         answer = digits_server.client.get(path)
@@ -289,7 +383,8 @@ def test_screenshots_for_the_documentation(browser: Browser, digits_server: Runn
             draw(page, THREE)
             expect(page.locator("#label")).to_have_text("3")
             expect(page.locator("#said")).to_contain_text("3 with")
-            page.screenshot(path=folder / f"{name}.png", full_page=True)
+            page.evaluate("scrollTo(0, 0)")
+            page.screenshot(path=folder / f"{name}.png", full_page=name != "playground-phone")  # a phone's is as much as it shows
     inputs = [one["input"] for one in digits_server.client.get("/models/digits/samples").json()]
     with page_of(browser, f"{digits_server.url}/engine") as (page, _):
         for k in range(24):

@@ -69,6 +69,33 @@ def test_a_full_queue_is_429_with_the_seconds_to_wait_and_what_fits_is_still_tak
     wait_until(lambda: rows(strict_server, "active") == 0, 10, "its rows are gone")
 
 
+def test_while_the_queue_is_full_requests_are_refused_before_their_inputs_are_read(strict_server: RunningServer) -> None:
+    url = httpx.URL(strict_server.url)
+    head = b"POST /models/slow/predict HTTP/1.1\r\nhost: t\r\ncontent-type: application/json\r\ncontent-length: 99\r\n\r\n"
+
+    def refused_by_its_head() -> bool:
+        assert strict_server.predict(ENDLESS, "/models/slow/predict").status_code == 429
+        with socket.create_connection((url.host, url.port or 80), timeout=0.5) as sock:
+            sock.sendall(head)
+            try:
+                return sock.recv(4096).startswith(b"HTTP/1.1 429 ")
+            except TimeoutError:  # what the engine said was too long ago
+                return False
+
+    four, two = ENDLESS | {"inputs": [[0, 1, 2, 3]] * 4}, ENDLESS | {"inputs": [[0, 1, 2, 3]] * 2}
+    with connection(strict_server, four):
+        wait_until(lambda: rows(strict_server, "waiting") == 2, 10, "two rows wait")
+        with connection(strict_server, two):
+            wait_until(lambda: rows(strict_server, "waiting") == 4, 10, "the queue is full")
+            wait_until(refused_by_its_head, 30, "a request is refused by its head")
+    wait_until(lambda: rows(strict_server, "active") == 0, 10, "its rows are gone")
+    wait_until(
+        lambda: strict_server.predict({"inputs": [[0, 0, 0, 0]], "max_iterations": 2}, "/models/slow/predict").is_success,
+        5,
+        "there is room",
+    )
+
+
 def test_torch_stays_out_of_the_http_process(server: RunningServer) -> None:
     def maps(pid: int) -> str:
         return Path(f"/proc/{pid}/maps").read_text()
@@ -113,12 +140,12 @@ def test_a_server_that_is_told_to_stop_finishes_what_is_in_flight(store: Path, t
     with running_server(store, tmp_path / "log", max_iterations_limit=1_000_000) as server, ThreadPoolExecutor(1) as pool:
         server.wait_until_ready()
         engine = server.engine_pid()
-        in_flight = pool.submit(server.predict, ENDLESS | {"max_iterations": 20_000}, "/models/slow/predict")
+        in_flight = pool.submit(server.predict, ENDLESS | {"max_iterations": 10_000}, "/models/slow/predict")
         wait_until(lambda: rows(server, "active") == 1, 10, "it is in flight")
         server.process.send_signal(number)
         answer = in_flight.result(timeout=30)
         assert answer.status_code == 200
-        assert answer.json()["predictions"][0]["iterations"] == 20_000
+        assert answer.json()["predictions"][0]["iterations"] == 10_000
         server.process.wait(timeout=30)
         with pytest.raises(httpx.TransportError):
             server.client.get("/v2/health/live")

@@ -35,10 +35,10 @@ def test_what_is_in_flight_is_answered_and_the_status_is_0(store: Path, tmp_path
     with running_server(store, tmp_path / "log", max_iterations_limit=1_000_000, drain_seconds=0.5) as server:
         server.wait_until_ready()
         with ThreadPoolExecutor(1) as pool:
-            in_flight = pool.submit(server.predict, ENDLESS | {"max_iterations": 20_000}, PATH)
+            in_flight = pool.submit(server.predict, ENDLESS | {"max_iterations": 10_000}, PATH)
             wait_until(lambda: rows(server, "active") == 1, 10, "it is in flight")
             server.process.send_signal(number)
-            assert in_flight.result(timeout=60).json()["predictions"][0]["iterations"] == 20_000
+            assert in_flight.result(timeout=60).json()["predictions"][0]["iterations"] == 10_000
         assert server.process.wait(30) == 0
 
 

@@ -48,6 +48,26 @@ def test_a_session_may_stand_in_the_query_string(client: httpx.Client) -> None:
     assert again[0] > 1 == again[1]
 
 
+def test_a_session_is_a_parameter_of_the_open_inference_protocol_too(client: httpx.Client) -> None:
+    picture = film(1)[0]
+    inputs = [{"name": "inputs", "shape": list(picture.shape), "datatype": "FP32", "data": picture.ravel().tolist()}]
+
+    def iterations(session: object) -> int:
+        body = {"inputs": inputs, "parameters": {"tolerance": 1e-5, "max_iterations": 200, "session": session}}
+        (count,) = (
+            output["data"][0]
+            for output in client.post("/v2/models/digits/infer", json=body).json()["outputs"]
+            if output["name"] == "iterations"
+        )
+        assert isinstance(count, int)
+        return count
+
+    assert iterations("v2") > 5
+    assert iterations("v2") == 1
+    body = {"inputs": inputs, "parameters": {"session": "x" * 129}}
+    refused(client.post("/v2/models/digits/infer", json=body), 400, "session: ", "1 to 128 characters")
+
+
 @pytest.mark.parametrize("session", ["", "x" * 129, 7, ["a"], True])
 def test_a_session_that_is_no_short_text_is_refused(client: httpx.Client, session: object) -> None:
     body = {"inputs": film(1)[0].tolist(), "session": session}

@@ -25,16 +25,16 @@ PARENT = {"traceparent": f"00-{TRACE}-b7ad6b7169203331-01"}
 
 
 def test_a_histogram_counts_values_at_their_bounds_between_them_and_beyond() -> None:
-    histogram, registry = RowHistogram("rows", "Some.", [1, 2, 4]), CollectorRegistry()
-    registry.register(histogram)
+    registry = CollectorRegistry()
+    histogram = RowHistogram("rows", "Some.", [1, 2, 4], registry)
     histogram.observe(("m", "1"), [1, 2, 3, 4, 5, 100, float("nan"), float("inf")])
     histogram.observe(("m", "1"), [0.5])
-    (family,) = text_string_to_metric_families(generate_latest(registry).decode())
+    family, _created = text_string_to_metric_families(generate_latest(registry).decode())
     values = {sample.name + sample.labels.get("le", ""): sample.value for sample in family.samples}
     assert values == {
-        "rows_bucket1": 2,
-        "rows_bucket2": 3,
-        "rows_bucket4": 5,
+        "rows_bucket1.0": 2,
+        "rows_bucket2.0": 3,
+        "rows_bucket4.0": 5,
         "rows_bucket+Inf": 7,
         "rows_count": 7,
         "rows_sum": 115.5,
@@ -152,7 +152,9 @@ def test_a_request_is_a_trace_with_the_phases_of_the_engine_below_it(
         server.wait_until_ready()
         row = {"inputs": [[0, 1, 2, 3]], "max_iterations": 9}
         headers = PARENT | {"x-request-id": "traced"}
-        assert server.client.post("/models/slow/predict", json=row, headers=headers).status_code == 200
+        answer = server.client.post("/models/slow/predict", json=row, headers=headers)
+        assert answer.status_code == 200
+        residual = answer.json()["predictions"][0]["residual"]
         server.client.get("/models/nobody", headers={"x-request-id": "without-parent"})
     by_name = {span.name: span for span in arrived.spans if span.trace_id.hex() == TRACE}
     top = by_name.pop("POST /models/{name}/predict")
@@ -162,6 +164,11 @@ def test_a_request_is_a_trace_with_the_phases_of_the_engine_below_it(
     assert all(span.parent_span_id == top.span_id for span in in_order)
     for one, other in pairwise(in_order):
         assert one.start_time_unix_nano <= one.end_time_unix_nano <= other.start_time_unix_nano + 1000
+    events = [{a.key: a.value for a in event.attributes} for event in by_name["iterate"].events]
+    assert [event["jfb.iteration"].int_value for event in events] == list(range(1, 10))
+    assert [event["jfb.rows"].int_value for event in events] == [1] * 9
+    assert events[-1]["jfb.residual"].double_value == pytest.approx(residual)
+    assert not any(span.events for span in (top, *in_order) if span.name != "iterate")
     attributes = {a.key: a.value.int_value or a.value.string_value for a in top.attributes}
     assert {name: attributes[name] for name in ("http.response.status_code", "jfb.model", "jfb.rows", "jfb.request_id")} == {
         "http.response.status_code": 200,

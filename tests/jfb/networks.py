@@ -1,10 +1,13 @@
 """Small networks with known answers."""
 
+from typing import TypeVar
+
 import torch
 from torch import Tensor, nn
 
 from jfb import ImplicitNetwork
-from jfb.architectures import ImplicitMLP, ImplicitResNet
+from jfb.architectures import ImplicitMLP, ImplicitResNet, MonotoneConv, MonotoneMLP
+from jfb.monotone_network import MonotoneNetwork
 
 
 class Affine(ImplicitNetwork):
@@ -48,3 +51,30 @@ def small_mlp(*, seed: int = 0, contraction: float = 0.9, width: int = 6) -> Imp
         network.latent.weight.mul_(50)
     network.constrain()
     return network.double().eval()
+
+
+def small_monotone_mlp(*, seed: int = 0, monotonicity: float = 1.0, scale: float = 2.0, width: int = 6) -> MonotoneMLP:
+    """A random dense monotone operator network on 5 features, in evaluation mode, float64."""
+    torch.manual_seed(seed)
+    return _scaled(MonotoneMLP((5,), 3, width=width, monotonicity=monotonicity), scale)
+
+
+def small_monotone_conv(
+    *, seed: int = 0, monotonicity: float = 1.0, scale: float = 2.0, sides: tuple[int, int] = (6, 8)
+) -> MonotoneConv:
+    """A random convolutional one on images in [0, 1] whose latent sides are halves, in evaluation mode, float64."""
+    torch.manual_seed(seed)
+    network = MonotoneConv((1, *sides), 3, mean=0.5, std=0.3, channels=(4,), pool=(2,), monotonicity=monotonicity)
+    return _scaled(network, scale)
+
+
+Monotone = TypeVar("Monotone", bound=MonotoneNetwork)
+
+
+def _scaled(network: Monotone, scale: float) -> Monotone:
+    """With larger weights, so that ``φ(W u + q)`` alone need not contract."""
+    with torch.no_grad():
+        network.A.mul_(scale)
+        network.B.mul_(scale)
+    network.double().constrain()
+    return network.eval()

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from jfb import CheckpointError, ModelConfig, load, predict
 from jfb.architectures import ImplicitResNet, build
 from jfb.checkpoint import models, new_version, save, versions
-from jfb.model_config import ArchitectureSpec, InputSpec
+from jfb.model_config import ArchitectureSpec, InputSpec, LabelCalibration
 
 ARGUMENTS: dict[str, Any] = {"channels": [4], "pool": [2], "mean": [0.5], "std": 0.25}
 
@@ -53,6 +53,25 @@ def test_a_loaded_network_gives_the_same_answers_to_the_last_bit(tmp_path: Path)
     assert torch.equal(before.solution.iterations, after.solution.iterations)
     assert not loaded.network.training
     assert not any(p.requires_grad for p in loaded.network.parameters())
+
+
+def test_a_config_without_a_calibration_is_as_it_was_before_there_was_any_and_one_with_it_is_read_back(folder: Path) -> None:
+    assert list(json.loads((folder / "config.json").read_text())["serving"]) == [
+        "solver",
+        "tolerance",
+        "max_iterations",
+        "residual_norm",
+    ]
+    calibration = {"safety": 1.5, "lipschitz": 2.0, "tolerance": 1e-4}
+    calibration |= {"validation_inputs": 3000, "validation_differing": 2, "inputs": 1000, "differing": 0, "iterations": 6.5}
+    change(folder, serving={"tolerance": 0.1, "label_calibration": calibration})
+    serving = load(folder).config.serving
+    assert serving.label_calibration == LabelCalibration.model_validate(calibration)
+    assert serving.model_dump(mode="json")["label_calibration"] == calibration
+    for field, value in {"safety": 0, "lipschitz": "steep", "inputs": 0, "kind": "guarantee"}.items():
+        change(folder, serving={"label_calibration": calibration | {field: value}})
+        with pytest.raises(CheckpointError, match=rf"serving\.label_calibration\.{field}: "):
+            load(folder)
 
 
 def test_versions_count_up_and_strangers_in_the_store_are_not_versions(folder: Path) -> None:

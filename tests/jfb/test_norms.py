@@ -46,3 +46,13 @@ def test_how_channels_lie_in_memory_changes_nothing(norm: ResidualNorm) -> None:
     torch.testing.assert_close(last, residual(previous, current, norm))
     assert torch.equal(previous, before[0])
     assert torch.equal(current, before[1])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_state_of_zeros_has_moved_very_far_but_has_not_diverged(dtype: torch.dtype) -> None:
+    """A ReLU may well put out nothing but zeros in the first iteration."""
+    moved = residual(torch.ones(1, 3, dtype=dtype), torch.zeros(1, 3, dtype=dtype), ResidualNorm.RELATIVE)
+    assert moved.isfinite().all()
+    assert moved > 1e30
+    assert residual(torch.zeros(1, 3), torch.zeros(1, 3), ResidualNorm.RELATIVE) == 0
+    assert residual(torch.zeros(1, 3), torch.full((1, 3), torch.inf), ResidualNorm.RELATIVE).isnan()

@@ -13,7 +13,8 @@ import jfb
 from jfb import ModelConfig, predict
 from jfb.architectures import build
 from jfb.model_config import ArchitectureSpec, InputSpec, Serving
-from jfb.solvers import SOLVERS
+from jfb.solvers import SOLVERS, solvers_for
+from tests.jfb.networks import small_monotone_mlp
 from training.data import Data
 from training.errors import ModelError
 from training.evaluation import Evaluation, evaluate, outcomes, recommend
@@ -50,7 +51,7 @@ def fruit() -> Data:
     return Data(vectors(5, 2), vectors(40, 3), vectors(50, 4), CLASSES, InputSpec(shape=(4,), kind="vector"))
 
 
-@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("solver", solvers_for(jfb.ImplicitNetwork))
 @pytest.mark.parametrize("norm", jfb.ResidualNorm)
 def test_one_pass_gives_the_labels_and_counts_of_predict_at_every_tolerance_and_cap(
     network: jfb.ImplicitNetwork, solver: str, norm: jfb.ResidualNorm, console: Console
@@ -191,3 +192,18 @@ def test_the_report_is_a_table_of_every_class_and_a_picture(
     assert [entry["label"] for entry in content["outcomes"]] == [None] * (len(rows) // 4)
     with Image.open(tmp_path / "evaluation.png") as picture:
         picture.verify()
+
+
+@pytest.mark.parametrize("solver", ["forward_backward", "peaceman_rachford"])
+def test_one_pass_is_exact_for_solvers_that_split_the_map_too(solver: str, console: Console) -> None:
+    network = small_monotone_mlp(scale=4.0).float()
+    inputs = 3 * torch.randn(40, 5, generator=torch.Generator().manual_seed(0))
+    part = record(network, inputs, Serving(solver=solver), tolerance=1e-4, max_iterations=60, device=CPU, console=console)
+    seen = set()
+    for tolerance, cap in ((1e-1, 60), (1e-2, 60), (1e-4, 60), (1e-4, 3)):
+        answers = part.answers(tolerance, cap)
+        expected = predict(network, inputs, tolerance=tolerance, max_iterations=cap, solver=SOLVERS[solver]())
+        assert torch.equal(answers.index, expected.logits.argmax(1))
+        assert torch.equal(answers.iterations, expected.solution.iterations)
+        seen.add(tuple(answers.iterations.tolist()))
+    assert len(seen) == 4

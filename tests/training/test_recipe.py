@@ -116,6 +116,7 @@ def test_changes_are_validated_and_leave_the_recipe_as_it_was() -> None:
 def test_every_shipped_recipe_is_a_network_that_contracts_within_the_sizes_that_are_promised(name: str) -> None:
     most = {"mnist": 60_000, "cifar10": 840_000, "cifar10_small": 170_000}
     shapes = {"digits": (1, 8, 8), "mnist": (1, 28, 28), "fashion_mnist": (1, 28, 28)}
+    shapes |= {"digits_deq": (1, 8, 8), "digits_monotone": (1, 8, 8)}
     recipe = load_recipe(name)
     network = build(recipe.network.name, shapes.get(name, (3, 32, 32)), 10, recipe.network.arguments)
     assert sum(parameter.numel() for parameter in network.parameters()) <= most.get(name, 200_000)

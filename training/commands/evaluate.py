@@ -16,7 +16,8 @@ from training.data import load_data
 from training.evaluation import CAPS, TOLERANCES, WORTH_ITERATING_FOR, Evaluation
 from training.evaluation import evaluate as run
 from training.evaluation_report import write_evaluation
-from training.stored import find_version, load_version, recipe_of
+from training.label_stops import MOST_DIFFERING
+from training.stored import find_version, load_version, recipe_of, with_serving
 
 Number = TypeVar("Number", int, float)
 
@@ -35,11 +36,11 @@ def evaluate(
     ] = None,
     tolerances: Annotated[str, Option(help="Separated by commas.")] = _text(TOLERANCES),
     caps: Annotated[str, Option(help="Largest numbers of iterations, separated by commas.")] = _text(CAPS),
-    apply: Annotated[bool, Option("--apply", help="Make the recommended tolerance the model's default.")] = False,
+    apply: Annotated[bool, Option("--apply", help="Make the recommended tolerance and solver the model's defaults.")] = False,
     store: Annotated[Path, Option(envvar="JFB_MODEL_STORE", help="Where the model is.")] = Path("model_store"),
     device: Annotated[str, Option(envvar="JFB_DEVICE", help="auto (CUDA where there is one), cpu, cuda, cuda:1, ...")] = "auto",
 ) -> None:
-    """Tell what each tolerance and each cap cost, and recommend a default; write both into the version's folder."""
+    """Tell what tolerances and caps cost, recommend a default, calibrate label stops; write it all into the version's folder."""
     console = Console()
     on = choose_device(device)
     folder = find_version(model, store)
@@ -57,8 +58,10 @@ def evaluate(
     )
     name = folder.resolve().parent.name if folder.name.isdecimal() else folder.name
     write_evaluation(folder, name, evaluation)
+    changes: dict[str, object] = {"label_calibration": evaluation.label_stops.calibration}
     if apply:
-        set_tolerance(folder, config, evaluation.recommended_tolerance)
+        changes |= {"tolerance": evaluation.recommended_tolerance, "solver": evaluation.solver_times.recommended}
+    exchange_config(folder, with_serving(config, **changes))
     write_card(folder, name)
     console.print(_table(evaluation))
     console.print(
@@ -67,6 +70,8 @@ def evaluate(
         f"{'the default' if apply else f'{config.serving.tolerance:g}; --apply makes it the default'}: {folder}",
         soft_wrap=True,
     )
+    console.print(_said_of_label_stops(evaluation), soft_wrap=True)
+    console.print(_said_of_solvers(evaluation), soft_wrap=True)
     if evaluation.validation_inputs * WORTH_ITERATING_FOR < 1:
         console.print(
             f"so few inputs do not resolve {100 * WORTH_ITERATING_FOR:g} points of accuracy: look at the table, too",
@@ -75,12 +80,30 @@ def evaluate(
         )
 
 
-def set_tolerance(folder: Path, config: ModelConfig, tolerance: float) -> None:
-    """Give a version another default tolerance; who reads ``config.json`` meanwhile sees the old file or the new one."""
-    changed = config.model_copy(update={"serving": config.serving.model_copy(update={"tolerance": tolerance})})
+def exchange_config(folder: Path, config: ModelConfig) -> None:
+    """Give a version another config; who reads ``config.json`` meanwhile sees the old file or the new one."""
     incomplete = folder / f".{CONFIG}.incomplete"
-    incomplete.write_text(changed.model_dump_json(indent=2) + "\n")
+    incomplete.write_text(config.model_dump_json(indent=2) + "\n")
     incomplete.replace(folder / CONFIG)
+
+
+def _said_of_label_stops(evaluation: Evaluation) -> str:
+    stops = evaluation.label_stops
+    verdict = "" if stops.offered else f"; not offered, as more than {MOST_DIFFERING:.1%} differ"
+    return (
+        f"label stops ({stops.kind}): [bold]{stops.test.iterations:.1f}[/bold] iterations, {stops.test.differing} of "
+        f"{stops.test.inputs:,} labels differ from the exact fixed point's{verdict}"
+    )
+
+
+def _said_of_solvers(evaluation: Evaluation) -> str:
+    times = evaluation.solver_times
+    told = ", ".join(
+        f"{name} {microseconds:.0f} µs and {times.iterations[name]:.1f} iterations"
+        for name, microseconds in times.microseconds.items()
+    )
+    at = " and ".join(f"{tolerance:g}" for tolerance in times.tolerances)
+    return f"an input at {at}: {told}; recommended solver [bold]{times.recommended}[/bold]"
 
 
 def _numbers(option: str, text: str, number: type[Number]) -> tuple[Number, ...]:

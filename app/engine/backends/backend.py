@@ -5,6 +5,8 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor
 
+from jfb.solvers import Memory, Solver
+
 
 class Backend(ABC):
     """Computes the maps of one network for the engine; tensors live on ``device`` and have type ``dtype``.
@@ -27,6 +29,12 @@ class Backend(ABC):
     @abstractmethod
     def step(self, state: Tensor, injection: Tensor) -> Tensor:
         """Apply the fixed-point map once: ``[n, *state_shape]`` to the same shape."""
+
+    def evaluate(self, solver: Solver, memory: Memory, point: Tensor, injection: Tensor) -> Tensor:
+        """What one iteration of a solver evaluates: ``step``, unless the solver splits the map."""
+        if solver.splits:
+            raise NotImplementedError(f"{type(self).__name__} computes step as a whole, which {type(solver).__name__} splits")
+        return self.step(point, injection)
 
     @abstractmethod
     def readout(self, state: Tensor) -> Tensor:

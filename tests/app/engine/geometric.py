@@ -8,10 +8,13 @@ import torch
 from torch import Tensor
 
 from app.engine.backends import TorchBackend
-from app.engine.core import Batching, Engine
+from app.engine.batch import RunningBatch
+from app.engine.core import Engine
 from app.engine.job import Job
+from app.engine.lane import Batching
+from app.engine.messages import Stop
 from app.engine.sessions import Sessions
-from jfb import ImplicitNetwork, ResidualNorm
+from jfb import ImplicitNetwork, LabelStop, ResidualNorm
 from jfb.solvers import Picard
 
 NOWHERE, INJECT, STEP, READOUT = 0.0, 1.0, 2.0, 3.0
@@ -52,19 +55,19 @@ def make_engine(
     backend: TorchBackend | None = None,
     sessions: Sessions | None = None,
     clock: Callable[[], float] = time.monotonic,
+    label_stop: LabelStop | None = None,
 ) -> Engine:
     """An engine of the network above, in float64."""
-    return Engine(
+    batch = RunningBatch(
         backend or TorchBackend(Geometric(), dtype=torch.float64),
-        Picard(),
+        {"picard": Picard()},
         ResidualNorm.ABSOLUTE,
         (2,),
         slots=slots,
-        max_waiting_rows=max_waiting_rows,
         batching=batching,
-        sessions=sessions,
-        clock=clock,
+        label_stop=label_stop,
     )
+    return Engine([batch], max_waiting_rows=max_waiting_rows, sessions=sessions, clock=clock)
 
 
 def make_job(
@@ -77,12 +80,13 @@ def make_job(
     raises: float = NOWHERE,
     session: str | None = None,
     watched: bool = False,
+    stop: Stop = "tolerance",
 ) -> Job:
     """A job whose rows converge after exactly so many iterations each, if nothing else ends them."""
     rows = len(iterations)
     inputs = np.tile(np.array([[ratio, raises]], dtype=np.float32), (rows, 1))
     tolerance = [0.5 ** (k - 1) for k in iterations]
-    return Job(id, inputs, tolerance, [cap] * rows, [deadline] * rows, session=session, watched=watched)
+    return Job(id, inputs, tolerance, [cap] * rows, [deadline] * rows, session=session, watched=watched, stop=stop)
 
 
 def state_after(iterations: int) -> float:

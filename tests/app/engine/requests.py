@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 import jfb
 from app.engine.client import Computed, EngineClient
+from app.engine.messages import Question
 
 
 def pictures(rows: int, seed: int = 0) -> NDArray[np.float32]:
@@ -20,13 +21,14 @@ def pictures(rows: int, seed: int = 0) -> NDArray[np.float32]:
 async def ask(client: EngineClient, inputs: NDArray[np.float32], tolerance: float = 1e-4, cap: int = 100) -> Computed:
     """The digits model's answer."""
     rows = len(inputs)
-    return await client.predict("digits", 1, inputs, [tolerance] * rows, [cap] * rows, [None] * rows)
+    return await client.predict(Question("digits", 1, [tolerance] * rows, [cap] * rows, [None] * rows), inputs)
 
 
 def slow(client: EngineClient, cap: int, rows: int = 1, deadline: float | None = None) -> "asyncio.Task[Computed]":
     """A request that takes exactly ``cap`` iterations, under way."""
     inputs = np.ones((rows, 4), dtype=np.float32)
-    return asyncio.create_task(client.predict("slow", 1, inputs, [1e-30] * rows, [cap] * rows, [deadline] * rows))
+    question = Question("slow", 1, [1e-30] * rows, [cap] * rows, [deadline] * rows)
+    return asyncio.create_task(client.predict(question, inputs))
 
 
 def assert_right(store: Path, inputs: NDArray[np.float32], answers: list[Computed], tolerance: list[float]) -> None:

@@ -6,12 +6,13 @@ import torch
 from torch import Tensor
 
 from app.engine.backends import TorchBackend
+from app.engine.batch import RunningBatch
 from app.engine.core import Engine
 from app.engine.errors import QueueFull
 from app.engine.job import Job
 from app.engine.messages import Moments
 from jfb import ImplicitNetwork, ResidualNorm, Status, predict
-from jfb.solvers import SOLVERS, Picard
+from jfb.solvers import SOLVERS, Picard, solvers_for
 from tests.app.engine.geometric import (
     INJECT,
     READOUT,
@@ -64,7 +65,7 @@ def test_a_job_with_more_rows_than_slots_is_computed_as_slots_come_free() -> Non
 
 
 @pytest.mark.parametrize("norm", ResidualNorm)
-@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("solver", solvers_for(ImplicitNetwork))
 @pytest.mark.parametrize(("network", "shape"), [(small_resnet(), (1, 6, 6)), (small_mlp(), (5,))], ids=["resnet", "mlp"])
 def test_every_row_gets_what_predict_gives_it_whoever_shares_the_batch(
     network: ImplicitNetwork, shape: tuple[int, ...], solver: str, norm: ResidualNorm
@@ -74,7 +75,8 @@ def test_every_row_gets_what_predict_gives_it_whoever_shares_the_batch(
     inputs = rng.uniform(-2, 2, (rows, *shape)).astype(np.float32)
     tolerance = rng.choice([1e-1, 1e-4, 1e-9], rows)
     cap = rng.choice([1, 5, 200], rows, p=[0.1, 0.2, 0.7])
-    engine = Engine(TorchBackend(network, dtype=torch.float64), SOLVERS[solver](), norm, shape, slots=7, max_waiting_rows=rows)
+    batch = RunningBatch(TorchBackend(network, dtype=torch.float64), {solver: SOLVERS[solver]()}, norm, shape, slots=7)
+    engine = Engine([batch], max_waiting_rows=rows)
     parts = np.split(np.arange(rows), np.sort(rng.choice(rows, 9, replace=False)))
     parts = [part for part in parts if len(part)]
     finished: dict[int, Job] = {}
@@ -104,7 +106,8 @@ def test_every_row_gets_what_predict_gives_it_whoever_shares_the_batch(
 def test_float32_answers_agree_with_predict_to_1e_5() -> None:
     network = small_resnet().float()
     inputs = np.random.default_rng(1).uniform(0, 1, (50, 1, 6, 6)).astype(np.float32)
-    engine = Engine(TorchBackend(network), Picard(), ResidualNorm.RELATIVE, (1, 6, 6), slots=8, max_waiting_rows=50)
+    batch = RunningBatch(TorchBackend(network), {"picard": Picard()}, ResidualNorm.RELATIVE, (1, 6, 6), slots=8)
+    engine = Engine([batch], max_waiting_rows=50)
     for id in range(50):
         engine.submit(Job(id, inputs[id : id + 1], [1e-1 if id % 2 else 1e-4], [100], [None]))
     jobs = sorted(tick_until_idle(engine), key=lambda job: job.id)
@@ -150,6 +153,7 @@ def test_a_row_that_has_converged_is_converged_even_when_its_deadline_has_passed
 def test_rows_that_wait_past_their_deadline_end_without_an_iteration_and_do_not_wait_for_a_slot() -> None:
     engine = make_engine(slots=1)
     engine.submit(make_job(1, [50]))
+    engine.tick(0.0)
     engine.submit(make_job(2, [1, 1], deadline=5.0))
     engine.submit(make_job(3, [1], deadline=7.0))
     engine.tick(0.0)
@@ -180,9 +184,9 @@ def test_a_job_may_be_partly_done_when_its_deadline_passes() -> None:
 def test_a_cancelled_job_gives_its_slots_away_before_the_next_iteration() -> None:
     engine = make_engine(slots=2)
     engine.submit(make_job(1, [50, 50, 50]))
+    engine.tick(0.0)
     engine.submit(make_job(2, [1]))
     engine.submit(make_job(3, [1]))
-    engine.tick(0.0)
     engine.cancel(1)
     assert engine.waiting_rows == 2
     engine.tick(0.0)
@@ -266,9 +270,9 @@ def test_a_row_that_raises_fails_its_own_request_and_no_other(where: float) -> N
 def test_a_failed_job_takes_its_waiting_rows_with_it() -> None:
     engine = make_engine(slots=2)
     engine.submit(make_job(1, [3] * 10, raises=STEP))
-    engine.submit(make_job(2, [3]))
     assert [job.id for job in engine.tick(0.0)] == [1]
-    assert engine.waiting_rows == 1
+    assert engine.waiting_rows == 0
+    engine.submit(make_job(2, [3]))
     assert [(job.id, job.failure) for job in tick_until_idle(engine)] == [(2, None)]
 
 
@@ -347,7 +351,8 @@ def test_a_lockstep_batch_ends_although_a_row_of_it_diverges_and_another_is_canc
 
 
 def test_a_tolerance_below_what_float32_can_hold_is_kept_until_the_cap() -> None:
-    engine = Engine(TorchBackend(Geometric()), Picard(), ResidualNorm.ABSOLUTE, (2,), slots=1, max_waiting_rows=1)
+    batch = RunningBatch(TorchBackend(Geometric()), {"picard": Picard()}, ResidualNorm.ABSOLUTE, (2,), slots=1)
+    engine = Engine([batch], max_waiting_rows=1)
     engine.submit(Job(1, np.array([[0.5, 0]], dtype=np.float32), [1e-300], [7], [None]))
     (job,) = tick_until_idle(engine)
     assert (job.iterations, job.status) == ([7], [Status.MAX_ITERATIONS])

@@ -23,7 +23,15 @@ PATIENCE = 60_000  # milliseconds
 
 @contextlib.contextmanager
 def running_engine(store: Path, address: str) -> Iterator["subprocess.Popen[bytes]"]:
-    command = [sys.executable, "-m", "app.engine", f"--store={store}", f"--address={address}", "--threads=1"]
+    command = [
+        sys.executable,
+        "-m",
+        "app.engine",
+        f"--store={store}",
+        f"--address={address}",
+        "--threads=1",
+        "--precision=float32",
+    ]
     with subprocess.Popen([*command, "--slots=8", "--max-waiting-rows=64"], stdin=subprocess.PIPE) as process:
         try:
             yield process
@@ -75,7 +83,8 @@ def dealer(context: "zmq.Context[Any]", address: str) -> Iterator[Dealer]:
 
 
 def submit(id: int, rows: int = 1, model: str = "digits", cap: int = 50) -> Submit:
-    return Submit(id, model, 1, None, [1e-3] * rows, [cap] * rows, [None] * rows)
+    tolerance = 1e-30 if model == "slow" else 1e-3
+    return Submit(model, 1, [tolerance] * rows, [cap] * rows, [None] * rows, id=id)
 
 
 PICTURE = np.full((1, 1, 8, 8), 3, dtype="<f4").tobytes()
@@ -126,8 +135,8 @@ def test_garbage_does_not_disturb_the_engine(dealer: Dealer, frames: list[bytes]
         (submit(7, rows=0), [b""], "inputs: expected at least one row"),
         (submit(7, cap=0), [PICTURE], "max_iterations: expected integers of at least 1"),
         (submit(7, cap=2**64 - 1), [PICTURE], "max_iterations: expected integers of at least 1"),
-        (Submit(7, "digits", 1, None, [-1.0], [1], [None]), [PICTURE], "tolerance: expected positive finite numbers"),
-        (Submit(7, "digits", 1, None, [1.0], [1, 2], [None]), [PICTURE], "max_iterations: expected 1 values"),
+        (Submit("digits", 1, [-1.0], [1], [None], id=7), [PICTURE], "tolerance: expected positive finite numbers"),
+        (Submit("digits", 1, [1.0], [1, 2], [None], id=7), [PICTURE], "max_iterations: expected 1 values"),
     ],
 )
 def test_a_request_that_cannot_be_computed_is_answered_with_the_reason(
@@ -145,8 +154,8 @@ def test_a_request_that_cannot_be_computed_is_answered_with_the_reason(
     "message",
     [
         submit(7, model="nobody"),
-        Submit(7, "digits", 9, None, [1.0], [1], [None]),
-        Submit(7, "digits", 1, "old", [1.0], [1], [None]),
+        Submit("digits", 9, [1.0], [1], [None], id=7),
+        Submit("digits", 1, [1.0], [1], [None], fingerprint="old", id=7),
     ],
 )
 def test_a_request_for_what_is_not_served_is_told_what_is(dealer: Dealer, message: Submit) -> None:
@@ -210,7 +219,7 @@ def test_sigterm_lets_it_finish_what_it_has(context: "zmq.Context[Any]", store: 
         process.send_signal(signal.SIGTERM)
         answers = [dealer.receive()[0] for _ in range(20)]
         assert sorted(answer.id for answer in answers) == list(range(20))
-        assert all(answer.iterations == [2000] for answer in answers)
+        assert [answer.iterations for answer in answers] == [[2000]] * 20
         assert process.wait(60) == 0
         dealer.socket.close()
 

@@ -5,11 +5,12 @@ import pytest
 import torch
 
 from app.engine.backends import TorchBackend
+from app.engine.batch import RunningBatch
 from app.engine.core import Engine
 from app.engine.job import Job
 from app.engine.sessions import Sessions
-from jfb import ResidualNorm, Status, predict
-from jfb.solvers import SOLVERS
+from jfb import ImplicitNetwork, ResidualNorm, Status, predict
+from jfb.solvers import SOLVERS, solvers_for
 from tests.app.engine.geometric import make_engine, make_job, tick_until_idle
 from tests.jfb.networks import small_resnet
 
@@ -105,18 +106,13 @@ def test_a_request_without_an_iteration_leaves_its_session_as_it_was() -> None:
     assert job.iterations == [4]
 
 
-@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("solver", solvers_for(ImplicitNetwork))
 def test_a_warm_start_gives_the_same_answer_within_the_tolerance_in_fewer_iterations(solver: str) -> None:
     network = small_resnet()
-    engine = Engine(
-        TorchBackend(network, dtype=torch.float64),
-        SOLVERS[solver](),
-        ResidualNorm.RELATIVE,
-        (1, 6, 6),
-        slots=4,
-        max_waiting_rows=40,
-        sessions=Sessions(PLENTY, 60),
+    batch = RunningBatch(
+        TorchBackend(network, dtype=torch.float64), {solver: SOLVERS[solver]()}, ResidualNorm.RELATIVE, (1, 6, 6), slots=4
     )
+    engine = Engine([batch], max_waiting_rows=40, sessions=Sessions(PLENTY, 60))
     rng = np.random.default_rng(0)
     picture, drift = rng.uniform(0, 1, (2, 2, 1, 6, 6))
     cold = warm = 0

@@ -14,6 +14,7 @@ import pytest
 
 from app.engine.client import Computed
 from app.engine.errors import EngineDied, NotServed, QueueFull
+from app.engine.messages import Question
 from app.engine.supervisor import EngineSupervisor
 from tests.app.engine.requests import ask, assert_right, pictures, slow
 
@@ -22,7 +23,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.anyio]
 
 @pytest.fixture(scope="module")
 async def engine(store: Path, anyio_backend: str) -> AsyncIterator[EngineSupervisor]:
-    engine = EngineSupervisor(store, "cpu", 16, 256, "iteration", 1)
+    engine = EngineSupervisor(store, "cpu", 16, 256, "iteration", 1, precision="float32")
     await engine.start()
     yield engine
     await engine.stop()
@@ -95,12 +96,12 @@ async def test_a_full_queue_raises_with_its_numbers(engine: EngineSupervisor) ->
 
 async def test_an_unknown_version_is_not_served(engine: EngineSupervisor) -> None:
     with pytest.raises(NotServed):
-        await engine.client.predict("digits", 9, pictures(1), [1.0], [1], [None])
+        await engine.client.predict(Question("digits", 9, [1.0], [1], [None]), pictures(1))
 
 
 async def test_a_diverging_row_is_answered(engine: EngineSupervisor) -> None:
     inputs = np.array([[0.0, 0.0], [1.0, 1.0]])
-    answer = await engine.client.predict("wild", 1, inputs, [1e-3] * 2, [50] * 2, [None] * 2)
+    answer = await engine.client.predict(Question("wild", 1, [1e-3] * 2, [50] * 2, [None] * 2), inputs)
     assert answer.status == ["converged", "diverged"]
 
 
@@ -136,7 +137,7 @@ async def test_a_killed_engine_comes_back_and_every_request_ends(engine: EngineS
 
 
 async def test_an_engine_that_hangs_is_killed_and_comes_back(store: Path) -> None:
-    engine = EngineSupervisor(store, "cpu", 16, 256, threads=1, hang_timeout=4.0)
+    engine = EngineSupervisor(store, "cpu", 16, 256, threads=1, hang_timeout=4.0, precision="float32")
     await engine.start()
     assert engine.pid is not None
     os.kill(engine.pid, signal.SIGSTOP)
@@ -150,7 +151,7 @@ async def test_an_engine_that_hangs_is_killed_and_comes_back(store: Path) -> Non
 
 
 async def test_stopping_lets_requests_in_flight_end(store: Path) -> None:
-    engine = EngineSupervisor(store, "cpu", 16, 256, threads=1)
+    engine = EngineSupervisor(store, "cpu", 16, 256, threads=1, precision="float32")
     await engine.start()
     requests = [slow(engine.client, cap=2000) for _ in range(40)]
     while not await active_rows(engine):
@@ -164,7 +165,7 @@ async def test_stopping_lets_requests_in_flight_end(store: Path) -> None:
 
 
 async def test_an_engine_that_cannot_start_is_tried_again_and_can_be_stopped(store: Path) -> None:
-    engine = EngineSupervisor(store, "no such device", 16, 256, threads=1)
+    engine = EngineSupervisor(store, "no such device", 16, 256, threads=1, precision="float32")
     starting = asyncio.create_task(engine.start())
     async with asyncio.timeout(60):
         while not engine.restarts:

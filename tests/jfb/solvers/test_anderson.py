@@ -3,6 +3,7 @@ import torch
 
 from jfb import ResidualNorm, Status, solve
 from jfb.solvers import Anderson
+from jfb.solvers.anderson import SKETCH, stride
 from tests.jfb.networks import Affine, affine, small_mlp, small_resnet
 from tests.jfb.test_solve import Cube
 
@@ -75,3 +76,33 @@ def test_a_diverging_row_ends_alone() -> None:
 def test_options_out_of_range_are_refused(arguments: dict[str, float], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Anderson(**arguments)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("size", [1, 4, 255, 256, 512, 513, 2592, 4096, 65536, 3 * 5 * 7 * 11 * 13])
+def test_entries_are_looked_at_everywhere_in_a_state(size: int) -> None:
+    step = stride(size)
+    looked_at = -(-size // step)
+    assert looked_at >= min(size, SKETCH)
+    assert all(step % divisor for divisor in range(2, step + 1) if size % divisor == 0), "it would keep to some column"
+
+
+@pytest.mark.parametrize("contiguous", [True, False])
+def test_a_large_state_is_solved_by_a_part_of_its_entries_in_as_few_iterations(contiguous: bool) -> None:
+    """An affine map of 32 channels at 9 by 9 positions, each with a rate of its own up to 0.95, whatever its memory format."""
+    rates = 0.95 * torch.rand(1, 32, 9, 9, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+    class Rates(Affine):
+        def __init__(self) -> None:
+            super().__init__(torch.zeros(1))
+
+        def step(self, state: torch.Tensor, injection: torch.Tensor) -> torch.Tensor:
+            return rates * state + injection
+
+    injection = torch.randn(6, 32, 9, 9, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    layout = torch.contiguous_format if contiguous else torch.channels_last
+    injection = injection.contiguous(memory_format=layout)
+    assert stride(rates.numel()) > 1
+    found = solve(Rates(), injection, tolerance=1e-6, max_iterations=1000, solver=Anderson())
+    plain = solve(Rates(), injection, tolerance=1e-6, max_iterations=1000)
+    assert found.iterations.max() < 0.5 * plain.iterations.min()
+    torch.testing.assert_close(found.fixed_point, injection / (1 - rates), rtol=1e-3, atol=1e-3)

@@ -1,0 +1,56 @@
+"""The backends that a version may be computed by."""
+
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from app.engine.backends.backend import Backend
+from app.engine.backends.bfloat16 import BFloat16Backend
+from app.engine.backends.torch import TorchBackend
+from jfb import Checkpoint, ImplicitNetwork
+from jfb.checkpoint import ONNX
+from jfb.onnx_network import OnnxNetwork
+
+BackendName = Literal["auto", "torch", "folded", "onnx", "compiled"]
+"""``torch`` is eager PyTorch, ``folded`` the same with fixed affine maps folded and channels last, ``onnx`` ONNX Runtime on the
+graphs in the version's folder (``python -m training export --parts``), ``compiled`` ``torch.compile`` of the folded step."""
+
+
+def candidates(found: Checkpoint, folder: Path, device: torch.device, wanted: BackendName) -> dict[str, Backend]:
+    """Those to choose from, the reference first.
+
+    Args:
+        found: what the folder holds.
+        folder: of the version.
+        device: where to compute.
+        wanted: ``auto`` is all that are ready at once. To compile takes tens of seconds, so that must be asked for.
+
+    Raises:
+        ValueError: if what is wanted cannot be had for this version.
+    """
+    backends: dict[str, Backend] = {"torch": TorchBackend(found.network, device)}
+    if found.config.architecture.name == ONNX:
+        if wanted not in ("auto", "torch", "onnx"):
+            raise ValueError(f"backend: expected auto or onnx for a model of ONNX graphs, got {wanted}")
+        return backends
+    if wanted in ("auto", "folded"):
+        backends["folded"] = TorchBackend(_channels_last(found.network.folded()), device)
+    if wanted == "compiled":
+        backends["compiled"] = TorchBackend(_channels_last(found.network.folded()), device, compiled=True)
+    if wanted == "onnx" or (wanted == "auto" and device.type == "cpu" and (folder / "step.onnx").exists()):
+        if device.type != "cpu":
+            raise ValueError(f"backend: onnx computes on the CPU, and the device is {device}")
+        backends["onnx"] = TorchBackend(OnnxNetwork(folder, found.config))
+    return backends
+
+
+def low_precision(found: Checkpoint, device: torch.device) -> Backend | None:
+    """Computes steps in bfloat16; None for a model of ONNX graphs, which are float32."""
+    if found.config.architecture.name == ONNX:
+        return None
+    return BFloat16Backend(_channels_last(found.network.folded()), device)
+
+
+def _channels_last(network: ImplicitNetwork) -> ImplicitNetwork:
+    return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]

@@ -1,0 +1,195 @@
+"""The choice of backends: a short measurement when a model is loaded."""
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Literal
+
+import structlog
+import torch
+from torch import Tensor
+
+from app.engine.backends.backend import Backend
+from app.engine.backends.chosen import MAPS, ChosenBackend, Map
+
+AGREEMENT = 1e-4
+"""How far answers may be from those of float32 eager PyTorch, in units of the largest entry if that is over 1."""
+ROUGH_AGREEMENT = 2.0**-4
+"""The same, for one step in low precision."""
+WORTH_IT = 0.5
+"""A rough step must take at most this share of the time of an exact one, or low precision is not used: it divides each batch in
+two, which cost more than the whole. At 0.62 the engine answered no more requests with it (benchmarks/RESULTS.md)."""
+CLEARLY = 0.9
+"""Of the time of the backend that is best over all batch sizes another must take at most so much to be taken at one of them."""
+NEARLY_BEST = 1.1
+"""Rows of a batch may take so much longer than in the best of batches; a smaller batch that fulfils this is preferred."""
+SECONDS_EACH = 0.02
+"""Spent on measuring a backend at a batch size, or three runs if those take longer."""
+
+Precision = Literal["auto", "float32", "mixed"]
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What was found."""
+
+    backend: ChosenBackend
+    table: dict[Map, list[str]]
+    """For each map, the name of the fastest backend for at most 1, 2, 4, ... rows."""
+    step_seconds: list[float]
+    """Of the fastest step of 1, 2, 4, ... rows."""
+    rough: Backend | None
+    """What to compute steps with that are far from the tolerance; None if low precision does not pay."""
+    refused: dict[str, str] = field(default_factory=dict)
+    """Backends that were not considered, and why."""
+
+    @property
+    def best_slots(self) -> int:
+        """The smallest batch whose rows take hardly longer than in the best one."""
+        per_row = [seconds / 2**k for k, seconds in enumerate(self.step_seconds)]
+        smallest: int = next(k for k, seconds in enumerate(per_row) if seconds <= NEARLY_BEST * min(per_row))
+        return 1 << smallest
+
+
+@torch.inference_mode()
+def choose(
+    candidates: Mapping[str, Backend],
+    inputs: Tensor,
+    *,
+    only: str | None = None,
+    rough: Backend | None = None,
+    precision: Precision = "auto",
+    clock: Callable[[], float] = time.perf_counter,
+) -> Choice:
+    """Try backends on a probe batch, refuse those that give other answers, and find out which is fastest at which batch size.
+
+    Args:
+        candidates: by name. The first is the reference, float32 eager PyTorch, and is never refused.
+        inputs: raw, shape ``[n, *input_shape]``, a probe; batches of 1, 2, 4, ... up to n rows are measured.
+        only: the one that must be taken.
+        rough: computes steps in low precision.
+        precision: whether to use that: where it pays, never, or even if it does not pay.
+        clock: seconds.
+
+    Raises:
+        ValueError: if the one that must be taken is refused, and for ``mixed`` where low precision is, or there is none.
+    """
+    reference = next(iter(candidates.values()))
+    inputs = inputs.to(reference.device, reference.dtype)
+    injection = reference.inject(inputs)
+    start = reference.initial_state(injection)
+    state = reference.step(start, injection).clone()
+    image = reference.step(state, injection).clone()
+    arguments: dict[Map, tuple[Tensor, ...]] = {"inject": (inputs,), "step": (state, injection), "readout": (image,)}
+    expected: dict[Map, Tensor] = {"inject": injection, "step": image, "readout": reference.readout(image).clone()}
+
+    backends, refused = dict(candidates), {}
+    for name, backend in list(candidates.items())[1:]:
+        if reason := _deviation(backend, arguments, expected):
+            refused[name] = reason
+            del backends[name]
+            log.warning("backend refused", backend=name, reason=reason)
+
+    if only is not None and only not in backends:
+        raise ValueError(f"backend: {only} cannot be taken: {refused.get(only, 'there is none for this model')}")
+    measured = {name: backend for name, backend in backends.items() if only in (None, name)}
+    sizes = [2**k for k in range(max(len(inputs) - 1, 0).bit_length() + 1)]
+    seconds: dict[Map, list[dict[str, float]]] = {name: [] for name in MAPS}
+    for rows in (min(size, len(inputs)) for size in sizes):
+        for name in MAPS:
+            some = tuple(tensor[:rows] for tensor in arguments[name])
+            seconds[name].append(_seconds({key: getattr(backend, name) for key, backend in measured.items()}, some, clock))
+    table = {name: _fastest(seconds[name]) for name in MAPS}
+    step_seconds = [found[name] for found, name in zip(seconds["step"], table["step"], strict=True)]
+    chosen = ChosenBackend(backends, table)
+
+    if rough is not None and precision != "float32":
+        reason = _difference(partial(rough.step, *arguments["step"]), image, ROUGH_AGREEMENT)
+        reason = reason or _dependence(rough.step, arguments["step"], sizes)
+        alike = [name for name, backend in measured.items() if not _dependence(backend.inject, (inputs,), sizes[1:])]
+        if not reason and not alike:
+            reason = "injections are rounded differently in batches of different sizes"
+        if not reason and precision == "auto":
+            times = _seconds({"exact": chosen.step, "rough": rough.step}, arguments["step"], clock)
+            share = times["rough"] / times["exact"]
+            reason = f"a step takes {share:.2f} of the time of an exact one" if share > WORTH_IT else ""
+        if reason:
+            refused["bfloat16"] = reason
+            rough = None
+        else:
+            table["inject"] = [table["inject"][-1] if table["inject"][-1] in alike else alike[0]] * len(sizes)
+            chosen = ChosenBackend(backends, table, in_pairs=True)
+    else:
+        rough = None
+    if precision == "mixed" and rough is None:
+        raise ValueError(
+            f"precision: expected float32 or auto, got mixed: {refused.get('bfloat16', 'there is no bfloat16 here')}"
+        )
+    return Choice(chosen, table, step_seconds, rough, refused)
+
+
+def _fastest(seconds: list[dict[str, float]]) -> list[str]:
+    """For each batch size the name of the backend to take: one for all, but where another is clearly faster."""
+    overall = min(seconds[0], key=lambda name: math.prod(found[name] for found in seconds))
+    best = [min(found, key=found.__getitem__) for found in seconds]
+    return [name if found[name] <= CLEARLY * found[overall] else overall for name, found in zip(best, seconds, strict=True)]
+
+
+def _deviation(backend: Backend, arguments: Mapping[Map, tuple[Tensor, ...]], expected: Mapping[Map, Tensor]) -> str:
+    """Why a backend must not be used; nothing if it may."""
+    for name in MAPS:
+        if reason := _difference(partial(getattr(backend, name), *arguments[name]), expected[name], AGREEMENT):
+            return f"{name}: {reason}"
+    return ""
+
+
+def _dependence(compute: Callable[..., Tensor], arguments: tuple[Tensor, ...], sizes: list[int]) -> str:
+    """Whether a map rounds differently in batches of different sizes.
+
+    In float32 that is beneath notice; in low precision a row could tell from its answer what company it had.
+    """
+    together = compute(*arguments)
+    for rows in sizes:
+        if not torch.equal(compute(*(tensor[:rows] for tensor in arguments)), together[:rows]):
+            return f"{rows} rows are rounded differently than {len(together)}"
+    return ""
+
+
+def _difference(compute: Callable[[], Tensor], expected: Tensor, agreement: float) -> str:
+    try:
+        found = compute()
+    except torch.AcceleratorError:
+        raise
+    except Exception as error:  # whatever a runtime raises, others can do its work
+        return f"{type(error).__name__}: {error}"
+    if found.shape != expected.shape:
+        return f"shape {list(found.shape)} where float32 eager has {list(expected.shape)}"
+    allowed = agreement * max(1.0, float(expected.abs().max())) if expected.numel() else 0.0
+    difference = float((found - expected).abs().max()) if expected.numel() else 0.0
+    return "" if difference <= allowed else f"{difference:.1e} from float32 eager, where {allowed:.1e} is allowed"
+
+
+def _seconds(
+    functions: Mapping[str, Callable[..., Tensor]], arguments: tuple[Tensor, ...], clock: Callable[[], float]
+) -> dict[str, float]:
+    """The best of several runs of each, in turn, as others may be using the machine."""
+
+    def once(function: Callable[..., Tensor]) -> float:
+        began = clock()
+        result = function(*arguments)
+        if result.is_cuda:
+            torch.cuda.synchronize(result.device)
+        return clock() - began
+
+    if len(functions) == 1:
+        ((name, function),) = functions.items()
+        once(function)
+        return {name: min(once(function), once(function))}
+    found = {name: once(function) for name, function in functions.items()}  # warms up
+    rounds = max(3, min(20, int(SECONDS_EACH / max(*found.values(), 1e-6))))
+    runs = [{name: once(function) for name, function in functions.items()} for _ in range(rounds)]
+    return {name: min(run[name] for run in runs) for name in functions}

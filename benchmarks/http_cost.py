@@ -1,0 +1,94 @@
+"""What a request costs outside of the engine's core: CPU time of the HTTP process and of the engine process, a request.
+
+64 clients ask for one image of MNIST each, as JSON, and for one iteration, so that HTTP has as much to do as it can. CPU time is
+told because it depends less than throughput on what else the machine does. To compare two trees, give ``--tree`` twice: their
+servers take turns.
+
+    python -m benchmarks.http_cost model_store/authors_mnist/1 --tree . --tree ../before
+"""
+
+import os
+import statistics
+import sys
+import tempfile
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import typer
+import uvloop
+
+from benchmarks.serving import load, server
+from benchmarks.serving.questions import Question, request
+from benchmarks.serving.rows import Row
+
+CLIENTS = 64
+TICK = os.sysconf("SC_CLK_TCK")
+
+
+def main(
+    version: Annotated[Path, typer.Argument(help="Folder of the version of the authors' MNIST network.")],
+    tree: Annotated[list[Path] | None, typer.Option(help="Where the server's code is; may be repeated.")] = None,
+    rounds: int = 3,
+    seconds: float = 4.0,
+    max_iterations: int = 1,
+    flag: Annotated[list[str] | None, typer.Option(help="Of the server; may be repeated.")] = None,
+) -> None:
+    """Print microseconds of CPU time a request, medians over the rounds."""
+    trees = [one.resolve() for one in tree or [Path.cwd()]]
+    server_core, load_core = sorted(os.sched_getaffinity(0))[:2]
+    os.sched_setaffinity(0, {load_core})
+    server.adopt_orphans()
+    images = np.random.default_rng(0).integers(0, 256, (200, 1, 28, 28)).tolist()
+    row = Row("", (), {"max_iterations": max_iterations})
+    anything = frozenset(map(str, range(10)))
+    questions = [Question(image, 0.1, anything) for image in images]
+    requests = [request(question, row) for question in questions]
+    found: dict[Path, list[tuple[float, float, float]]] = {one: [] for one in trees}
+    with tempfile.TemporaryDirectory(prefix="jfb-http-") as temporary:
+        store = Path(temporary) / "store" / "authors_mnist"
+        store.mkdir(parents=True)
+        (store / "1").symlink_to(version.resolve())
+        for number in range(rounds):
+            for one in trees[:: -1 if number % 2 else 1]:
+                port = server.free_port()
+                flags = [
+                    "--model-store",
+                    str(store.parent),
+                    "--port",
+                    str(port),
+                    "--device",
+                    "cpu",
+                    "--threads",
+                    "1",
+                    *(flag or []),
+                ]
+                command = [sys.executable, "-m", "app", *flags]
+                with server.running(command, port, server_core, requests[0], Path(temporary) / "log", tree=one):
+                    uvloop.run(load.closed(port, questions, requests, CLIENTS, 0.0, 1.0))
+                    before = _cpu()
+                    outcome = uvloop.run(load.closed(port, questions, requests, CLIENTS, 0.0, seconds))
+                    http, engine = (1e6 * (b - a) / outcome.answered for a, b in zip(before, _cpu(), strict=True))
+                found[one].append((outcome.answered / seconds, http, engine))
+                print(f"round {number + 1}  {one}: {_shown(*found[one][-1])}")
+    for one, values in found.items():
+        medians = [statistics.median(column) for column in zip(*values, strict=True)]
+        print(f"{one}: {_shown(*medians)}")
+
+
+def _shown(rate: float, http: float, engine: float) -> str:
+    return f"{rate:.0f} requests/s, {http:.0f} µs in the HTTP process, {engine:.0f} µs in the engine's"
+
+
+def _cpu() -> tuple[float, float]:
+    """CPU seconds so far of the HTTP processes and of the engine's."""
+    seconds = [0.0, 0.0]
+    for process in server.descendants():
+        is_engine = b"app.engine" in Path(f"/proc/{process}/cmdline").read_bytes()
+        fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+        seconds[is_engine] += (int(fields[11]) + int(fields[12])) / TICK
+    return seconds[0], seconds[1]
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,100 @@
+"""Label stops against tolerances: the same engine, network and images, each request in one of the ways to stop.
+
+Every image is asked about once in each way, ``clients`` of them in flight at any time. The ways take turns in one process,
+and what is reported are medians over the rounds, of CPU time, because other work on the machine disturbs that less. A label
+is wrong where it is not that of a fixed point that was iterated on to 1e-6.
+
+    python -m training import authors mnist_fpn.safetensors --family mnist
+    python -m training evaluate authors_mnist --recipe mnist --data DIR
+    python -m benchmarks.label_stops model_store/authors_mnist/1 --data DIR
+"""
+
+import statistics
+import time
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import torch
+import typer
+from rich.console import Console
+from rich.table import Table
+
+import jfb
+from app.engine.backends import TorchBackend
+from app.engine.batch import RunningBatch
+from app.engine.core import Engine
+from app.engine.job import Job
+from app.engine.messages import Stop
+from jfb.label_stop import label_tolerance
+from jfb.solvers import Picard
+from training.recipe import DataRecipe
+from training.sources import read
+
+CAP = 1000
+
+
+def drive(engine: Engine, images: np.ndarray, tolerance: float, stop: Stop, clients: int) -> tuple[float, float, np.ndarray]:
+    """Have an engine answer every image once; return milliseconds of CPU time an image, mean iterations and the labels."""
+    labels, iterations = np.empty(len(images), np.int64), 0
+    unsent = iter(range(len(images)))
+
+    def send() -> None:
+        number = next(unsent, None)
+        if number is not None:
+            engine.submit(Job(number, images[number : number + 1], [tolerance], [CAP], [None], stop=stop))
+
+    began = time.process_time()
+    for _ in range(clients):
+        send()
+    while engine.busy:
+        for job in engine.tick(time.perf_counter()):
+            labels[job.id] = job.logits[0].argmax()
+            iterations += job.iterations[0]
+            send()
+    return 1000 * (time.process_time() - began) / len(images), iterations / len(images), labels
+
+
+def main(
+    model: Annotated[Path, typer.Argument(help="A version's folder, with a guarantee or a calibration.")],
+    data: Annotated[str, typer.Option(help="Source of images: a hub id, a folder, or sklearn/digits.")],
+    split: str = "test",
+    images: Annotated[int, typer.Option(help="How many, a round and way.")] = 1000,
+    slots: int = 32,
+    clients: int = 64,
+    rounds: int = 5,
+    threads: int = 1,
+) -> None:
+    """Print the ways to stop side by side."""
+    torch.set_num_threads(threads)
+    console = Console()
+    checkpoint = jfb.load(model)
+    network, serving = checkpoint.network, checkpoint.config.serving
+    label_stop = jfb.LabelStop.of(network, serving)
+    if label_stop is None:
+        raise typer.BadParameter(f"{model}: expected a model with label stops; python -m training evaluate calibrates them")
+    inputs = read(DataRecipe(source=data), [split], console).splits[split].inputs[:images].float()
+    exact = jfb.predict(network, inputs, tolerance=1e-6, max_iterations=CAP, residual_norm=serving.residual_norm)
+    ways: dict[str, tuple[float, Stop]] = {
+        f"tolerance {serving.tolerance:g} (the default)": (serving.tolerance, "tolerance"),
+        "tolerance 0.0001": (1e-4, "tolerance"),
+        f"label ({label_stop.kind})": (label_tolerance(serving), "label"),
+    }
+    runs: dict[str, list[tuple[float, float, np.ndarray]]] = {way: [] for way in ways}
+    for number in range(rounds + 1):  # the first one warms up
+        for way, (tolerance, stop) in ways.items():
+            solvers, shape = {"picard": Picard()}, checkpoint.config.input.shape
+            batch = RunningBatch(TorchBackend(network), solvers, serving.residual_norm, shape, slots=slots, label_stop=label_stop)
+            engine = Engine([batch], max_waiting_rows=clients)
+            run = drive(engine, inputs.numpy(), tolerance, stop, clients)
+            runs[way] += [run] if number else []
+    title = f"{model}: {len(inputs)} images, {slots} slots, {clients} clients, {rounds} rounds"
+    table = Table("stop", "mean iterations", "CPU ms an image", "wrong labels", title=title)
+    for way, found in runs.items():
+        wrong = int((found[0][2] != exact.logits.argmax(1).numpy()).sum())
+        table.add_row(way, f"{found[0][1]:.1f}", f"{statistics.median(time for time, *_ in found):.2f}", str(wrong))
+    console.print(table)
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,97 @@
+"""Medians, the table, and what was aimed at."""
+
+import statistics
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from benchmarks.serving.load import Outcome
+from benchmarks.serving.questions import LOOSE, STRICT
+from benchmarks.serving.rows import FASTAPI, LITSERVE, ONNX, OURS
+
+Figure = Callable[[Outcome], float]
+
+FIGURES: dict[str, Figure] = {
+    "requests/s": lambda outcome: outcome.answered / outcome.seconds,
+    "loose p50, ms": lambda outcome: outcome.percentile(LOOSE, 0.5),
+    "loose p99": lambda outcome: outcome.percentile(LOOSE, 0.99),
+    "strict p50": lambda outcome: outcome.percentile(STRICT, 0.5),
+    "strict p99": lambda outcome: outcome.percentile(STRICT, 0.99),
+    "iterations": lambda outcome: statistics.fmean(outcome.iterations) if outcome.iterations else float("nan"),
+}
+
+MOST = "requests/s"
+FAST = "loose p50, ms"
+TARGETS = (
+    ("64 clients", MOST, OURS, LITSERVE, 3.0),
+    ("64 clients", MOST, OURS, FASTAPI, 4.0),
+    ("64 clients", MOST, OURS, ONNX, 1.6),
+    ("64 clients", FAST, LITSERVE, OURS, 5.0),
+    ("1 client", FAST, FASTAPI, OURS, 3.0),
+    ("1 client", FAST, ONNX, OURS, 1.0),
+)
+"""Load, figure, and which row shall have at least so many times what which other has."""
+
+
+@dataclass
+class Results:
+    """Everything that was measured: what came of a load on a row, by round."""
+
+    outcomes: dict[tuple[str, str], dict[int, Outcome]] = field(default_factory=dict)
+    """By load and row, and there by round."""
+    memory: dict[str, list[float]] = field(default_factory=dict)
+    """MiB of a row's processes after its last load, by round."""
+    skipped: dict[str, str] = field(default_factory=dict)
+    """Rows that could not take part, and why."""
+    offline: dict[str, list[float]] = field(default_factory=dict)
+    """Samples a second, by contender."""
+
+    def add(self, load: str, row: str, number: int, outcome: Outcome) -> None:
+        self.outcomes.setdefault((load, row), {})[number] = outcome
+
+    def markdown(self, title: str) -> str:
+        """All of it, as tables."""
+        parts = [title, self._table(), self._targets(), self._offline()]
+        parts += [f"Left out: {row}: {reason.strip().splitlines()[-1]}" for row, reason in self.skipped.items()]
+        return "\n\n".join(part for part in parts if part) + "\n"
+
+    def _table(self) -> str:
+        lines = [["load", "server", *FIGURES, "MiB", "wrong", "failed"]]
+        loads = dict.fromkeys(load for load, _ in self.outcomes)
+        for load in loads:
+            for (one, row), rounds in self.outcomes.items():
+                if one != load:
+                    continue
+                outcomes = list(rounds.values())
+                figures = [_shown(statistics.median(figure(outcome) for outcome in outcomes)) for figure in FIGURES.values()]
+                memory = f"{statistics.median(self.memory[row]):.0f}" if row in self.memory else ""
+                wrong, failed = sum(outcome.wrong for outcome in outcomes), sum(outcome.failed for outcome in outcomes)
+                lines.append([load, row, *figures, memory, str(wrong), str(failed)])
+        return _as_markdown(lines)
+
+    def _targets(self) -> str:
+        lines = [["load", "figure", "", "measured", "aimed at", ""]]
+        for load, figure, more, less, aim in TARGETS:
+            both = self.outcomes.get((load, more), {}), self.outcomes.get((load, less), {})
+            rounds = sorted(both[0].keys() & both[1].keys())
+            if rounds:
+                of = FIGURES[figure]
+                ratio = statistics.median(of(both[0][number]) / of(both[1][number]) for number in rounds)
+                met = "met" if ratio >= aim else "**missed**"
+                lines.append([load, figure, f"{more} / {less}", f"{ratio:.2f}", f"{aim:g}", met])
+        return _as_markdown(lines) if len(lines) > 1 else ""
+
+    def _offline(self) -> str:
+        if not self.offline:
+            return ""
+        lines = [["offline", "samples/s"]]
+        lines += [[name, f"{statistics.median(found):.0f}"] for name, found in self.offline.items() if found]
+        return _as_markdown(lines)
+
+
+def _shown(value: float) -> str:
+    return "" if value != value else f"{value:.0f}" if value >= 100 else f"{value:.1f}"
+
+
+def _as_markdown(lines: list[list[str]]) -> str:
+    rows = [f"| {' | '.join(line)} |" for line in lines]
+    return "\n".join([rows[0], "|" + "---|" * len(lines[0]), *rows[1:]])

@@ -1,0 +1,49 @@
+"""What every batching rival computes: a batch of requests, until its worst row has converged at its strictest tolerance."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+import jfb
+from jfb import residual
+
+LARGEST_BATCH = 32
+SECONDS_TO_WAIT = 0.005
+"""For a batch to fill; at 64 clients it is full at once, and 32 requests take thirty times as long to compute."""
+
+
+class Lockstep:
+    """The network, asked for batches of request bodies ``{"inputs": [one image], "tolerance": number}``."""
+
+    def __init__(self, folder: Path | str) -> None:
+        torch.set_num_threads(1)
+        found = jfb.load(Path(folder))
+        self.network = found.network
+        self.classes = found.config.classes
+        self.norm = found.config.serving.residual_norm
+        self.most_iterations = found.config.serving.max_iterations
+
+    @torch.inference_mode()
+    def __call__(self, bodies: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """An answer for each body."""
+        tolerance = min(body["tolerance"] for body in bodies)
+        injection = self.network.inject(torch.from_numpy(np.concatenate([np.asarray(b["inputs"], np.float32) for b in bodies])))
+        state = self.network.initial_state(injection)
+        for iterations in range(1, self.most_iterations + 1):  # noqa: B007
+            previous, state = state, self.network.step(state, injection)
+            moved = residual(previous, state, self.norm)
+            if float(moved.max()) <= tolerance:
+                break
+        return answers(self.network.readout(state).numpy(), [iterations] * len(bodies), moved.tolist(), self.classes)
+
+
+def answers(logits: np.ndarray, iterations: list[int], moved: list[float], classes: list[str]) -> list[dict[str, Any]]:
+    """The same fields that this project's server answers with."""
+    powers = np.exp(logits - logits.max(1, keepdims=True))
+    rows = zip(logits.argmax(1).tolist(), (powers / powers.sum(1, keepdims=True)).tolist(), iterations, moved, strict=True)
+    return [
+        {"label": classes[index], "index": index, "probabilities": row, "iterations": count, "residual": movement}
+        for index, row, count, movement in rows
+    ]

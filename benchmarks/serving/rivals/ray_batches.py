@@ -1,0 +1,34 @@
+"""Ray Serve with ``@serve.batch``: batches of up to 32, which run until their worst row has ended."""
+
+import signal
+import sys
+from typing import Any
+
+import ray
+from ray import serve
+from starlette.requests import Request
+
+from benchmarks.serving.rivals.lockstep import LARGEST_BATCH, SECONDS_TO_WAIT, Lockstep
+
+
+@serve.deployment(max_ongoing_requests=1024)
+class Batches:
+    """The whole batch at once."""
+
+    def __init__(self, folder: str) -> None:
+        self.network = Lockstep(folder)
+
+    @serve.batch(max_batch_size=LARGEST_BATCH, batch_wait_timeout_s=SECONDS_TO_WAIT)
+    async def predict(self, bodies: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        return self.network(bodies)
+
+    async def __call__(self, request: Request) -> dict[str, Any]:
+        return {"predictions": [await self.predict(await request.json())]}
+
+
+if __name__ == "__main__":
+    ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False)
+    serve.start(http_options={"host": "127.0.0.1", "port": int(sys.argv[2])})
+    serve.run(Batches.bind(sys.argv[1]), route_prefix="/")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit())
+    signal.pause()

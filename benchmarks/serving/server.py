@@ -1,0 +1,172 @@
+"""One server in its processes, all of them on one core."""
+
+import ctypes
+import os
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+
+ROOT = Path(__file__).parents[2]
+START_SECONDS = 120
+STOP_SECONDS = 15
+ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
+SILENT = {"RAY_USAGE_STATS_ENABLED": "0", "BENTOML_DO_NOT_TRACK": "True", "DO_NOT_TRACK": "1"}
+
+_PR_SET_CHILD_SUBREAPER = 36
+
+
+class ServerFailed(Exception):  # noqa: N818
+    """It ended, or did not answer in time."""
+
+
+@dataclass(frozen=True)
+class RunningServer:
+    """Everything below the process that was started."""
+
+    port: int
+    core: int
+
+    def pin(self) -> None:
+        """Make sure of every thread that there is by now; children inherit it, unless they choose otherwise."""
+        for process in descendants():
+            for task in _list(f"/proc/{process}/task"):
+                try:
+                    os.sched_setaffinity(int(task), {self.core})
+                except ProcessLookupError:
+                    continue
+
+    def memory(self) -> float:
+        """MiB resident in all processes together; what they share counts in each."""
+        pages = 0
+        for process in descendants():
+            try:
+                pages += int(Path(f"/proc/{process}/statm").read_text().split()[1])
+            except (FileNotFoundError, ProcessLookupError):
+                continue
+        return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
+def adopt_orphans() -> None:
+    """Have processes whose parents end become children of this one, so that none is lost sight of (Linux)."""
+    if ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0):
+        raise OSError("prctl: expected Linux")
+
+
+@contextmanager
+def running(
+    command: list[str], port: int, core: int, question: bytes, log: Path, *, tree: Path = ROOT
+) -> Iterator[RunningServer]:
+    """Start a server on a core, wait until it answers a question, and end it at the end, with all that it started.
+
+    Args:
+        command, port, core: how, and where.
+        question: the bytes of a request.
+        log: file for what it prints.
+        tree: where its Python modules are looked for.
+
+    Raises:
+        ServerFailed: with the end of its log.
+    """
+    environment = {**os.environ, **ONE_THREAD, **SILENT, "PYTHONPATH": str(tree)}
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            command,
+            env=environment,
+            cwd=log.parent,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+            preexec_fn=lambda: os.sched_setaffinity(0, {core}),
+        )
+    try:
+        _wait_until_answered(process, port, question, log)
+        server = RunningServer(port, core)
+        server.pin()
+        yield server
+    finally:
+        _stop(process)
+
+
+def free_port() -> int:
+    """One that nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def _wait_until_answered(process: "subprocess.Popen[bytes]", port: int, question: bytes, log: Path) -> None:
+    body = question.partition(b"\r\n\r\n")[2]
+    until = time.monotonic() + START_SECONDS
+    while time.monotonic() < until:
+        if process.poll() is not None:
+            break
+        try:
+            answer = httpx.post(
+                f"http://127.0.0.1:{port}/predict", content=body, headers={"content-type": "application/json"}, timeout=30
+            )
+            if answer.status_code == 200:
+                return
+        except httpx.TransportError:
+            pass
+        time.sleep(0.1)
+    raise ServerFailed(log.read_text(errors="replace")[-2000:] or "no answer, and no log")
+
+
+def _stop(process: "subprocess.Popen[bytes]") -> None:
+    if process.poll() is None:
+        process.send_signal(signal.SIGTERM)
+    until = time.monotonic() + STOP_SECONDS
+    while descendants() and time.monotonic() < until:
+        process.poll()
+        _reap()
+        time.sleep(0.05)
+    while left := descendants():
+        for one in left:
+            try:
+                os.kill(one, signal.SIGKILL)
+            except ProcessLookupError:
+                continue
+        process.poll()
+        _reap()
+        time.sleep(0.05)
+
+
+def _reap() -> None:
+    """Orphans that were adopted and have ended."""
+    try:
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            pass
+    except ChildProcessError:
+        pass
+
+
+def descendants() -> list[int]:
+    """All processes below this one."""
+    found: list[int] = []
+    queue = [os.getpid()]
+    while queue:
+        parent = queue.pop()
+        for task in _list(f"/proc/{parent}/task"):
+            try:
+                children = [int(child) for child in Path(f"/proc/{parent}/task/{task}/children").read_text().split()]
+            except (FileNotFoundError, ProcessLookupError):
+                continue
+            found += children
+            queue += children
+    return found
+
+
+def _list(folder: str) -> list[str]:
+    try:
+        return os.listdir(folder)  # noqa: PTH208
+    except (FileNotFoundError, ProcessLookupError):
+        return []

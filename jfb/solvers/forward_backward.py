@@ -1,0 +1,38 @@
+"""Forward-backward splitting."""
+
+from torch import Tensor
+
+from jfb.monotone_network import MonotoneNetwork
+from jfb.network import ImplicitNetwork
+from jfb.solvers.solver import Memory, Solver
+
+
+class ForwardBackward(Solver):
+    """``u_k = φ(u_{k-1} − α ((I − W) u_{k-1} − q))`` (Winston and Kolter, NeurIPS 2020, algorithm 1).
+
+    A gradient-like step on the linear part of a monotone network, a proximal one on the rest. It converges for every α below
+    ``2m / ‖I − W‖²``, and costs one multiplication by W an iteration.
+
+    Args:
+        alpha: step size α, positive; the network's own (``MonotoneNetwork.alpha``), with which it is a contraction, if not given.
+            Then it is Picard iteration of the network's ``step``.
+    """
+
+    needs = MonotoneNetwork
+
+    def __init__(self, alpha: float | None = None) -> None:
+        if alpha is not None and not alpha > 0:
+            raise ValueError(f"alpha: expected a positive number, got {alpha}")
+        self.alpha = alpha
+
+    def start(self, point: Tensor) -> Memory:
+        return {}
+
+    def evaluate(self, network: ImplicitNetwork, memory: Memory, point: Tensor, injection: Tensor) -> Tensor:
+        self.check(type(network))
+        assert isinstance(network, MonotoneNetwork)
+        alpha = network.alpha() if self.alpha is None else self.alpha
+        return network.proximal(network.forward_step(point, injection, alpha))
+
+    def propose(self, memory: Memory, point: Tensor, image: Tensor) -> Tensor:
+        return image

@@ -1,0 +1,162 @@
+"""The choice of backends: who gives other answers is refused, who is fastest is taken, and low precision only where it pays."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+import jfb
+from app.engine.backends import BFloat16Backend, TorchBackend, candidates, choose, low_precision
+from jfb import checkpoint
+from jfb.export import export
+from jfb.model_config import ModelConfig
+from tests.app.store import DIGITS, network_of
+from tests.jfb.networks import small_resnet
+
+PROBE = torch.rand(8, 1, 6, 6, generator=torch.Generator().manual_seed(0))
+
+
+class Wrong(TorchBackend):
+    """Answers of another network, by a little more than is allowed."""
+
+    def readout(self, state: Tensor) -> Tensor:
+        return super().readout(state) + 3e-3
+
+
+class Broken(TorchBackend):
+    def step(self, state: Tensor, injection: Tensor) -> Tensor:
+        raise RuntimeError("no kernel for this")
+
+
+class Clock:
+    """Time that passes when a backend computes."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class Timed(TorchBackend):
+    """Takes a time of its own for a row and one for each call."""
+
+    def __init__(self, clock: Clock, a_call: float, a_row: float) -> None:
+        super().__init__(small_resnet().float())
+        self.clock, self.a_call, self.a_row = clock, a_call, a_row
+
+    def step(self, state: Tensor, injection: Tensor) -> Tensor:
+        self.clock.now += self.a_call + self.a_row * state.shape[0]
+        # Each row by itself, as rounding may depend on the size of a batch.
+        return torch.cat([super(Timed, self).step(*row) for row in zip(state.split(1), injection.split(1), strict=True)])
+
+
+def a_backend() -> TorchBackend:
+    return TorchBackend(small_resnet().float())
+
+
+def test_a_backend_that_answers_otherwise_or_fails_is_refused_with_the_reason() -> None:
+    network = small_resnet().float()
+    choice = choose({"torch": TorchBackend(network), "wrong": Wrong(network), "broken": Broken(network)}, PROBE)
+    assert choice.refused.keys() == {"wrong", "broken"}
+    assert "readout: 3.0e-03 from float32 eager, where 1.5e-04 is allowed" in choice.refused["wrong"]
+    assert "step: RuntimeError: no kernel for this" in choice.refused["broken"]
+    assert {name for names in choice.table.values() for name in names} == {"torch"}
+
+
+def test_the_fastest_is_taken_at_each_batch_size_and_the_slots_are_the_smallest_batch_that_is_nearly_best() -> None:
+    clock = Clock()
+    backends = {"torch": Timed(clock, 100.0, 1.0), "small": Timed(clock, 1.0, 30.0)}
+    choice = choose(backends, PROBE, clock=clock)
+    assert choice.table["step"] == ["small", "small", "torch", "torch"] or choice.table["step"] == ["small"] * 3 + ["torch"]
+    assert choice.step_seconds == [31.0, 61.0, min(104.0, 121.0), 108.0]
+    assert choice.best_slots == 8
+    state = torch.zeros(3, 4, 3, 3)
+    before = clock.now
+    choice.backend.step(state, state)
+    assert clock.now - before == 103.0, "three rows are computed by what is fastest for four"
+    flat = choose({"torch": Timed(clock, 0.0, 1.0)}, PROBE, clock=clock)
+    assert flat.best_slots == 1, "a larger batch gains nothing here"
+
+
+def test_what_is_wanted_is_taken_even_if_it_is_slower_and_refused_aloud_if_it_is_wrong() -> None:
+    clock = Clock()
+    backends = {"torch": Timed(clock, 1.0, 1.0), "slow": Timed(clock, 9.0, 9.0)}
+    assert set(choose(backends, PROBE, only="slow", clock=clock).table["step"]) == {"slow"}
+    network = small_resnet().float()
+    with pytest.raises(ValueError, match=r"backend: wrong cannot be taken: readout: 3\.0e-03"):
+        choose({"torch": TorchBackend(network), "wrong": Wrong(network)}, PROBE, only="wrong")
+
+
+def test_low_precision_is_used_only_where_it_pays_is_near_and_is_not_forbidden() -> None:
+    class Rough(Timed):
+        error = 0.0
+
+        def step(self, state: Tensor, injection: Tensor) -> Tensor:
+            return super().step(state, injection) + self.error
+
+    clock = Clock()
+    exact, fast, slow, far = (Timed(clock, 0, 1.0), Rough(clock, 0, 0.4), Rough(clock, 0, 0.9), Rough(clock, 0, 0.4))
+    far.error = 10.0  # type: ignore[attr-defined]
+    found = {
+        name: choose({"torch": exact}, PROBE, rough=rough, clock=clock)
+        for name, rough in (("fast", fast), ("slow", slow), ("far", far))
+    }
+    assert found["fast"].rough is fast
+    assert found["slow"].rough is found["far"].rough is None
+    assert "0.90 of the time" in found["slow"].refused["bfloat16"]
+    assert choose({"torch": exact}, PROBE, rough=fast, precision="float32", clock=clock).rough is None
+    assert choose({"torch": exact}, PROBE, rough=slow, precision="mixed", clock=clock).rough is slow
+    with pytest.raises(ValueError, match="precision: expected float32 or auto, got mixed"):
+        choose({"torch": exact}, PROBE, rough=far, precision="mixed", clock=clock)
+
+
+def test_low_precision_that_rounds_by_the_size_of_the_batch_is_refused() -> None:
+    class Company(Timed):
+        def step(self, state: Tensor, injection: Tensor) -> Tensor:
+            return super().step(state, injection) + 1e-6 * (state.shape[0] == 2)
+
+    clock = Clock()
+    choice = choose({"torch": Timed(clock, 0, 1.0)}, PROBE, rough=Company(clock, 0, 0.1), clock=clock)
+    assert choice.rough is None
+    assert choice.refused["bfloat16"] == "2 rows are rounded differently than 8"
+
+
+@torch.no_grad()
+def test_a_bfloat16_step_is_that_of_the_network_to_rounding() -> None:
+    network = small_resnet().float()
+    state, injection = torch.randn(2, 5, 4, 3, 3)
+    rough = BFloat16Backend(network.folded(), torch.device("cpu")).step(state, injection)
+    exact = network.step(state, injection)
+    assert rough.dtype == torch.float32
+    assert 1e-4 < float((rough - exact).abs().max()) < 0.1
+
+
+@pytest.fixture(scope="module")
+def version(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("version")
+    checkpoint.save(folder, DIGITS, network_of(DIGITS, 1))
+    return folder
+
+
+def test_onnx_is_a_candidate_once_the_parts_are_in_the_folder(version: Path) -> None:
+
+    cpu = torch.device("cpu")
+    found = jfb.load(version)
+    assert list(candidates(found, version, cpu, "auto")) == ["torch", "folded"]
+    with pytest.raises(Exception, match=r"inject\.onnx"):
+        candidates(found, version, cpu, "onnx")
+    export(version, parts=True)
+    backends = candidates(found, version, cpu, "auto")
+    assert list(backends) == ["torch", "folded", "onnx"]
+    probe = 16 * torch.rand(4, 1, 8, 8)
+    assert choose(backends, probe, only="onnx").refused == {}
+    assert low_precision(found, cpu) is not None
+
+
+def test_graphs_of_other_weights_are_refused(version: Path) -> None:
+    """Parts that were exported before the weights were replaced."""
+    other = jfb.Checkpoint(ModelConfig.model_validate(DIGITS.model_dump()), network_of(DIGITS, 2).eval())
+    backends = candidates(other, version, torch.device("cpu"), "auto")
+    assert "onnx" in choose(backends, 16 * torch.rand(4, 1, 8, 8)).refused

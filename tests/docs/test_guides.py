@@ -1,0 +1,141 @@
+"""Every command and every program in the tutorial and the guides, run in their order as a reader runs them.
+
+In a page, a block of ``sh`` is run, a block with a title is a file of that name, a block of ``python`` without one is a program.
+A line that starts the server starts it in the background. What cannot be run here says so in a comment above it.
+
+Pages that train or export take a minute together, and are run when the environment variable ``JFB_TEST_GUIDES`` is set; what they
+say is tested piece by piece elsewhere.
+"""
+
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.app.running import wait_until
+
+DOCS = Path(__file__).resolve().parents[2] / "docs"
+BLOCK = re.compile(r"(<!-- not run: [^>]*-->\n)?^( *)```(\w+)(?: title=\"([^\"]+)\")?\n(.*?)^ *```$", re.DOTALL | re.MULTILINE)
+PAGES = ["tutorial.md", *(f"guides/{path.name}" for path in sorted((DOCS / "guides").glob("*.md")))]
+LONG = {"tutorial.md", "guides/tolerance.md", "guides/export.md"}
+MAY_BE_LEFT_OUT = {"guides/deploy.md": 1, "guides/observe.md": 1, "guides/own_network.md": 1, "tutorial.md": 1}
+
+pytestmark = pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+@contextmanager
+def server(command: str, folder: Path, environment: dict[str, str], port: int) -> Iterator[None]:
+    """The server of a page, from when it is ready to the end of the page."""
+    with (folder / "log").open("wb") as log:
+        process = subprocess.Popen(["bash", "-c", f"exec {command}"], cwd=folder, env=environment, stdout=log, stderr=log)
+    try:
+        wait_until(lambda: is_ready(port, process, folder / "log"), 60, "the page's server is ready")
+        yield
+    finally:
+        process.terminate()
+        assert process.wait(timeout=40) == 0
+
+
+def is_ready(port: int, process: "subprocess.Popen[bytes]", log: Path) -> bool:
+    assert process.poll() is None, log.read_text()
+    try:
+        return httpx.get(f"http://127.0.0.1:{port}/v2/health/ready").status_code == 200
+    except httpx.TransportError:
+        return False
+
+
+def announce(package: Path) -> None:
+    """What pip leaves of a package's announcement where the package is."""
+    project = tomllib.loads((package / "pyproject.toml").read_text())["project"]
+    facts = package / f"{project['name'].replace('-', '_')}-{project['version']}.dist-info"
+    facts.mkdir()
+    (facts / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {project['name']}\nVersion: {project['version']}\n")
+    lines = [
+        line
+        for group, entries in project["entry-points"].items()
+        for line in (f"[{group}]", *(f"{name} = {value}" for name, value in entries.items()))
+    ]
+    (facts / "entry_points.txt").write_text("\n".join(lines) + "\n")
+
+
+@pytest.mark.parametrize(
+    "page",
+    [
+        pytest.param(
+            page,
+            marks=pytest.mark.skipif(
+                page in LONG and "JFB_TEST_GUIDES" not in os.environ, reason="long: run when JFB_TEST_GUIDES is set"
+            ),
+        )
+        for page in PAGES
+    ],
+)
+def test_what_a_page_says_works(page: str, digits_store: Path, tmp_path: Path) -> None:
+    if page not in ("tutorial.md", "guides/own_network.md"):
+        shutil.copytree(digits_store, tmp_path / "model_store")  # `make run` was called once, as the front page says
+    ports = {"8000": str(free_port()), "9100": str(free_port())}
+    environment = {
+        **os.environ,
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "PYTHONPATH": os.pathsep.join([str(DOCS.parent), str(tmp_path / "my-network")]),
+        "JFB_PORT": ports["8000"],
+        "JFB_DRAIN_SECONDS": "0",
+        "OMP_NUM_THREADS": "1",
+    }
+    environment = {name: value for name, value in environment.items() if name not in ("JFB_MODEL_STORE", "JFB_RUNS")}
+    left_out = ran = 0
+    with ExitStack() as running:
+        for comment, indent, language, title, text in BLOCK.findall((DOCS / page).read_text()):
+            body = re.sub(f"^{indent}", "", text, flags=re.MULTILINE)
+            if comment:
+                left_out += 1
+            elif title:
+                (tmp_path / title).parent.mkdir(exist_ok=True)
+                (tmp_path / title).write_text(with_ports(body, ports))
+                if Path(title).name == "pyproject.toml":
+                    announce((tmp_path / title).parent)
+            elif language == "python":
+                run([sys.executable, "-c", body], tmp_path, environment)
+                ran += 1
+            elif language == "sh":
+                body = with_ports(body, ports)
+                servers = re.findall(r"^python -m app(?! predict).*$", body, re.MULTILINE)
+                rest = re.sub(r"^python -m app(?! predict).*$", "", body, flags=re.MULTILINE)
+                rest = rest.replace("python -m app predict", f"python -m app predict --url http://127.0.0.1:{ports['8000']}")
+                if rest.strip():
+                    run(["bash", "-euo", "pipefail", "-c", rest], tmp_path, environment)
+                for command in servers:
+                    running.enter_context(server(command, tmp_path, environment, int(ports["8000"])))
+                ran += 1
+    assert ran >= 2
+    assert left_out == MAY_BE_LEFT_OUT.get(page, 0)
+
+
+def with_ports(text: str, ports: dict[str, str]) -> str:
+    for port, instead in ports.items():
+        text = re.sub(rf"(?<=[: ]){port}\b", instead, text)
+    return text
+
+
+def run(command: list[str], folder: Path, environment: dict[str, str]) -> None:
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=180)
+    assert done.returncode == 0, f"{command[-1]}\n{done.stdout}\n{done.stderr}"
+    # A status that a comment beside a command promises is the one that it printed.
+    promised = re.findall(r"%\{http_code\}.*# (\d{3})$", command[-1], re.MULTILINE)
+    assert re.findall(r"(?:^|\})(\d{3})$", done.stdout, re.MULTILINE) == promised

@@ -1,0 +1,97 @@
+"""The documentation: it builds without a warning, asks nobody but its own host, and what it says can be run is run."""
+
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+LOADING = {
+    "script": "src",
+    "img": "src",
+    "link": "href",
+    "iframe": "src",
+    "source": "src",
+    "video": "src",
+    "audio": "src",
+    "object": "data",
+}
+"""Attributes by which a page makes a browser ask for something before anybody clicks."""
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The site, built as people build it; in strict mode a warning is an error."""
+    folder = tmp_path_factory.mktemp("site")
+    built = subprocess.run(
+        [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(folder)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert built.returncode == 0, built.stderr
+    return folder
+
+
+class Page(HTMLParser):
+    """What a page loads by itself, and the formulas in it."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.loads: list[str] = []
+        self.formulas = 0
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        found = dict(attributes)
+        address = found.get(LOADING.get(tag, ""))
+        if address and not (tag == "link" and found.get("rel") in ("canonical", "prev", "next")):
+            self.loads.append(address)
+        self.formulas += tag == "math"
+
+
+def test_no_page_asks_another_host(site: Path) -> None:
+    pages = sorted(site.rglob("*.html"))
+    assert len(pages) > 15
+    for path in pages:
+        loads = Page(path.read_text()).loads
+        assert loads
+        assert [address for address in loads if re.match(r"(https?:)?//", address)] == [], path
+    for path in site.rglob("*.css"):
+        assert re.findall(r"(?:url\(|@import)\s*[\"']?(?:https?:)?//[^)\"']*", path.read_text()) == [], path
+
+
+def test_formulas_are_typeset(site: Path) -> None:
+    for name in ("fixed_points", "gradients"):
+        text = (site / "mathematics" / name / "index.html").read_text()
+        assert Page(text).formulas > 10
+        assert "arithmatex" not in text
+
+
+def test_the_reference_has_the_docstrings_and_the_results_are_there(site: Path) -> None:
+    reference = (site / "reference" / "jfb" / "index.html").read_text()
+    assert 'id="jfb.solve.solve"' in reference
+    assert "a number, or one per row" in reference
+    assert (site / "benchmarks" / "comparison" / "digits" / "comparison.png").exists()
+    assert "Iterations against tolerance" in (site / "benchmarks" / "RESULTS" / "index.html").read_text()
+
+
+def test_the_notebook_is_a_page_with_its_pictures(site: Path) -> None:
+    page = (site / "fixed_points" / "index.html").read_text()
+    assert page.count("data:image/png;base64,") == 2
+    assert "iterations together:" in page
+    assert (site / "fixed_points.ipynb").exists()
+
+
+def test_the_notebook_runs_from_top_to_bottom(tmp_path: Path) -> None:
+    """Its claims are assertions, so running is checking."""
+    command = [sys.executable, "-m", "nbconvert", "--to", "notebook", "--execute", "--output-dir", str(tmp_path)]
+    ran = subprocess.run(
+        [*command, str(ROOT / "docs" / "fixed_points.ipynb")], cwd=ROOT, capture_output=True, text=True, timeout=300
+    )
+    assert ran.returncode == 0, ran.stderr
+    assert "iterations together:" in (tmp_path / "fixed_points.ipynb").read_text()
