@@ -24,7 +24,7 @@ def cifar(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Data:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "steps", "batch_size"), [("cifar10_small", 30, 16), ("cifar10", 12, 8)])
+@pytest.mark.parametrize(("name", "steps", "batch_size"), [("cifar10_small", 21, 16), ("cifar10", 9, 6)])
 def test_the_loss_falls_the_map_contracts_and_the_iterations_are_few(name: str, steps: int, batch_size: int, cifar: Data) -> None:
     trained = cut_short(load_recipe(name), cifar, steps, batch_size, Console(quiet=True))
     assert troubles(trained) == []
