@@ -29,8 +29,9 @@ class BoundedHeads(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
+        within_head = self._timer is not None  # else it begins with the rest of a body, which may be of any size
         super().data_received(data)
-        if self._timer is not None:
+        if within_head and self._timer is not None:
             self._bytes += len(data)
             if self._bytes > MOST_BYTES:
                 self._refuse(Refusal(431, f"head: expected at most {MOST_BYTES} bytes, got more"))

@@ -42,6 +42,7 @@ def main(
     threading.Thread(target=_end_with_parent, name="end with parent", daemon=True).start()
     if threads is not None:
         torch.set_num_threads(threads)
+    torch.backends.cudnn.allow_tf32 = False  # PyTorch's default rounds convolutions to ten bits, and calls that float32
     loader = Loader(
         store,
         tuple(_usable(name.strip()) for name in device.split(",")),
