@@ -33,7 +33,7 @@ from jfb import checkpoint
 from jfb.architectures import build
 from jfb.architectures.implicit_mlp import ImplicitMLP
 
-ROWS, ITERATIONS = 4, 1000
+ROWS, ITERATIONS = 4, 400
 BODY = {"inputs": [[0, 1, 2, 3]] * ROWS, "tolerance": 1e-30, "max_iterations": ITERATIONS}
 CLIENTS = 8
 FULL = (int(str(SETTINGS["max_waiting_rows"])) + int(str(SETTINGS["slots"]))) / ROWS
@@ -41,7 +41,7 @@ FULL = (int(str(SETTINGS["max_waiting_rows"])) + int(str(SETTINGS["slots"]))) / 
 LOADS = (0.5, 1.0, 2.0, 3.0)
 LIMITS = httpx.Limits(max_connections=2000, keepalive_expiry=2.0)
 """The server closes connections that were idle for 5 s; one that is used again at that very moment would break."""
-RAMP, SECONDS = 1.0, 3.0
+RAMP, SECONDS = 1.0, 6.0
 """Of one measurement; what is answered in the ramp is not counted."""
 
 

@@ -43,11 +43,10 @@ OURS, FASTAPI, ONNX, LITSERVE = "jfb", "FastAPI", "FastAPI, ONNX Runtime", "LitS
 
 ROWS = (
     app(OURS, main=True),
-    app("jfb, Picard", solver="picard"),
-    app("jfb, float32", "--precision", "float32", main=True),
-    app("jfb, float32, Picard", "--precision", "float32", main=True, solver="picard"),
-    app("jfb, PyTorch eager, float32, Picard", "--backend", "torch", "--precision", "float32", solver="picard"),
-    app("jfb, ONNX Runtime, float32, Picard", "--backend", "onnx", "--precision", "float32", solver="picard"),
+    app("jfb, Picard", main=True, solver="picard"),
+    app("jfb, mixed precision", "--precision", "mixed"),
+    app("jfb, PyTorch eager, Picard", "--backend", "torch", solver="picard"),
+    app("jfb, ONNX Runtime, Picard", "--backend", "onnx", solver="picard"),
     app("jfb, lockstep, Picard", "--batching", "lockstep", solver="picard"),
     app("jfb, label stop", stop="label", solver="picard"),
     rival(FASTAPI, "fastapi_torch", "fastapi", main=True),

@@ -73,7 +73,7 @@ def test_requests_are_counted_over_all_processes_also_those_of_one_that_has_ende
 def test_a_process_that_dies_costs_its_own_clients_their_answers_and_its_rows_leave_the_engine(server: RunningServer) -> None:
     with ExitStack() as stack:
         clients = [stack.enter_context(connection(server, ENDLESS)) for _ in range(MANY)]
-        wait_until(lambda: rows(server, "active") == MANY, 30, "all rows are in")
+        wait_until(lambda: rows(server, "active") == MANY, 60, "all rows are in")
         before = workers(server)
         os.kill(min(before), signal.SIGKILL)
 
@@ -89,10 +89,10 @@ def test_a_process_that_dies_costs_its_own_clients_their_answers_and_its_rows_le
                     pass
             return found
 
-        wait_until(lambda: alive() < MANY, 10, "its clients are left alone")
+        wait_until(lambda: alive() < MANY, 60, "its clients are left alone")
         left = alive()
         assert left > 0
-        wait_until(lambda: rows(server, "active") == left, 10, "the rows of its clients are gone")
+        wait_until(lambda: rows(server, "active") == left, 60, "the rows of its clients are gone")
         wait_until(lambda: len(workers(server) - before) == 1, 10, "another process takes its place")
         assert everyone(server, lambda answer: answer.status_code == 200)
     wait_until(lambda: rows(server, "active") == 0, 10, "nobody asks any more")
@@ -101,7 +101,7 @@ def test_a_process_that_dies_costs_its_own_clients_their_answers_and_its_rows_le
 def test_an_engine_that_dies_is_missed_and_found_again_by_every_process(server: RunningServer) -> None:
     with ThreadPoolExecutor(MANY) as pool:
         waiting = [pool.submit(anew, server, "POST", PATH, json=ENDLESS) for _ in range(MANY)]
-        wait_until(lambda: rows(server, "active") == MANY, 30, "all rows are in")
+        wait_until(lambda: rows(server, "active") == MANY, 60, "all rows are in")
         os.kill(server.engine_pid(), signal.SIGKILL)
         assert {answer.result(10).status_code for answer in waiting} == {503}
     wait_until(lambda: everyone(server, lambda answer: answer.status_code == 200), 60, "every process has the new engine")
