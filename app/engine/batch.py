@@ -88,10 +88,12 @@ class RunningBatch:
 
     def admit(self, lanes: list[Lane], point: Tensor, injection: Tensor, **host: NDArray[np.generic]) -> None:
         """Let rows begin, each in its lane."""
-        for lane in dict.fromkeys(lanes):
-            if len(set(lanes)) == 1:
-                lane.table.admit(point=point, injection=injection, memory=lane.start(point), **host)
-                return
+        distinct = list(dict.fromkeys(lanes))
+        if len(distinct) == 1:  # as nearly always
+            lane = distinct[0]
+            lane.table.admit(point=point, injection=injection, memory=lane.start(point), **host)
+            return
+        for lane in distinct:
             own = np.array([k for k, other in enumerate(lanes) if other is lane])
             index = torch.from_numpy(own)
             begin = point[index]

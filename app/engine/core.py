@@ -157,6 +157,8 @@ class Engine:
         if abandoned:
             ended |= np.isin(table.job, list(abandoned))
         ended = lane.leaving(ended)
+        if abandoned:  # in lockstep they may have to stay for now, and must not be waited for when the others are done
+            self._abandoned |= abandoned.intersection(table.job[~ended].tolist())
         leaving = np.flatnonzero(ended)
         if len(leaving):
             self._read_out(batch, lane, leaving, moved, now)

@@ -350,6 +350,18 @@ def test_a_lockstep_batch_ends_although_a_row_of_it_diverges_and_another_is_canc
     assert jobs == {1: [Status.CONVERGED], 2: [Status.DIVERGED]}
 
 
+def test_a_lockstep_batch_does_not_wait_for_a_row_that_was_cancelled_long_before_the_others_ended() -> None:
+    engine = make_engine(slots=4, batching="lockstep")
+    engine.submit(make_job(1, [6]))
+    endless = np.array([[1.0, 0.0]], dtype=np.float32)  # moves by 1 in every iteration
+    engine.submit(Job(2, endless, [0.5**5], [10_000], [None]))
+    engine.tick(0.0)
+    engine.cancel(2)
+    (job,) = tick_until_idle(engine)
+    assert (job.id, job.iterations) == (1, [6])
+    assert engine.step_evaluations == 12
+
+
 def test_a_tolerance_below_what_float32_can_hold_is_kept_until_the_cap() -> None:
     batch = RunningBatch(TorchBackend(Geometric()), {"picard": Picard()}, ResidualNorm.ABSOLUTE, (2,), slots=1)
     engine = Engine([batch], max_waiting_rows=1)
