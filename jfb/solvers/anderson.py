@@ -1,13 +1,18 @@
 """Anderson acceleration, row by row."""
 
+from collections.abc import Mapping
 from functools import cache
 from math import gcd
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from jfb.solvers.solver import Memory, Solver
 
+SMALLEST = 1e-300
+"""That a Gram matrix is divided by: of a row that does not move, it is 0."""
 SKETCH = 256
 """Entries of a state that the weights are found by, at least; all of them in states that are not twice as large."""
 
@@ -46,47 +51,70 @@ class Anderson(Solver):
         return {
             "images": point.new_zeros(rows, self.window, size),
             "movements": point.new_zeros(rows, self.window, -(-size // stride(size))),
-            "gram": point.new_zeros(rows, self.window, self.window),
+            "gram": point.new_zeros(rows, self.window, self.window, dtype=torch.float64),
             "count": torch.zeros(rows, dtype=torch.int64, device=point.device),
             "smallest": point.new_full((rows,), torch.inf),
         }
 
     def propose(self, memory: Memory, point: Tensor, image: Tensor) -> Tensor:
-        images, movements, gram, count, smallest = (memory[name] for name in ("images", "movements", "gram", "count", "smallest"))
         places = memory_order(point)
-        flat, before = image.permute(places).flatten(1), point.permute(places).flatten(1)
-        step = stride(flat.shape[1])
-        movement = flat[:, ::step] - before[:, ::step]
-        size = torch.linalg.vector_norm(movement, dim=1)
-        grew = size > smallest
-        count.masked_fill_(grew, 0)
-        gram.masked_fill_(grew[:, None, None], 0)
-        torch.where(grew, size, torch.minimum(smallest, size), out=smallest)
+        flat, before = (tensor.detach().permute(places).flatten(1) for tensor in (image, point))
+        if point.device.type == "cpu":
+            # Forty small operations, each of which costs NumPy a third of what it costs PyTorch; the memory is shared.
+            arrays = {name: tensor.numpy() for name, tensor in memory.items()}
+            with np.errstate(all="ignore"):  # a row that diverges is the driver's business
+                following = torch.from_numpy(self._combine(np, arrays, flat.numpy(), before.numpy()))
+        else:
+            following = self._combine(torch, memory, flat, before)
+        return following.view(point.permute(places).shape).permute(inverse(places))
 
-        rows, entries = (torch.arange(number, device=point.device) for number in (len(point), self.window))
+    def _combine(self, xp: Any, memory: Mapping[str, Any], image: Any, point: Any) -> Any:
+        """The next points, from arrays of ``xp``, which is ``numpy`` or ``torch``: here in what the two have in common."""
+        images, movements, gram, count, smallest = (memory[name] for name in ("images", "movements", "gram", "count", "smallest"))
+        step = stride(image.shape[1])
+        movement = image[:, ::step] - point[:, ::step]
+        size = xp.sqrt((movement * movement).sum(1))
+        grew = size > smallest
+        count *= ~grew
+        gram *= ~grew[:, None, None]
+        smallest[:] = xp.where(grew, size, xp.minimum(smallest, size))
+
+        rows, entries = numbers(xp, len(image), image.device), numbers(xp, self.window, image.device)
         place = count % self.window
         count += 1
-        images[rows, place] = flat
+        images[rows, place] = image
         movements[rows, place] = movement
-        # Not a matrix product: of one vector for each row, that takes five times as long on a CPU.
-        products = (movements * movement.unsqueeze(1)).sum(2).mul_(entries < count[:, None])
+        used = xp.asarray(entries < count[:, None], dtype=xp.float64)
+        products = xp.matmul(movements, movement[:, :, None])[:, :, 0] * used
         gram[rows, place] = products
         gram[rows, :, place] = products
 
-        weights = self._weights(gram, (entries < count[:, None]).double())
-        plain = grew | ~weights.sum(1).isfinite()
-        weights = torch.where(plain[:, None], (entries == place[:, None]).to(weights), weights)
-        following = torch.bmm(weights.unsqueeze(1), images)
-        return following.view(point.permute(places).shape).permute(inverse(places))
+        weights = self._weights(xp, gram, used)
+        plain = grew | ~xp.isfinite(weights.sum(1))
+        weights = xp.where(plain[:, None], xp.asarray(entries == place[:, None], dtype=xp.float64), weights)
+        return xp.matmul(xp.asarray(weights, dtype=images.dtype)[:, None], images)[:, 0]
 
-    def _weights(self, gram: Tensor, used: Tensor) -> Tensor:
-        """``argmin αᵀGα`` with ``Σα = 1`` over the used entries (the others are 0 in G): solve ``Gα ∝ 1``. ``[n, window]``."""
-        scale = gram.diagonal(dim1=1, dim2=2).amax(1).clamp_min(torch.finfo(gram.dtype).tiny)
-        system = gram.double() / scale.double()[:, None, None]
-        system.diagonal(dim1=1, dim2=2).add_(self.regularisation)
-        solution = torch.linalg.solve_ex(system, used)[0]
-        weights: Tensor = (solution / solution.sum(1, keepdim=True)).to(gram.dtype)
-        return weights
+    def _weights(self, xp: Any, gram: Any, used: Any) -> Any:
+        """``argmin αᵀGα`` with ``Σα = 1`` over the used entries (the others are 0 in G): solve ``Gα ∝ 1``. ``[n, window]``.
+
+        By elimination, as G is positive definite once it is regularised. A library's solver may raise for one row of many.
+        """
+        entries = numbers(xp, self.window, gram.device)
+        scale = xp.amax(gram[:, entries, entries], 1).clip(SMALLEST)
+        system = xp.concatenate([gram / scale[:, None, None], used[:, :, None]], 2)
+        system[:, entries, entries] += self.regularisation
+        for k in range(self.window):
+            row = system[:, k] / system[:, k, k : k + 1]
+            system -= system[:, :, k : k + 1] * row[:, None]
+            system[:, k] = row
+        solution = system[:, :, -1]
+        return solution / solution.sum(1)[:, None]
+
+
+@cache
+def numbers(xp: Any, end: int, device: Any) -> Any:
+    """0, 1, ... end − 1: the same array in every iteration."""
+    return xp.arange(end) if xp is np else xp.arange(end, device=device)
 
 
 @cache
