@@ -1,20 +1,22 @@
 """Rows: batches that shrink without being rebuilt."""
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 
-def gaps(ended: Tensor) -> tuple[Tensor, Tensor]:
+def gaps(ended: NDArray[np.bool_]) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
     """Where ended rows leave gaps, and which rows from the end fill them.
 
     Args:
-        ended: Boolean, shape ``[n]``.
+        ended: shape ``[n]``; on the host, as the numbers of ended rows are what shapes are made of.
 
     Returns:
-        Two int64 tensors of one length: places among the first ``n - ended.sum()``, and rows behind them.
+        Two arrays of one length: places among the first ``n - ended.sum()``, and rows behind them.
     """
-    keep = ended.shape[0] - int(ended.sum())
-    return ended[:keep].nonzero().squeeze(1), (~ended[keep:]).nonzero().squeeze(1) + keep
+    keep = len(ended) - int(np.count_nonzero(ended))
+    return np.flatnonzero(ended[:keep]), keep + np.flatnonzero(~ended[keep:])
 
 
 def close_gaps(ended: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
@@ -30,10 +32,11 @@ def close_gaps(ended: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
     Returns:
         For each tensor, a view of its first ``n - ended.sum()`` rows: those that go on.
     """
-    holes, movers = gaps(ended)
+    on_host = ended.cpu().numpy()
+    holes, movers = (torch.from_numpy(places).to(ended.device) for places in gaps(on_host))
     for tensor in tensors:
         tensor[holes] = tensor[movers]
-    keep = len(ended) - int(ended.sum())
+    keep = len(on_host) - int(np.count_nonzero(on_host))
     return tuple(tensor[:keep] for tensor in tensors)
 
 

@@ -47,6 +47,12 @@ class SlotTable:
             "margin": np.zeros(self.slots, np.float64),
             "bound": np.zeros(self.slots, np.float64),
         }
+        # The same memory where it is the host's: to move a few rows takes NumPy a third of the time that PyTorch takes.
+        tensors = (*self._device.values(), *self._memory.values())
+        self._rows: list[Any] = [
+            *(tensor.numpy() if tensor.device.type == "cpu" else tensor for tensor in tensors),
+            *self._host.values(),
+        ]
         self._resize(0)
 
     def admit(self, *, point: Tensor, injection: Tensor, memory: Memory, **host: NDArray[Any]) -> None:
@@ -78,14 +84,11 @@ class SlotTable:
 
     def remove(self, ended: NDArray[np.bool_]) -> None:
         """Drop rows, ``ended`` being ``[active]``; the last ones move into their places."""
-        holes, movers = gaps(torch.from_numpy(ended))
+        holes, movers = gaps(ended)
         if len(holes):
-            for group in (self._device, self._memory):
-                for tensor in group.values():
-                    tensor[holes] = tensor[movers]
-            for array in self._host.values():
-                array[holes.numpy()] = array[movers.numpy()]
-        self._resize(self.active - int(ended.sum()))
+            for rows in self._rows:
+                rows[holes] = rows[movers]
+        self._resize(self.active - int(np.count_nonzero(ended)))
 
     @property
     def full_memory(self) -> Memory:
