@@ -23,6 +23,8 @@ WORTH_IT = 0.5
 two, which cost more than the whole. At 0.62 the engine answered no more requests with it (benchmarks/RESULTS.md)."""
 CLEARLY = 0.9
 """Of the time of the backend that is best over all batch sizes another must take at most so much to be taken at one of them."""
+TICK = 3e-4
+"""Seconds that a tick takes beside its step, however many rows it has: of the host, on the machines where it was measured."""
 NEARLY_BEST = 1.1
 """Rows of a batch may take so much longer than in the best of batches; a smaller batch that fulfils this is preferred."""
 SECONDS_EACH = 0.02
@@ -49,8 +51,8 @@ class Choice:
 
     @property
     def best_slots(self) -> int:
-        """The smallest batch whose rows take hardly longer than in the best one."""
-        per_row = [seconds / 2**k for k, seconds in enumerate(self.step_seconds)]
+        """The smallest batch whose rows take hardly longer than in the best one, each with its share of the tick."""
+        per_row = [(seconds + TICK) / 2**k for k, seconds in enumerate(self.step_seconds)]
         smallest: int = next(k for k, seconds in enumerate(per_row) if seconds <= NEARLY_BEST * min(per_row))
         return 1 << smallest
 
