@@ -82,7 +82,8 @@ class EngineProcess:
                 woken = dict(poller.poll(0 if self._lifecycle.busy else None))
                 if alarm.fileno() in woken:
                     alarm.recv(4096)
-                self._receive()
+                if self._socket in woken:
+                    self._receive()
                 self._apply_changes()
                 self._tick()
             while self._lifecycle.busy:
