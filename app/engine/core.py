@@ -162,9 +162,10 @@ class Engine:
         leaving = np.flatnonzero(ended)
         if len(leaving):
             self._read_out(batch, lane, leaving, moved, now)
-        handed_over = lane.hand_over(moved, ended, now)
-        if len(leaving) or handed_over.any():
-            table.remove(ended | handed_over)
+        if lane.exact is not None:
+            ended = ended | lane.hand_over(lane.exact, moved, ended, now)
+        if len(leaving) or lane.exact is not None:
+            table.remove(ended)
         return len(leaving)
 
     def _read_out(

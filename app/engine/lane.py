@@ -80,18 +80,23 @@ class Lane:
     def iterate(self, fail: Fail) -> None:
         """Evaluate the map once for every row, and move on."""
         table = self.table
+        self.image = self._evaluate(table, fail)
+        self._moved = residual(table.point, self.image, self._residual_norm)
+        if self.exact is not None:
+            self._size = size_in(self.image, self._residual_norm)
+        self._judged = self._judge(self.label_stop, fail) if self.label_stop is not None and table.some_by_label else None
+        table.point.copy_(self.solver.propose(table.memory, table.point, self.image))
+        table.iterations += 1
+
+    def _evaluate(self, table: SlotTable, fail: Fail) -> Tensor:
+        if not self.solver.splits:
+            return shielded(self._backend.step, table.point, table.job, fail, table.point, table.injection)
         names, memory = list(table.memory), tuple(table.memory.values())
 
         def evaluate(point: Tensor, injection: Tensor, *memory: Tensor) -> Tensor:
             return self._backend.evaluate(self.solver, dict(zip(names, memory, strict=True)), point, injection)
 
-        self.image = shielded(evaluate, table.point, table.job, fail, table.point, table.injection, changed=memory)
-        self._moved = residual(table.point, self.image, self._residual_norm)
-        if self.exact is not None:
-            self._size = size_in(self.image, self._residual_norm)
-        self._judged = self._judge(self.label_stop, fail) if self.label_stop is not None and table.by_label.any() else None
-        table.point.copy_(self.solver.propose(table.memory, table.point, self.image))
-        table.iterations += 1
+        return shielded(evaluate, table.point, table.job, fail, table.point, table.injection, changed=memory)
 
     def _judge(self, label_stop: LabelStop, fail: Fail) -> tuple[NDArray[np.intp], Stability]:
         """Read out the rows that end by their label, and no others."""
@@ -129,25 +134,24 @@ class Lane:
         ended: NDArray[np.bool_] = (
             (moved <= tolerance) | ~np.isfinite(moved) | (table.iterations >= cap) | (table.deadline <= now)
         )
-        ended |= table.margin > table.bound
+        if table.some_by_label:
+            ended |= table.margin > table.bound
         return ended
 
     def leaving(self, ended: NDArray[np.bool_]) -> NDArray[np.bool_]:
         """Which of the rows that are done may leave: in lockstep all or none."""
         return ended if not self._lockstep or ended.all() else np.zeros_like(ended)
 
-    def hand_over(self, moved: NDArray[np.floating], ended: NDArray[np.bool_], now: float) -> NDArray[np.bool_]:
+    def hand_over(self, exact: "Lane", moved: NDArray[np.floating], ended: NDArray[np.bool_], now: float) -> NDArray[np.bool_]:
         """Give the exact lane the rows that low precision cannot bring nearer, but for those that have ended.
 
         Returns:
             Which they are, ``[active]``; this lane still has them.
         """
         table = self.table
-        if self.exact is None:
-            return np.zeros(table.active, np.bool_)
         near = hands_over(moved, self._size.cpu().numpy(), table.tolerance)
         near |= (table.iterations >= table.max_iterations - 1) | (table.deadline <= now)
         near &= ~ended
         if near.any():
-            self.exact.table.admit_from(table, near)
+            exact.table.admit_from(table, near)
         return near

@@ -28,6 +28,7 @@ class SlotTable:
         tolerance: of the point's dtype, so that it compares as it does in ``jfb.solve``.
         max_iterations, iterations: int64.
         by_label: Boolean; which rows end, too, when their label cannot change any more.
+        some_by_label: whether any does.
         margin, bound: float64; of those rows, as in ``jfb.label_stop.Stability``. NaN where nobody judged yet.
         deadline: float64, infinite where there is none.
     """
@@ -105,3 +106,4 @@ class SlotTable:
         self.tolerance, self.max_iterations, self.deadline = host["tolerance"], host["max_iterations"], host["deadline"]
         self.iterations = host["iterations"]
         self.by_label, self.margin, self.bound = host["by_label"], host["margin"], host["bound"]
+        self.some_by_label = bool(self.by_label.any())
