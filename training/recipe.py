@@ -110,7 +110,9 @@ class OptimisationRecipe(Strict):
     """Of matrices and kernels; biases and normalisations have none."""
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
     averaging: float = Field(default=0.0, ge=0, lt=1)
-    """Decay a step of the moving average of the weights, which is what is evaluated and saved; 0 is no averaging."""
+    """Decay a step of the moving average of the weights, which is what is evaluated and saved; 0 is no averaging.
+
+    ``training.averaging`` begins with less."""
     jacobian_penalty: NonNegative = 0.0
     """Weight in the loss of the size of ``∂T/∂u`` at the fixed points (``training.jacobian_penalty``); 0 is none."""
     seed: int = Field(default=0, ge=0)

@@ -12,13 +12,13 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from jfb import ImplicitNetwork, solve
 from jfb.architectures import build
 from jfb.contraction import local_contraction_factor
 from jfb.model_config import ArchitectureSpec
 from training.augment import build_augmentation
+from training.averaging import averaging
 from training.data import Data, measure_normalisation
 from training.errors import NonFiniteLossError, RecipeError, TrainingError
 from training.history import Epoch
@@ -184,7 +184,7 @@ class Run:
             network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # convolutions are faster so
         self.network = network
         # Operator norms are convex, so an average of weights that keep a bound keeps it, too.
-        self.average = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(settings.averaging), use_buffers=True)  # type: ignore[no-untyped-call]
+        self.average = averaging(network, settings.averaging)
         self.averaged = cast(ImplicitNetwork, self.average.module)
         self.learner = processes.wrap(Learner(network, recipe))
         self.augment = build_augmentation(recipe.augment)

@@ -9,9 +9,9 @@ import torch
 from rich.console import Console
 from torch import Tensor
 from torch.nn import functional as F
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from training.augment import build_augmentation
+from training.averaging import averaging
 from training.data import Data
 from training.errors import NonFiniteLossError
 from training.neural_ode import NeuralODE
@@ -54,7 +54,7 @@ def train_neural_ode(
     network = NeuralODE(data.input.shape, len(data.classes), **options).to(device)
     if len(data.input.shape) == 3:
         network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # convolutions are faster so
-    average = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(settings.averaging), use_buffers=True)  # type: ignore[no-untyped-call]
+    average = averaging(network, settings.averaging)
     averaged = cast(NeuralODE, average.module)
     augment = build_augmentation(recipe.augment)
     size = min(settings.batch_size, len(data.train.labels))

@@ -99,7 +99,7 @@ def test_the_weights_are_those_of_the_best_epoch_and_the_snapshot_has_the_last(
     brief: Recipe, digits: Data, console: Console, tmp_path: Path
 ) -> None:
     # Steps that are far too long, from the second epoch on: what was learnt is lost again.
-    recipe = brief.changed({"optimisation.learning_rate": 3.0, "optimisation.warm_up": 0.9, "optimisation.epochs": 4})
+    recipe = brief.changed({"optimisation.learning_rate": 10.0, "optimisation.warm_up": 0.9, "optimisation.epochs": 4})
     trained = train(recipe, digits, device=CPU, console=console, folder=RunFolder(tmp_path))
     accuracies = [epoch.validation_accuracy for epoch in trained.history]
     assert trained.epoch < len(accuracies)
