@@ -220,7 +220,7 @@ class Soak:
     # What happens to the server.
 
     async def kill(self) -> None:
-        os.kill(self._engine(), signal.SIGKILL)
+        os.kill(self.engine(), signal.SIGKILL)
 
     async def publish(self) -> None:
         """A new version takes the place of the oldest, or new weights that of the newest."""
@@ -284,7 +284,7 @@ class Soak:
         """Look at the memory of the HTTP processes, together, and of the engine."""
         while time.monotonic() < until:
             with suppress(OSError):
-                engine = self._engine()
+                engine = self.engine()
                 for name, pids in (("http", [self.process.pid, *self._children(b"app.http_worker")]), ("engine", [engine])):
                     pages = sum(int(Path(f"/proc/{pid}/statm").read_text().split()[1]) for pid in pids)
                     self.resident[name].append(pages * os.sysconf("SC_PAGESIZE") / 2**20)
@@ -357,7 +357,12 @@ class Soak:
                 with suppress(ConnectionError):
                     await writer.wait_closed()
 
-    def _engine(self) -> int:
+    def engine(self) -> int:
+        """The engine's process id.
+
+        Raises:
+            ProcessLookupError: if there is no engine at the moment.
+        """
         for child in self._children(b"app.engine"):
             return child
         raise ProcessLookupError("there is no engine at the moment")
