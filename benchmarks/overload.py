@@ -3,7 +3,8 @@
 Closed-loop clients, as many as keep the slots full, show the sustainable load. Then requests are sent at a multiple of it,
 whether or not earlier ones were answered (open loop). All take the same number of iterations, so the engine is what is short.
 It is aimed at: at three times the sustainable load the goodput (answers 200 a second) is within 10 % of the sustainable, and
-what is admitted waits no longer than the queue is long: the rows in it over the rows that leave a second.
+what is admitted waits as long as the queue is: the rows in it over the rows that leave a second, and at most twice that, because
+the last rows of a request wait in an order that has half of the slots (``app.engine.waiting``).
 
 The server's processes share one core, and the clients have another. Machines are not steady, so each load is compared with the
 closed loop before and after it, and medians over rounds are told. What others take of the server's core counts against the
