@@ -13,6 +13,10 @@ from app.server import Server
 SHUTDOWN_SECONDS = 10
 """How long requests in flight may take to end once the server has been told to stop."""
 
+KEEP_ALIVE_SECONDS = 130
+"""How long a connection may be idle between two requests: longer than clients and proxies keep theirs (Caddy 120 s, Go 90 s,
+nginx 60 s, httpx 5 s). They must be the first to close one, or their next request may cross with the close and be lost."""
+
 
 class StoppingServer(uvicorn.Server):
     """uvicorn, which goes on for ``drain_seconds`` after SIGTERM while ``/v2/health/ready`` answers 503.
@@ -32,6 +36,7 @@ class StoppingServer(uvicorn.Server):
             log_config=None,
             access_log=False,
             server_header=False,
+            timeout_keep_alive=KEEP_ALIVE_SECONDS,
             timeout_graceful_shutdown=SHUTDOWN_SECONDS,
         )
         super().__init__(config)

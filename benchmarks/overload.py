@@ -3,14 +3,20 @@
 Closed-loop clients, as many as keep the slots full, show the sustainable load. Then requests are sent at a multiple of it,
 whether or not earlier ones were answered (open loop). All take the same number of iterations, so the engine is what is short.
 It is aimed at: at three times the sustainable load the goodput (answers 200 a second) is within 10 % of the sustainable, and
-what is admitted waits no longer than the queue is long: the rows in it over the rows that leave a second.
+what is admitted waits as long as the queue is: the rows in it over the rows that leave a second, and at most twice that, because
+the last rows of a request wait in an order that has half of the slots (``app.engine.waiting``).
 
-Machines are not steady, so each load is compared with the closed loop before and after it, and medians over rounds are told.
+The server's processes share one core, and the clients have another. Machines are not steady, so each load is compared with the
+closed loop before and after it, and medians over rounds are told. What others take of the server's core counts against the
+goodput, but not against the answers for each second of CPU time that the server itself had, which are told beside it; those say
+something where the server is busy all the time, from the sustainable load on.
 
     python -m benchmarks.overload --rounds 5
 """
 
 import asyncio
+import json
+import os
 import statistics
 import tempfile
 import time
@@ -24,128 +30,215 @@ import httpx
 import numpy as np
 import torch
 import typer
+import uvloop
 from rich.console import Console
 from rich.table import Table
 from torch import nn
 
-from benchmarks.soak import ENDLESS, SETTINGS, running
+from benchmarks.serving.load import Connection
+from benchmarks.soak import ENDLESS, SETTINGS, Soak, running
 from jfb import checkpoint
 from jfb.architectures import build
 from jfb.architectures.implicit_mlp import ImplicitMLP
 
 ROWS, ITERATIONS = 4, 400
-BODY = {"inputs": [[0, 1, 2, 3]] * ROWS, "tolerance": 1e-30, "max_iterations": ITERATIONS}
+BODY = json.dumps({"inputs": [[0, 1, 2, 3]] * ROWS, "tolerance": 1e-30, "max_iterations": ITERATIONS})
+REQUEST = (
+    "POST /models/slow/predict HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
+    f"content-length: {len(BODY)}\r\n\r\n{BODY}"
+).encode()
 CLIENTS = 8
 FULL = (int(str(SETTINGS["max_waiting_rows"])) + int(str(SETTINGS["slots"]))) / ROWS
 """Requests in a full server."""
 LOADS = (0.5, 1.0, 2.0, 3.0)
-LIMITS = httpx.Limits(max_connections=2000, keepalive_expiry=2.0)
-"""The server closes connections that were idle for 5 s; one that is used again at that very moment would break."""
 RAMP, SECONDS = 1.0, 6.0
 """Of one measurement; what is answered in the ramp is not counted."""
+TICK = os.sysconf("SC_CLK_TCK")
+NAMES = ("http", "engine", "load")
+"""Of the processes whose CPU time is told."""
+
+
+class Client(Connection):
+    """A connection that also looks at one header."""
+
+    retry_after = 0
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if name.lower() == b"retry-after":
+            self.retry_after = int(value)
 
 
 @dataclass
 class Load:
     """What came of one load."""
 
+    server: Soak
+    closed: bool
+    """Whether each client asks again when it is answered."""
     goodput: float = 0.0
     """Answers 200 a second, after the ramp."""
+    cpu: dict[str, float] = field(default_factory=dict)
+    """Of the HTTP process, the engine and the clients in that time: seconds a second."""
     statuses: Counter[int] = field(default_factory=Counter)
+    """0 is a connection that was lost."""
     latencies: list[float] = field(default_factory=list)
     """Milliseconds, of the admitted ones."""
+    refusals: list[float] = field(default_factory=list)
+    """Milliseconds, of the others."""
     retry_after: list[int] = field(default_factory=list)
+    _asked: dict[Connection, float] = field(default_factory=dict)
+    _idle: list[Client] = field(default_factory=list)
+    _connections: list[Client] = field(default_factory=list)
 
-    async def ask(self, client: httpx.AsyncClient) -> None:
-        """One request."""
-        began = time.perf_counter()
-        answer = await client.post("/models/slow/predict", json=BODY)
-        self.statuses[answer.status_code] += 1
-        if answer.status_code == 200:
-            self.latencies.append((time.perf_counter() - began) * 1e3)
-        elif answer.status_code == 429:
-            self.retry_after.append(int(answer.headers["retry-after"]))
+    async def ask(self) -> None:
+        """Send a request over a connection that is idle, or a new one."""
+        if self._idle:
+            client = self._idle.pop()
+        else:
+            url = httpx.URL(self.server.url)
+            connect = asyncio.get_running_loop().create_connection
+            _, client = await connect(lambda: Client(self._answered, self._lost), url.host, url.port)
+            self._connections.append(client)
+        self._send(client)
 
-    async def count(self) -> None:
+    async def measure(self) -> None:
         """See how many are answered once the ramp is over."""
         await asyncio.sleep(RAMP)
-        before = len(self.latencies)
+        answered, cpu, began = len(self.latencies), self._cpu(), time.perf_counter()
         await asyncio.sleep(SECONDS)
-        self.goodput = (len(self.latencies) - before) / SECONDS
+        seconds = time.perf_counter() - began
+        self.goodput = (len(self.latencies) - answered) / seconds
+        self.cpu = {name: (after - cpu[name]) / seconds for name, after in self._cpu().items()}
+        self.closed = False
+
+    async def end(self) -> None:
+        """Wait for the last answers."""
+        while self._asked:
+            await asyncio.sleep(0.01)
+        for client in self._connections:
+            client.close()
+
+    @property
+    def per_cpu_second(self) -> float:
+        """Answers for each second of CPU time that the server had."""
+        return self.goodput / (self.cpu["http"] + self.cpu["engine"])
+
+    def _send(self, client: Client) -> None:
+        self._asked[client] = time.perf_counter()
+        client.ask(REQUEST)
+
+    def _answered(self, client: Connection, status: int, body: bytes) -> None:
+        assert isinstance(client, Client)
+        milliseconds = (time.perf_counter() - self._asked.pop(client)) * 1e3
+        self.statuses[status] += 1
+        if status == 200:
+            self.latencies.append(milliseconds)
+        elif status == 429:
+            self.refusals.append(milliseconds)
+            self.retry_after.append(client.retry_after)
+        if self.closed:
+            self._send(client)
+        else:
+            self._idle.append(client)
+
+    def _lost(self) -> None:
+        self.statuses[0] += 1
+        self._asked = {client: since for client, since in self._asked.items() if client.busy}
+
+    def _cpu(self) -> dict[str, float]:
+        processes = {"http": self.server.process.pid, "engine": self.server.engine(), "load": os.getpid()}
+        fields = {name: Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split() for name, pid in processes.items()}
+        return {name: (int(values[11]) + int(values[12])) / TICK for name, values in fields.items()}
 
 
-async def closed(client: httpx.AsyncClient) -> float:
-    """The sustainable requests a second."""
-    load = Load()
-    counting = asyncio.create_task(load.count())
-
-    async def one() -> None:
-        while not counting.done():
-            await load.ask(client)
-
-    await asyncio.gather(counting, *(one() for _ in range(CLIENTS)))
-    return load.goodput
-
-
-async def opened(client: httpx.AsyncClient, rate: float) -> Load:
-    """So many requests a second."""
-    load = Load()
-    counting = asyncio.create_task(load.count())
-    asked: list[asyncio.Task[None]] = []
-    began = time.monotonic()
-    while not counting.done():
-        while len(asked) < (time.monotonic() - began) * rate:
-            asked.append(asyncio.create_task(load.ask(client)))
-        await asyncio.sleep(0.002)
-    await asyncio.gather(*asked)
+async def sustained(server: Soak) -> Load:
+    """As many clients as keep the server busy, each of which waits for its answer."""
+    load = Load(server, closed=True)
+    for _ in range(CLIENTS):
+        await load.ask()
+    await load.measure()
+    await load.end()
     return load
 
 
-async def measure(rounds: int, folder: Path) -> AsyncIterator[tuple[float, float, Load]]:
-    """Each load in each round: the multiple, the sustainable requests a second around it, and what came of it."""
+async def offered(server: Soak, rate: float) -> Load:
+    """So many requests a second."""
+    load = Load(server, closed=False)
+    measuring = asyncio.create_task(load.measure())
+    asked: list[asyncio.Task[None]] = []
+    began = time.monotonic()
+    while not measuring.done():
+        while len(asked) < (time.monotonic() - began) * rate:
+            asked.append(asyncio.create_task(load.ask()))
+        await asyncio.sleep(0.002)
+    await asyncio.gather(measuring, *asked)
+    await load.end()
+    return load
+
+
+async def measure(rounds: int, folder: Path) -> AsyncIterator[tuple[float, tuple[Load, Load], Load]]:
+    """Each load in each round: the multiple, the sustained loads before and after it, and what came of it."""
     network = build("implicit_mlp", (4,), 2, ENDLESS.architecture.arguments)
     assert isinstance(network, ImplicitMLP)
     nn.init.orthogonal_(network.latent.weight)
     with checkpoint.new_version(folder / "store", "slow") as version:
         checkpoint.save(version, ENDLESS, network)
-    async with (
-        running(folder / "store", folder / "log", 0) as soak,
-        httpx.AsyncClient(base_url=soak.url, timeout=120, limits=LIMITS) as client,
-    ):
-        await closed(client)  # to warm up
-        before = await closed(client)
+    server_core, *others = sorted(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, {server_core})  # which the server inherits
+    async with running(folder / "store", folder / "log", 0) as server:
+        os.sched_setaffinity(0, {*others[:1]} or {server_core})
+        await sustained(server)  # to warm up
+        before = await sustained(server)
         for _ in range(rounds):
             for multiple in LOADS:
-                load = await opened(client, multiple * before)
-                after = await closed(client)
-                yield multiple, (before + after) / 2, load
+                load = await offered(server, multiple * before.goodput)
+                after = await sustained(server)
+                yield multiple, (before, after), load
                 before = after
+
+
+def show(found: list[tuple[float, tuple[Load, Load], Load]], console: Console) -> None:
+    """Print medians over the rounds."""
+    median = statistics.median
+    speed = Table(
+        "load", "goodput /s", "of the sustained", "by CPU time", "200", "429", "lost", *(f"CPU {name}" for name in NAMES)
+    )
+    waits = Table("load", "p50 ms", "p99 ms", "p99 / queue", "429: p99 ms", "Retry-After s")
+    for multiple in LOADS:
+        those = [(around, load) for one, around, load in found if one == multiple]
+        loads = [load for _, load in those]
+        goodput = median(load.goodput for load in loads)
+        kept = median(load.goodput / statistics.mean(one.goodput for one in around) for around, load in those)
+        kept_by_cpu = median(
+            load.per_cpu_second / statistics.mean(one.per_cpu_second for one in around) for around, load in those
+        )
+        answers = (str(sum(load.statuses[status] for load in loads)) for status in (200, 429, 0))
+        cpu = (f"{median(load.cpu[name] for load in loads):.0%}" for name in NAMES)
+        speed.add_row(f"{multiple:g} x", f"{goodput:.1f}", f"{kept:.0%}", f"{kept_by_cpu:.0%}", *answers, *cpu)
+        p50, p99 = (median(np.percentile(load.latencies, share) for load in loads) for share in (50, 99))
+        queue = median(np.percentile(load.latencies, 99) / (FULL / load.goodput * 1e3) for load in loads)
+        refusals = [milliseconds for load in loads for milliseconds in load.refusals]
+        told = [seconds for load in loads for seconds in load.retry_after]
+        waits.add_row(
+            *(f"{multiple:g} x", f"{p50:.0f}", f"{p99:.0f}", f"{queue:.2f}"),
+            *((f"{np.percentile(refusals, 99):.0f}", f"{min(told)} to {max(told)}") if told else ("", "")),
+        )
+    around = [one for _, pair, _ in found for one in pair]
+    rates, costs = [one.goodput for one in around], [f"{median(one.cpu[name] for one in around):.0%}" for name in NAMES]
+    console.print(f"sustained: {min(rates):.1f} to {max(rates):.1f} requests/s; CPU of {', '.join(NAMES)}: {', '.join(costs)}")
+    console.print(speed, waits)
 
 
 async def run(rounds: int, folder: Path, console: Console) -> None:
     """Measure and print."""
-    found = [one async for one in measure(rounds, folder)]
-    table = Table("load", "goodput /s", "of the sustainable", "p50 ms", "p99 ms", "p99 / queue", "200", "429", "Retry-After s")
-    for multiple in LOADS:
-        loads = [(sustainable, load) for one, sustainable, load in found if one == multiple]
-        goodput = statistics.median(load.goodput for _, load in loads)
-        ratio = statistics.median(load.goodput / sustainable for sustainable, load in loads)
-        p50, p99 = (statistics.median(np.percentile(load.latencies, share) for _, load in loads) for share in (50, 99))
-        queue = statistics.median(np.percentile(load.latencies, 99) / (FULL / load.goodput * 1e3) for _, load in loads)
-        waits = [wait for _, load in loads for wait in load.retry_after]
-        table.add_row(
-            *(f"{multiple:g} x", f"{goodput:.1f}", f"{ratio:.0%}", f"{p50:.0f}", f"{p99:.0f}", f"{queue:.2f}"),
-            *(str(sum(load.statuses[status] for _, load in loads)) for status in (200, 429)),
-            f"{min(waits)} to {max(waits)}" if waits else "",
-        )
-    console.print(table)
+    show([one async for one in measure(rounds, folder)], console)
 
 
 def main(rounds: Annotated[int, typer.Option(min=1, help="How often each load is measured.")] = 5) -> None:
     """Measure goodput and latency below and above the sustainable load."""
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory(prefix="jfb-overload-") as folder:
-        asyncio.run(run(rounds, Path(folder), Console(width=120)))
+        uvloop.run(run(rounds, Path(folder), Console(width=120)))
 
 
 if __name__ == "__main__":

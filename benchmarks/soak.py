@@ -1,15 +1,19 @@
 """Soak: everything at once, for a while, from a seed, against a real server; then everything is checked.
 
-Clients send good, warm-started, streamed, slow, bad and huge requests, and some leave early. Meanwhile the engine is killed,
-versions are published, replaced, broken and removed, and the server is told to reload, at random moments. It is required that
+Clients send good, warm-started, streamed, slow, bad and huge requests, some of them byte by byte, and some leave early.
+Meanwhile the engine is killed, versions are published, replaced, broken and removed, and the server is told to reload, at random
+moments. It is required that
 
 * each request gets exactly one answer, and its connection never breaks;
+* what trickles in within its time is answered like any other, and what does not is answered 408 and its connection closed, also
+  when its client goes on sending all the while;
 * every 200 is right: what ``jfb.predict`` computes offline with the version that the answer names;
 * bad and huge requests get their own 4xx, or 429 while the queue is full, and there is no 5xx but the announced ones: 503 with
   Retry-After while there is no engine, and 504 for a deadline before the first iteration;
 * no row stays behind, and memory is flat.
 
     python -m benchmarks.soak --seconds 180 --seed 1
+    python -m benchmarks.soak --seconds 180 --seed 1 --http-workers 2
 
 It ends with status 1, and says what was wrong, if anything was.
 """
@@ -51,6 +55,7 @@ CLIENTS = 24
 IMAGES = np.random.default_rng(0).integers(0, 17, (64, 1, 8, 8)).astype(np.float32)
 TOLERANCES = (1e-1, 1e-2, 1e-4)
 CAP = 300
+BODY_TIMEOUT = 4.0
 SETTINGS = {
     "device": "cpu",
     "threads": 1,
@@ -59,6 +64,7 @@ SETTINGS = {
     "max_waiting_rows": 48,
     "max_rows_per_request": 32,
     "max_body_bytes": 100_000,
+    "body_timeout": BODY_TIMEOUT,
     "max_iterations_limit": 100_000,
     "session_bytes": 2**20,
     "drain_seconds": 0,
@@ -172,27 +178,49 @@ class Soak:
         if answer.status_code != 429:  # a full queue refuses before it reads
             self._check("bad", answer.status_code == status and "error" in answer.json(), f"expected {status}: {answer.text}")
 
+    async def trickle(self, client: httpx.AsyncClient) -> None:
+        """A good request in pieces, of which the last is there in time."""
+        images, tolerance = self._images(), self.random.choice(TOLERANCES)
+        body = json.dumps({"inputs": IMAGES[images].tolist(), "tolerance": tolerance, "max_iterations": CAP}).encode()
+        whole = _post("/predict", len(body)) + body
+        cuts = sorted(self.random.sample(range(1, len(whole)), 5))
+        async with self._connected() as (reader, writer):
+            for begin, end in zip([0, *cuts], [*cuts, len(whole)], strict=True):
+                await _write(writer, whole[begin:end])
+                await asyncio.sleep(self.random.random() * BODY_TIMEOUT / 10)
+            self._take("trickle", await _read(reader), images, tolerance)
+
+    async def late(self, client: httpx.AsyncClient) -> None:
+        """A head or a body that goes on past its time, and is read from when that is long over; or nothing at all."""
+        begin = self.random.choice([b"", b"POST /predict HTTP/1.1\r\nx-more: ", _post("/predict", 1000)])
+        async with self._connected() as (reader, writer):
+            if not begin:
+                self._check("late", await reader.read() == b"", "a connection that said nothing was told something")
+                self.answers["late", "closed"] += 1
+                return
+            await _write(writer, begin)
+            until = time.monotonic() + 1.3 * BODY_TIMEOUT
+            while time.monotonic() < until:
+                await _write(writer, b"a")
+                await asyncio.sleep(BODY_TIMEOUT / 20)
+            answer = await _read(reader)
+            self._take("late", answer, allowed=(408,))
+            self._check("late", answer.status_code in (408, 429, 503), f"{answer.status_code}: {answer.text}")
+            self._check("late", answer.status_code != 408 or await reader.read() == b"", "not closed after 408")
+
     async def leave(self, client: httpx.AsyncClient) -> None:
         """A client that closes its connection in the midst of a long computation."""
         body = json.dumps({"inputs": [[0, 1, 2, 3]] * 4, "tolerance": 1e-30, "max_iterations": 100_000}).encode()
-        url = httpx.URL(self.url)
-        _, writer = await asyncio.open_connection(url.host, url.port)
-        head = (
-            f"POST /models/slow/predict HTTP/1.1\r\nhost: soak\r\ncontent-type: application/json\r\ncontent-length: {len(body)}"
-        )
-        writer.write(head.encode() + b"\r\n\r\n" + body[: self.random.choice([len(body), len(body) // 2])])
-        with suppress(ConnectionError):
-            await writer.drain()
+        async with self._connected() as (_, writer):
+            await _write(writer, _post("/models/slow/predict", len(body)))
+            await _write(writer, body[: self.random.choice([len(body), len(body) // 2])])
             await asyncio.sleep(self.random.random() * 0.2)
-        writer.close()
-        with suppress(ConnectionError):
-            await writer.wait_closed()
         self.answers["leave", "left"] += 1
 
     # What happens to the server.
 
     async def kill(self) -> None:
-        os.kill(self._engine(), signal.SIGKILL)
+        os.kill(self.engine(), signal.SIGKILL)
 
     async def publish(self) -> None:
         """A new version takes the place of the oldest, or new weights that of the newest."""
@@ -230,15 +258,16 @@ class Soak:
 
     async def client(self, until: float, client: httpx.AsyncClient) -> None:
         """One client, which asks one thing after the other."""
-        kinds: list[tuple[Callable[[httpx.AsyncClient], Awaitable[None]], int]]
+        kinds: list[tuple[Callable[[httpx.AsyncClient], Awaitable[None]], float]]
         kinds = [(self.predict, 10), (self.warm, 4), (self.stream, 2), (self.slow, 2), (self.bad, 4), (self.leave, 2)]
+        kinds += [(self.trickle, 0.5), (self.late, 0.25)]  # which take seconds
         while time.monotonic() < until:
             (kind,) = self.random.choices([kind for kind, _ in kinds], [weight for _, weight in kinds])
             name = kind.__name__
             self.sent[name] += 1
             try:
                 await kind(client)
-            except httpx.HTTPError as error:
+            except (httpx.HTTPError, OSError, asyncio.IncompleteReadError) as error:
                 self.wrong.append(f"{name}: no answer: {error!r}")
             await asyncio.sleep(self.random.random() * 0.02)
 
@@ -252,11 +281,12 @@ class Soak:
                 self.events[what.__name__] += 1
 
     async def weigh(self, until: float) -> None:
-        """Look at the memory of both processes."""
+        """Look at the memory of the HTTP processes, together, and of the engine."""
         while time.monotonic() < until:
             with suppress(OSError):
-                for name, pid in (("http", self.process.pid), ("engine", self._engine())):
-                    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+                engine = self.engine()
+                for name, pids in (("http", [self.process.pid, *self._children(b"app.http_worker")]), ("engine", [engine])):
+                    pages = sum(int(Path(f"/proc/{pid}/statm").read_text().split()[1]) for pid in pids)
                     self.resident[name].append(pages * os.sysconf("SC_PAGESIZE") / 2**20)
             await asyncio.sleep(0.25)
 
@@ -314,20 +344,60 @@ class Soak:
         if not holds:
             self.wrong.append(f"{what}: {otherwise}")
 
-    def _engine(self) -> int:
-        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
-        for child in children:
-            if b"app.engine" in Path(f"/proc/{child}/cmdline").read_bytes():
-                return int(child)
+    @asynccontextmanager
+    async def _connected(self) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
+        """A connection on which bytes can be sent as one likes."""
+        url = httpx.URL(self.url)
+        async with asyncio.timeout(60):
+            reader, writer = await asyncio.open_connection(url.host, url.port)
+            try:
+                yield reader, writer
+            finally:
+                writer.close()
+                with suppress(ConnectionError):
+                    await writer.wait_closed()
+
+    def engine(self) -> int:
+        """The engine's process id.
+
+        Raises:
+            ProcessLookupError: if there is no engine at the moment.
+        """
+        for child in self._children(b"app.engine"):
+            return child
         raise ProcessLookupError("there is no engine at the moment")
+
+    def _children(self, module: bytes) -> list[int]:
+        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
+        return [int(child) for child in children if module in Path(f"/proc/{child}/cmdline").read_bytes()]
+
+
+def _post(path: str, length: int) -> bytes:
+    """The head of a request."""
+    lines = (f"POST {path} HTTP/1.1", "host: soak", "content-type: application/json", f"content-length: {length}")
+    return "\r\n".join((*lines, "", "")).encode()
+
+
+async def _write(writer: asyncio.StreamWriter, data: bytes) -> None:
+    writer.write(data)
+    await writer.drain()
+
+
+async def _read(reader: asyncio.StreamReader) -> httpx.Response:
+    """The next answer."""
+    status, *lines = (await reader.readuntil(b"\r\n\r\n")).decode().removesuffix("\r\n\r\n").split("\r\n")
+    headers = dict(line.lower().split(": ", 1) for line in lines)
+    return httpx.Response(
+        int(status.split(" ")[1]), headers=headers, content=await reader.readexactly(int(headers["content-length"]))
+    )
 
 
 @asynccontextmanager
-async def running(store: Path, log: Path, seed: int) -> AsyncIterator[Soak]:
+async def running(store: Path, log: Path, seed: int, http_workers: int = 1) -> AsyncIterator[Soak]:
     """A server of the store, ready; its log goes to a file."""
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
-    settings = {**SETTINGS, "model_store": store, "port": port}
+    settings = {**SETTINGS, "model_store": store, "port": port, "http_workers": http_workers}
     variables = {f"JFB_{name.upper()}": str(value) for name, value in settings.items()}
     with log.open("wb") as output:
         process = subprocess.Popen([sys.executable, "-m", "app"], env={**os.environ, **variables}, stdout=output, stderr=output)
@@ -352,7 +422,7 @@ async def ready(url: str) -> None:
             await asyncio.sleep(0.1)
 
 
-async def run(seconds: float, seed: int, folder: Path) -> Soak:
+async def run(seconds: float, seed: int, folder: Path, http_workers: int = 1) -> Soak:
     """Soak a server, and check what it answered."""
     store = folder / "store"
     network = build("implicit_mlp", (4,), 2, ENDLESS.architecture.arguments)
@@ -360,7 +430,7 @@ async def run(seconds: float, seed: int, folder: Path) -> Soak:
     nn.init.orthogonal_(network.latent.weight)  # a rotation, which takes all the iterations there are
     with checkpoint.new_version(store, "slow") as version:
         checkpoint.save(version, ENDLESS, network)
-    async with running(store, folder / "log", seed) as soak:
+    async with running(store, folder / "log", seed, http_workers) as soak:
         until = time.monotonic() + seconds
         limits = httpx.Limits(max_connections=CLIENTS)
         async with httpx.AsyncClient(base_url=soak.url, timeout=60, limits=limits) as client:
@@ -404,12 +474,13 @@ def report(soak: Soak, console: Console) -> None:
 def main(
     seconds: Annotated[float, typer.Option(min=5, help="How long.")] = 600,
     seed: Annotated[int, typer.Option(help="Of what is sent and what happens.")] = 0,
+    http_workers: Annotated[int, typer.Option(min=1, help="HTTP processes of the server.")] = 1,
 ) -> None:
     """Soak a server of small models."""
     torch.set_num_threads(1)
     folder = Path(tempfile.mkdtemp(prefix="jfb-soak-"))
     try:
-        soak = asyncio.run(run(seconds, seed, folder))
+        soak = asyncio.run(run(seconds, seed, folder, http_workers))
         report(soak, Console(width=120))
         if soak.wrong:
             Console(stderr=True).print((folder / "log").read_text()[-5000:], markup=False)

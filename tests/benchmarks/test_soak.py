@@ -8,9 +8,11 @@ import pytest
 
 
 @pytest.mark.slow
-def test_nothing_goes_wrong_in_twenty_seconds_of_everything_at_once() -> None:
-    command = [sys.executable, "-m", "benchmarks.soak", "--seconds=20", "--seed=7"]
+@pytest.mark.parametrize(("seconds", "http_workers"), [(60, 1), (15, 2)])
+def test_nothing_goes_wrong_while_everything_happens_at_once(seconds: int, http_workers: int) -> None:
+    flags = [f"--seconds={seconds}", "--seed=7", f"--http-workers={http_workers}"]
     root = Path(__file__).parents[2]
+    command = [sys.executable, "-m", "benchmarks.soak", *flags]
     ended = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=180, check=False)
     assert ended.returncode == 0, ended.stdout + ended.stderr
     assert "nothing wrong" in ended.stdout
