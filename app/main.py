@@ -77,8 +77,8 @@ def create_app(settings: Settings | None = None, *, engine: EngineFollower | Non
     app.add_middleware(RequestMiddleware, server=server)  # the last is the outermost
     errors.install(app)
     metrics.install(server)
-    for routes in (predict, models, inference, repository):
-        app.include_router(routes.router, dependencies=[Depends(user)], responses=openapi.refusals(401))
+    for router in (predict.router, models.router, inference.router, inference.direct, repository.router):
+        app.include_router(router, dependencies=[Depends(user)], responses=openapi.refusals(401))
     app.include_router(repository.admin_router, dependencies=[Depends(admin)], responses=openapi.refusals(401, 403))
     app.include_router(health.router)
     app.include_router(pages.router)
