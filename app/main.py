@@ -1,6 +1,7 @@
 """The application: routes, errors, and an engine that starts and ends with it."""
 
 import asyncio
+import gc
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, nullcontext, suppress
 from pathlib import Path
@@ -92,6 +93,8 @@ def create_app(settings: Settings | None = None, *, engine: EngineFollower | Non
 @asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     async with running(app.state.server):
+        gc.collect()
+        gc.freeze()  # what has been loaded is here to stay: the collector need not go through it again for every few requests
         yield
 
 
