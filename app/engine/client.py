@@ -316,9 +316,9 @@ class EngineClient:
         self._unsent.append(Raw(self._encoder.encode(message)))  # one that cannot be encoded is its sender's business alone
 
     def _flush(self) -> None:
-        if self._socket is not None and self._unsent:
-            self._socket.send(self._encoder.encode(self._unsent), zmq.NOBLOCK)
-            self._unsent.clear()
+        messages, self._unsent = self._unsent, []
+        if self._socket is not None and messages:  # else the engine went in the meantime, and whoever waits has heard of it
+            self._socket.send(self._encoder.encode(messages), zmq.NOBLOCK)
             self._receive(self._socket)  # ZeroMQ's descriptor tells of an arrival once, and sending may have taken note of it
 
     def _receive(self, socket: "zmq.Socket[bytes]") -> bool:

@@ -94,6 +94,7 @@ class EngineProcess:
                 self._tick()
                 self._send()
         finally:
+            self._send()  # also what was computed before a device was lost
             self._loading.shutdown(wait=True, cancel_futures=True)
             signal.set_wakeup_fd(-1)
             alarm.close()
