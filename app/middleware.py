@@ -54,7 +54,7 @@ class RequestMiddleware:
             await self._app(scope, receive, send)
             return
         began = time.perf_counter()
-        headers, method = dict(reversed(scope["headers"])), scope["method"]  # reversed: of two of a name the first counts
+        headers, method = dict(reversed([*scope["headers"]])), scope["method"]  # of two of a name the first counts
         request_id = _id_of(headers)
         status: int | None = None
 

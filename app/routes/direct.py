@@ -11,7 +11,7 @@ class DirectRoute(APIRoute):
     """For what is asked thousands of times a second, by whoever is a ``user``.
 
     The endpoint gets the request and the texts in its path, and returns a ``Response``. FastAPI would look for dependencies,
-    parameters and things to close in every request, for a third of what the request costs here. So an endpoint must not count
+    parameters and things to close in every request, for a sixth of what the request costs here. So an endpoint must not count
     on dependencies: who asks is checked here, and everything else it checks itself.
     """
 
