@@ -41,16 +41,13 @@ def _stability(model: Model, computed: Computed, row: int) -> Stability | UnsetT
 def softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
     """Probabilities ``[n, classes]``, computed in float64; all NaN in a row whose logits are not numbers."""
     with np.errstate(invalid="ignore"):
-        shifted = logits.astype(np.float64) - logits.max(axis=1, keepdims=True)
-        powers = np.exp(shifted)
-        ratios: NDArray[np.float64] = powers / powers.sum(axis=1, keepdims=True)
+        powers = np.exp(np.subtract(logits, np.maximum.reduce(logits, axis=1, keepdims=True), dtype=np.float64))
+        ratios: NDArray[np.float64] = powers / np.add.reduce(powers, axis=1, keepdims=True)
     return ratios
 
 
-def _float32_digits(values: NDArray[np.float64]) -> NDArray[np.float64]:
+def _float32_digits(probabilities: NDArray[np.float64]) -> NDArray[np.float64]:
     """Round to nine significant digits, which is all that float32 has: shorter numbers on the wire."""
-    with np.errstate(invalid="ignore"):
-        sizes = np.clip(np.abs(values), 1e-45, 1e38)
-        scales = 10.0 ** (8 - np.floor(np.log10(sizes)))
-        rounded: NDArray[np.float64] = np.rint(values * scales) / scales
+    scales = 10.0 ** (8 - np.floor(np.log10(np.maximum(probabilities, 1e-45))))
+    rounded: NDArray[np.float64] = np.rint(probabilities * scales) / scales
     return rounded

@@ -8,7 +8,7 @@ from typing import Literal
 import msgspec
 
 from app.engine.messages import LabelStop, ServedVersion
-from app.errors import Refusal, shown
+from app.errors import Refusal, expected, shown
 
 
 class Architecture(msgspec.Struct, frozen=True):
@@ -107,11 +107,12 @@ class Catalogue:
         """The versions of a model that could not be loaded, each with the reason."""
         return {path.removeprefix(f"{name}/"): reason for path, reason in self.refused.items() if path.startswith(f"{name}/")}
 
-    def find(self, name: str | None, version: int | None) -> Model:
+    def find(self, name: str | None, version: int | str | None) -> Model:
         """The model that a request means; no name is the default model, no version the highest.
 
         Raises:
-            Refusal: 400 if there is no name and no default model, 404 for a name or a version that is not served.
+            Refusal: 400 if there is no name and no default model, 404 for a name or a version that is not served, 422 for a
+                version that is a text, but none of a positive integer.
         """
         if name is None:
             name = self.default
@@ -120,6 +121,10 @@ class Catalogue:
         versions = self.versions(name)
         if version is None:
             version = versions[-1]
+        elif isinstance(version, str):
+            if not (version.isascii() and version.isdecimal() and len(version) < 20):
+                raise expected("version", "a positive integer", version)
+            version = int(version)
         if version not in versions:
             reason = self.refused_versions(name).get(str(version))
             refused = f", which was refused: {reason}" if reason else ""

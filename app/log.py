@@ -2,7 +2,10 @@
 
 import logging
 import sys
+from collections.abc import Callable
+from typing import Any
 
+import msgspec
 import structlog
 
 
@@ -23,7 +26,7 @@ def configure(level: str, form: str = "auto") -> None:
     renderer: list[structlog.typing.Processor] = (
         [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback)]
         if console
-        else [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
+        else [structlog.processors.format_exc_info, structlog.processors.JSONRenderer(_to_json)]
     )
     structlog.configure(
         processors=[*shared, *renderer],
@@ -39,3 +42,8 @@ def configure(level: str, form: str = "auto") -> None:
         )
     )
     logging.basicConfig(handlers=[handler], level=level.upper(), force=True)
+
+
+def _to_json(event: object, default: Callable[[Any], Any]) -> str:
+    """In a fraction of the time of ``json.dumps``; a line is a part of what a request costs."""
+    return msgspec.json.encode(event, enc_hook=default).decode()

@@ -1,6 +1,7 @@
 """The application: routes, errors, and an engine that starts and ends with it."""
 
 import asyncio
+import gc
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, nullcontext, suppress
 from pathlib import Path
@@ -77,8 +78,8 @@ def create_app(settings: Settings | None = None, *, engine: EngineFollower | Non
     app.add_middleware(RequestMiddleware, server=server)  # the last is the outermost
     errors.install(app)
     metrics.install(server)
-    for routes in (predict, models, inference, repository):
-        app.include_router(routes.router, dependencies=[Depends(user)], responses=openapi.refusals(401))
+    for router in (predict.router, models.router, inference.router, inference.direct, repository.router):
+        app.include_router(router, dependencies=[Depends(user)], responses=openapi.refusals(401))
     app.include_router(repository.admin_router, dependencies=[Depends(admin)], responses=openapi.refusals(401, 403))
     app.include_router(health.router)
     app.include_router(pages.router)
@@ -92,6 +93,8 @@ def create_app(settings: Settings | None = None, *, engine: EngineFollower | Non
 @asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     async with running(app.state.server):
+        gc.collect()
+        gc.freeze()  # what has been loaded is here to stay: the collector need not go through it again for every few requests
         yield
 
 

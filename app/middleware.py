@@ -1,9 +1,10 @@
 """Around every request: an id, a trace, one line in the log, one count in the metrics, and an answer even to a bug."""
 
 import asyncio
+import os
 import re
 import time
-import uuid
+from collections.abc import Mapping
 
 import structlog
 from starlette.datastructures import Headers, MutableHeaders
@@ -53,7 +54,7 @@ class RequestMiddleware:
             await self._app(scope, receive, send)
             return
         began = time.perf_counter()
-        headers, method = Headers(scope=scope), scope["method"]
+        headers, method = dict(reversed([*scope["headers"]])), scope["method"]  # of two of a name the first counts
         request_id = _id_of(headers)
         status: int | None = None
 
@@ -61,17 +62,18 @@ class RequestMiddleware:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                answer = MutableHeaders(scope=message)
-                answer["x-request-id"] = request_id
-                if answer.get("content-type", "").startswith("text/html"):
-                    answer.update(DOCS_HEADERS if scope["path"].startswith("/docs") else PAGE_HEADERS)
+                answered = message["headers"] = [*message.get("headers", ()), (b"x-request-id", request_id.encode())]
+                if any(name == b"content-type" and value.startswith(b"text/html") for name, value in answered):
+                    page = DOCS_HEADERS if scope["path"].startswith("/docs") else PAGE_HEADERS
+                    MutableHeaders(raw=answered).update(page)
             await send(message)
 
         tracing = self._server.tracing
-        trace = tracing.begin(headers) if tracing else None
+        trace = tracing.begin(Headers(scope=scope)) if tracing else None
         trace_id = trace.id if trace else _trace_of(headers)
         if trace:
             scope.setdefault("state", {}).update(is_traced=trace.is_sampled, steps=[])
+        structlog.contextvars.clear_contextvars()  # a pipelined request inherits those of the one before
         structlog.contextvars.bind_contextvars(request_id=request_id, **({"trace_id": trace_id} if trace_id else {}))
         try:
             await self._app(scope, receive, send_with_id)
@@ -95,15 +97,17 @@ class RequestMiddleware:
                 facts = {"http.request.method": method, "http.route": route, "http.response.status_code": status or 0}
                 own = {"jfb.model": model, "jfb.rows": rows or 0, "jfb.request_id": request_id}
                 tracing.end(trace, f"{method} {route}", facts | own, state.get("moments"), state.get("steps", ()))
-            structlog.contextvars.clear_contextvars()
 
 
-def _id_of(headers: Headers) -> str:
-    given = headers.get("x-request-id", "")
-    return given if 0 < len(given) <= 128 and given.isascii() and given.isprintable() else uuid.uuid4().hex
+def _id_of(headers: Mapping[bytes, bytes]) -> str:
+    given = headers.get(b"x-request-id", b"").decode("latin-1")
+    return given if 0 < len(given) <= 128 and given.isascii() and given.isprintable() else os.urandom(16).hex()
 
 
-def _trace_of(headers: Headers) -> str | None:
+def _trace_of(headers: Mapping[bytes, bytes]) -> str | None:
     """The trace id of a W3C ``traceparent``."""
-    match = re.fullmatch(r"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}(-.*)?", headers.get("traceparent", ""))
+    given = headers.get(b"traceparent")
+    if given is None:
+        return None
+    match = re.fullmatch(r"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}(-.*)?", given.decode("latin-1"))
     return match[1] if match and match[1].strip("0") else None

@@ -10,6 +10,7 @@ from prometheus_client import CollectorRegistry
 
 from app.catalogue import Catalogue
 from app.engine.follower import EngineFollower
+from app.engine.messages import State
 from app.engine.supervisor import EngineSupervisor
 from app.errors import unavailable
 from app.keys import Keys
@@ -18,7 +19,7 @@ from app.settings import Settings
 from app.tracing import Tracing
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class Server:
     """The settings, the engine's keeper and the counters of one running application."""
 
@@ -34,6 +35,8 @@ class Server:
     """Set when the server has been told to end; it then answers for a while, but is not ready."""
     on_hangup: list[Callable[[], None]] = field(default_factory=list)
     """What SIGHUP calls."""
+    _read: tuple[State, Catalogue] | None = field(default=None, init=False)
+    """The catalogue of the engine's latest word, read once and not for every request."""
 
     @property
     def keeps_engine(self) -> bool:
@@ -50,7 +53,9 @@ class Server:
         state = self.engine.client.state
         if state is None:
             raise unavailable("engine: the models are being loaded")
-        return Catalogue(state.served, state.refused, self.settings.default_model)
+        if self._read is None or self._read[0] is not state:
+            self._read = state, Catalogue(state.served, state.refused, self.settings.default_model)
+        return self._read[1]
 
 
 async def _of(request: Request) -> Server:  # FastAPI would call a plain function in a thread, for every request

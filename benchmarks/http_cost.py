@@ -2,7 +2,7 @@
 
 64 clients ask for one image of MNIST each, as JSON, and for one iteration, so that HTTP has as much to do as it can. CPU time is
 told because it depends less than throughput on what else the machine does. To compare two trees, give ``--tree`` twice: their
-servers take turns.
+servers take turns. With ``--clients 1`` the median latency is what a request takes that has no company.
 
     python -m benchmarks.http_cost model_store/authors_mnist/1 --tree . --tree ../before
 """
@@ -22,7 +22,7 @@ from benchmarks.serving import load, server
 from benchmarks.serving.questions import Question, request
 from benchmarks.serving.rows import Row
 
-CLIENTS = 64
+TOLERANCE = 0.1
 TICK = os.sysconf("SC_CLK_TCK")
 
 
@@ -32,9 +32,10 @@ def main(
     rounds: int = 3,
     seconds: float = 4.0,
     max_iterations: int = 1,
+    clients: Annotated[int, typer.Option(help="That ask again as soon as they are answered.")] = 64,
     flag: Annotated[list[str] | None, typer.Option(help="Of the server; may be repeated.")] = None,
 ) -> None:
-    """Print microseconds of CPU time a request, medians over the rounds."""
+    """Print microseconds of CPU time a request and its median latency, medians over the rounds."""
     trees = [one.resolve() for one in tree or [Path.cwd()]]
     server_core, load_core = sorted(os.sched_getaffinity(0))[:2]
     os.sched_setaffinity(0, {load_core})
@@ -42,9 +43,9 @@ def main(
     images = np.random.default_rng(0).integers(0, 256, (200, 1, 28, 28)).tolist()
     row = Row("", (), {"max_iterations": max_iterations})
     anything = frozenset(map(str, range(10)))
-    questions = [Question(image, 0.1, anything) for image in images]
+    questions = [Question(image, TOLERANCE, anything) for image in images]
     requests = [request(question, row) for question in questions]
-    found: dict[Path, list[tuple[float, float, float]]] = {one: [] for one in trees}
+    found: dict[Path, list[tuple[float, float, float, float]]] = {one: [] for one in trees}
     with tempfile.TemporaryDirectory(prefix="jfb-http-") as temporary:
         store = Path(temporary) / "store" / "authors_mnist"
         store.mkdir(parents=True)
@@ -65,19 +66,19 @@ def main(
                 ]
                 command = [sys.executable, "-m", "app", *flags]
                 with server.running(command, port, server_core, requests[0], Path(temporary) / "log", tree=one):
-                    uvloop.run(load.closed(port, questions, requests, CLIENTS, 0.0, 1.0))
+                    uvloop.run(load.closed(port, questions, requests, clients, 0.0, 1.0))
                     before = _cpu()
-                    outcome = uvloop.run(load.closed(port, questions, requests, CLIENTS, 0.0, seconds))
+                    outcome = uvloop.run(load.closed(port, questions, requests, clients, 0.0, seconds))
                     http, engine = (1e6 * (b - a) / outcome.answered for a, b in zip(before, _cpu(), strict=True))
-                found[one].append((outcome.answered / seconds, http, engine))
+                found[one].append((outcome.answered / seconds, outcome.percentile(TOLERANCE, 0.5), http, engine))
                 print(f"round {number + 1}  {one}: {_shown(*found[one][-1])}")
     for one, values in found.items():
         medians = [statistics.median(column) for column in zip(*values, strict=True)]
         print(f"{one}: {_shown(*medians)}")
 
 
-def _shown(rate: float, http: float, engine: float) -> str:
-    return f"{rate:.0f} requests/s, {http:.0f} µs in the HTTP process, {engine:.0f} µs in the engine's"
+def _shown(rate: float, latency: float, http: float, engine: float) -> str:
+    return f"{rate:.0f} requests/s, p50 {latency:.2f} ms, {http:.0f} µs in the HTTP process, {engine:.0f} µs in the engine's"
 
 
 def _cpu() -> tuple[float, float]:

@@ -13,8 +13,7 @@ import msgspec
 import numpy as np
 import structlog
 import zmq
-import zmq.asyncio
-from msgspec import structs
+from msgspec import Raw
 from numpy.typing import NDArray
 
 from app.engine import messages
@@ -108,20 +107,21 @@ class EngineClient:
     def __init__(self, name: str | None = None) -> None:
         self._name = name
         self.state: State | None = None
-        self._context: zmq.asyncio.Context | None = None
-        self._socket: zmq.asyncio.Socket | None = None
-        self._receiver: asyncio.Task[None] | None = None
+        self._context: zmq.Context[zmq.Socket[bytes]] | None = None
+        self._socket: zmq.Socket[bytes] | None = None
+        self._unsent: list[Raw] = []
         self._numbers = itertools.count()
         self._requests: dict[int, asyncio.Future[Computed]] = {}
         self._watchers: dict[int, _Watcher] = {}
         self._full: dict[tuple[str, int], _Full] = {}
         self._changes: dict[int, asyncio.Future[dict[str, str]]] = {}
         self._looks: list[asyncio.Future[State]] = []
-        self._decoder = msgspec.msgpack.Decoder(ToClient)
+        self._encoder = msgspec.msgpack.Encoder()
+        self._decoder = msgspec.msgpack.Decoder(list[ToClient])
 
     def connect(self, address: str) -> None:
         """Begin to talk to the engine that binds, or will bind, a ZeroMQ address."""
-        self._context = self._context or zmq.asyncio.Context()
+        self._context = self._context or zmq.Context()
         socket = self._context.socket(zmq.DEALER)
         if self._name is not None:
             socket.setsockopt(zmq.IDENTITY, self._name.encode())
@@ -131,18 +131,20 @@ class EngineClient:
         socket.setsockopt(zmq.LINGER, 0)
         socket.connect(address)
         self._socket = socket
-        self._receiver = asyncio.create_task(self._receive(socket))
+        asyncio.get_running_loop().add_reader(socket.fileno(), self._receive, socket)
 
     async def disconnect(self) -> None:
         """Take in what a gone engine still said; whatever is unanswered then raises ``EngineDied``."""
-        if self._socket is None or self._receiver is None:
+        if self._socket is None:
             return
         socket, self._socket = self._socket, None  # from here on, new requests raise
-        self._receiver.cancel()
-        with suppress(asyncio.CancelledError):
-            await self._receiver
-        while self._requests and await socket.poll(LAST_WORDS * 1000):
-            self._take(await socket.recv_multipart())
+        self._unsent.clear()
+        asyncio.get_running_loop().remove_reader(socket.fileno())
+        self._receive(socket)
+        while self._requests:
+            await asyncio.sleep(LAST_WORDS)
+            if not self._receive(socket):
+                break
         socket.close()
         self._full.clear()
         unanswered: list[asyncio.Future[Any]] = [*self._requests.values(), *self._changes.values(), *self._looks]
@@ -170,8 +172,8 @@ class EngineClient:
             EngineDied: if there is no engine, or it died before it answered.
             RequestFailed: if the rows cannot be computed.
         """
-        submit = Submit(**structs.asdict(question), id=next(self._numbers))
-        async with self._asked(submit, inputs) as future:
+        submit = Submit(next(self._numbers), question, _bytes(inputs))
+        async with self._asked(submit) as future:
             return await future
 
     async def watch(self, question: Question, inputs: NDArray[np.generic]) -> AsyncGenerator[Iteration | Computed, None]:
@@ -179,11 +181,11 @@ class EngineClient:
 
         The arguments, and what is raised, are those of ``predict``. Whoever fetches too slowly misses iterations.
         """
-        submit = Submit(**structs.asdict(question), id=next(self._numbers), watched=True)
+        submit = Submit(next(self._numbers), question, _bytes(inputs), watched=True)
         watcher = _Watcher(deque(maxlen=MOST_ITERATIONS_HELD), asyncio.Event())
         self._watchers[submit.id] = watcher
         try:
-            async with self._asked(submit, inputs) as future:
+            async with self._asked(submit) as future:
                 future.add_done_callback(lambda _: watcher.news.set())
                 while True:
                     await watcher.news.wait()
@@ -213,19 +215,18 @@ class EngineClient:
             del self._full[model, version]
 
     @asynccontextmanager
-    async def _asked(self, submit: Submit, inputs: NDArray[np.generic]) -> AsyncIterator[asyncio.Future[Computed]]:
+    async def _asked(self, submit: Submit) -> AsyncIterator[asyncio.Future[Computed]]:
         """A request under way; leaving before it is answered drops it in the engine."""
-        rows_asked = len(submit.tolerance)
-        self.refuse_if_full(submit.model, submit.version, rows_asked)
+        model, version, rows = submit.question.model, submit.question.version, len(submit.question.tolerance)
+        self.refuse_if_full(model, version, rows)
         future: asyncio.Future[Computed] = asyncio.get_running_loop().create_future()
         self._requests[submit.id] = future
-        rows = np.ascontiguousarray(inputs, dtype="<f4")
         try:
-            await self._send(submit, rows.data)  # ZeroMQ copies them, once
+            self._send(submit)
             yield future
         except QueueFull as full:
             until = time.monotonic() + min(full.retry_after, LONGEST_REFUSAL)
-            self._full[submit.model, submit.version] = _Full(rows_asked, until, full)
+            self._full[model, version] = _Full(rows, until, full)
             raise
         finally:
             del self._requests[submit.id]
@@ -233,7 +234,7 @@ class EngineClient:
                 future.cancel()
             if future.cancelled():
                 with suppress(EngineDied):
-                    await self._send(Cancel(submit.id))
+                    self._send(Cancel(submit.id))
             else:
                 future.exception()  # which may be of no interest any more
 
@@ -274,7 +275,7 @@ class EngineClient:
         future: asyncio.Future[dict[str, str]] = asyncio.get_running_loop().create_future()
         self._changes[message.id] = future
         try:
-            await self._send(message)
+            self._send(message)
             return await future
         finally:
             del self._changes[message.id]
@@ -285,7 +286,7 @@ class EngineClient:
         Raises:
             EngineDied: if there is no engine.
         """
-        await self._send(Gone(name))
+        self._send(Gone(name))
 
     async def look(self, timeout: float) -> State:
         """Ask the engine how it is.
@@ -300,40 +301,56 @@ class EngineClient:
         future: asyncio.Future[State] = asyncio.get_running_loop().create_future()
         self._looks.append(future)
         try:
-            await self._send(Look())
+            self._send(Look())
             async with asyncio.timeout(timeout):
                 return await future
         finally:
             self._looks.remove(future)
 
-    async def _send(self, message: ToEngine, *tensors: memoryview) -> None:
+    def _send(self, message: ToEngine) -> None:
+        """Send a message with all others of this turn of the event loop."""
         if self._socket is None:
             raise EngineDied("the engine process is not up")
-        await self._socket.send_multipart([msgspec.msgpack.encode(message), *tensors])
+        if not self._unsent:
+            asyncio.get_running_loop().call_soon(self._flush)
+        self._unsent.append(Raw(self._encoder.encode(message)))  # one that cannot be encoded is its sender's business alone
 
-    async def _receive(self, socket: zmq.asyncio.Socket) -> None:
+    def _flush(self) -> None:
+        messages, self._unsent = self._unsent, []
+        if self._socket is not None and messages:  # else the engine went in the meantime, and whoever waits has heard of it
+            self._socket.send(self._encoder.encode(messages), zmq.NOBLOCK)
+            self._receive(self._socket)  # ZeroMQ's descriptor tells of an arrival once, and sending may have taken note of it
+
+    def _receive(self, socket: "zmq.Socket[bytes]") -> bool:
+        """Take in what has arrived; whether anything has."""
+        has_heard = False
         while True:
-            self._take(await socket.recv_multipart())
+            try:
+                frame = socket.recv(zmq.NOBLOCK)
+            except zmq.Again:
+                return has_heard
+            has_heard = True
+            try:
+                messages = self._decoder.decode(frame)
+            except msgspec.MsgspecError as error:
+                log.error("the engine sent what are not messages", error=str(error))
+                continue
+            for message in messages:
+                self._take(message)
 
-    def _take(self, frames: list[bytes]) -> None:
-        try:
-            message = self._decoder.decode(frames[0])
-        except msgspec.MsgspecError as error:
-            log.error("the engine sent what is not a message", error=str(error))
-            return
+    def _take(self, message: ToClient) -> None:
         match message:
             case State() as state:
                 self.state = state
                 for look in self._looks:
                     if not look.done():
                         look.set_result(state)
-            case Answer(id, iterations, residual, status, moments, margin, bound):
-                logits = np.frombuffer(frames[1], dtype="<f4").reshape(len(status), -1)
-                self._finish(id, Computed(logits, iterations, residual, list(status), moments, margin, bound))
-            case Progress(id, rows, iterations, residual):
+            case Answer(id, logits, iterations, residual, status, moments, margin, bound):
+                array = _array(logits, len(status))
+                self._finish(id, Computed(array, iterations, residual, list(status), moments, margin, bound))
+            case Progress(id, logits, rows, iterations, residual):
                 if watcher := self._watchers.get(id):
-                    logits = np.frombuffer(frames[1], dtype="<f4").reshape(len(rows), -1)
-                    watcher.seen.append(Iteration(rows, iterations, residual, logits))
+                    watcher.seen.append(Iteration(rows, iterations, residual, _array(logits, len(rows))))
                     watcher.news.set()
             case Refused(id, waiting_rows, max_waiting_rows, retry_after):
                 self._finish(id, QueueFull(waiting_rows, max_waiting_rows, retry_after))
@@ -357,3 +374,11 @@ class EngineClient:
             future.set_exception(result)
         else:
             future.set_result(result)
+
+
+def _bytes(inputs: NDArray[np.generic]) -> bytes:
+    return inputs.astype("<f4", copy=False).tobytes()
+
+
+def _array(logits: bytes, rows: int) -> NDArray[np.float32]:
+    return np.frombuffer(logits, dtype="<f4").reshape(rows, -1)

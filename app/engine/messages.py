@@ -1,8 +1,8 @@
 """The messages between the HTTP process and the engine process, all of them.
 
-A message is a multipart ZeroMQ message: the msgpack of one of the structs below, then, for ``Submit`` and ``Answer``, one
-frame of raw little-endian tensor bytes in C order. No pickle. Nothing here imports ``jfb``: it would bring torch, seconds and
-hundreds of megabytes, into the HTTP process.
+What goes over ZeroMQ is one frame at a time: the msgpack of a list of the structs below, in the order in which they were said. So
+what a tick has to say to a client costs one system call, however many rows ended in it. Tensors are raw little-endian bytes in C
+order. No pickle. Nothing here imports ``jfb``: it would bring torch, seconds and hundreds of megabytes, into the HTTP process.
 """
 
 from collections.abc import Sequence
@@ -36,11 +36,14 @@ class Question(msgspec.Struct, frozen=True):
     """The rows start where the last ones of this session ended, if there were as many."""
 
 
-class Submit(Question, frozen=True, kw_only=True, tag="submit"):
-    """HTTP to engine: please compute these n rows. The tensor frame holds the inputs, float32 ``[n, *input_shape]``."""
+class Submit(msgspec.Struct, frozen=True, tag="submit"):
+    """HTTP to engine: please compute these n rows."""
 
     id: int
     """Unique within the client; echoed in the answer."""
+    question: Question
+    inputs: bytes
+    """float32 ``[n, *input_shape]``."""
     watched: bool = False
     """Whether ``Progress`` is to be sent after each iteration."""
 
@@ -98,11 +101,13 @@ class Moments(msgspec.Struct):
 
 
 class Answer(msgspec.Struct, frozen=True, tag="answer"):
-    """Engine to HTTP: all rows of a request have ended. The tensor frame holds the logits, float32 ``[n, classes]``."""
+    """Engine to HTTP: all rows of a request have ended."""
 
     id: int
+    logits: bytes
+    """float32 ``[n, classes]``; NaN for rows without an iteration."""
     iterations: list[int]
-    """0 for a row whose deadline passed while it waited; such a row's logits are NaN."""
+    """0 for a row whose deadline passed while it waited."""
     residual: list[float]
     """NaN or infinity for rows that diverged, NaN for rows without an iteration."""
     status: Sequence[str]
@@ -115,9 +120,11 @@ class Answer(msgspec.Struct, frozen=True, tag="answer"):
 
 
 class Progress(msgspec.Struct, frozen=True, tag="progress"):
-    """Engine to HTTP: an iteration of a watched request. The tensor frame holds logits, float32 ``[m, classes]``."""
+    """Engine to HTTP: an iteration of a watched request."""
 
     id: int
+    logits: bytes
+    """float32 ``[m, classes]``."""
     rows: list[int]
     """Those that have a slot, m of them."""
     iterations: list[int]

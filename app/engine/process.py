@@ -1,10 +1,11 @@
 """EngineProcess: the loop around the engines, between the socket and the device."""
 
 import itertools
+import math
 import signal
 import socket
 import time
-from collections.abc import Sequence
+from collections import defaultdict
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import msgspec
@@ -60,7 +61,9 @@ class EngineProcess:
         self._jobs: dict[tuple[bytes, int], tuple[Engine, int]] = {}
         self._clients: set[bytes] = set()
         self._gone: set[bytes] = set()
-        self._decoder = msgspec.msgpack.Decoder(ToEngine)
+        self._said: defaultdict[bytes, list[ToClient]] = defaultdict(list)
+        self._decoder = msgspec.msgpack.Decoder(list[ToEngine])
+        self._encoder = msgspec.msgpack.Encoder()
         self._context = zmq.Context()
         self._socket = self._context.socket(zmq.ROUTER)
         self._socket.setsockopt(zmq.SNDHWM, 0)  # a ROUTER drops what is over the mark, and no answer may be dropped
@@ -85,10 +88,14 @@ class EngineProcess:
                 if self._socket in woken:
                     self._receive()
                 self._apply_changes()
+                self._send()  # what is known already does not wait for the tick
                 self._tick()
+                self._send()
             while self._lifecycle.busy:
                 self._tick()
+                self._send()
         finally:
+            self._send()  # also what was computed before a device was lost
             self._loading.shutdown(wait=True, cancel_futures=True)
             signal.set_wakeup_fd(-1)
             alarm.close()
@@ -100,66 +107,73 @@ class EngineProcess:
         self._stopping = True
 
     def _receive(self) -> None:
-        for _ in range(MOST_MESSAGES_A_TICK):
+        received = 0
+        while received < MOST_MESSAGES_A_TICK:
             try:
                 client, *frames = self._socket.recv_multipart(zmq.NOBLOCK)
             except zmq.Again:
                 return
+            received += 1
             try:
-                message = self._decoder.decode(frames[0] if frames else b"")
+                messages = self._decoder.decode(b"".join(frames))
             except msgspec.MsgspecError as error:
-                log.warning("dropped what is not a message", error=str(error), frames=len(frames))
+                log.warning("dropped what are not messages", error=str(error), frames=len(frames))
                 continue
             if client in self._gone:  # its last words came after the news of its end
                 continue
-            match message:
-                case Submit():
-                    self._submit(client, message, frames[1:])
-                case Cancel(id):
-                    if (client, id) in self._jobs:
-                        self._cancel(client, id)
-                case Load():
-                    self._load(client, message)
-                case Unload(id, model):
-                    if self._lifecycle.unload(model):
-                        self._announce(client)
-                        self._send(client, Changed(id, {}))
-                    else:
-                        self._send(client, Failed(id, f"{model}: expected a model that is served, got one that is not"))
-                case Look():
-                    self._clients.add(client)
-                    self._send(client, self._state())
-                case Gone(name):
-                    self._forget(name.encode())
+            received += len(messages)
+            for message in messages:
+                self._take(client, message)
 
-    def _submit(self, client: bytes, message: Submit, tensors: Sequence[bytes]) -> None:
-        ticket = next(self._tickets)
+    def _take(self, client: bytes, message: ToEngine) -> None:
+        match message:
+            case Submit():
+                self._submit(client, message)
+            case Cancel(id):
+                if (client, id) in self._jobs:
+                    self._cancel(client, id)
+            case Load():
+                self._load(client, message)
+            case Unload(id, model):
+                if self._lifecycle.unload(model):
+                    self._announce(client)
+                    self._tell(client, Changed(id, {}))
+                else:
+                    self._tell(client, Failed(id, f"{model}: expected a model that is served, got one that is not"))
+            case Look():
+                self._clients.add(client)
+                self._tell(client, self._state())
+            case Gone(name):
+                self._forget(name.encode())
+
+    def _submit(self, client: bytes, message: Submit) -> None:
+        ticket, asked = next(self._tickets), message.question
         try:
-            engine = self._lifecycle.find(message.model, message.version, message.fingerprint)
+            engine = self._lifecycle.find(asked.model, asked.version, asked.fingerprint)
             if engine is None:
-                self._send(client, self._state())
-                self._send(client, NotServed(message.id))
+                self._tell(client, self._state())
+                self._tell(client, NotServed(message.id))
                 return
             if (client, message.id) in self._jobs:
                 raise ValueError(f"id: {message.id} is in use")
-            inputs = _rows(tensors, len(message.tolerance), engine.input_shape)
+            inputs = _rows(message.inputs, len(asked.tolerance), engine.input_shape)
             engine.submit(
                 Job(
                     ticket,
                     inputs,
-                    message.tolerance,
-                    message.max_iterations,
-                    message.deadline,
-                    solver=message.solver,
-                    stop=message.stop,
-                    session=message.session,
+                    asked.tolerance,
+                    asked.max_iterations,
+                    asked.deadline,
+                    solver=asked.solver,
+                    stop=asked.stop,
+                    session=asked.session,
                     watched=message.watched,
                 )
             )
         except QueueFull as full:
-            self._send(client, Refused(message.id, full.waiting_rows, full.max_waiting_rows, full.retry_after))
+            self._tell(client, Refused(message.id, full.waiting_rows, full.max_waiting_rows, full.retry_after))
         except ValueError as error:
-            self._send(client, Failed(message.id, str(error)))
+            self._tell(client, Failed(message.id, str(error)))
         else:
             self._requests[ticket] = client, message.id
             self._jobs[client, message.id] = engine, ticket
@@ -179,7 +193,7 @@ class EngineProcess:
         """Tell every client what is served now, and this one even if it never looked."""
         state = self._state()
         for each in {client, *self._clients}:
-            self._send(each, state)
+            self._tell(each, state)
 
     def _load(self, client: bytes, message: Load) -> None:
         if message.model is not None:
@@ -195,12 +209,12 @@ class EngineProcess:
             self._lifecycle.apply(changes)
             self._announce(client)
             if message.model is not None and not changes.present:
-                self._send(
+                self._tell(
                     client, Failed(message.id, f"{message.model}: expected a model of the store, got one without a version")
                 )
             else:
                 refused = {f"{model}/{version}": refusal.reason for (model, version), refusal in changes.refused.items()}
-                self._send(client, Changed(message.id, refused))
+                self._tell(client, Changed(message.id, refused))
 
     def _tick(self) -> None:
         for engine in self._lifecycle.all_engines():
@@ -208,8 +222,8 @@ class EngineProcess:
                 finished = engine.tick(time.monotonic())
                 for progress in engine.take_progress():
                     client, id = self._requests[progress.id]
-                    iteration = Progress(id, progress.rows, progress.iterations, progress.residual)
-                    self._send(client, iteration, progress.logits.astype("<f4").tobytes())
+                    logits = progress.logits.astype("<f4").tobytes()
+                    self._tell(client, Progress(id, logits, progress.rows, progress.iterations, progress.residual))
                 for job in finished:
                     self._answer(job)
         self._lifecycle.drop_drained()
@@ -218,13 +232,19 @@ class EngineProcess:
         client, id = self._requests.pop(job.id)
         del self._jobs[client, id]
         if job.failure is not None:
-            self._send(client, Failed(id, job.failure))
+            self._tell(client, Failed(id, job.failure))
         else:
-            answer = Answer(id, job.iterations, job.residual, job.status, job.moments, job.margin, job.bound)
-            self._send(client, answer, job.logits.astype("<f4").tobytes())
+            logits = job.logits.astype("<f4").tobytes()
+            self._tell(client, Answer(id, logits, job.iterations, job.residual, job.status, job.moments, job.margin, job.bound))
 
-    def _send(self, client: bytes, message: ToClient, *tensors: bytes) -> None:
-        self._socket.send_multipart([client, msgspec.msgpack.encode(message), *tensors])
+    def _tell(self, client: bytes, message: ToClient) -> None:
+        """Have a client hear something when ``_send`` comes."""
+        self._said[client].append(message)
+
+    def _send(self) -> None:
+        for client, messages in self._said.items():
+            self._socket.send_multipart([client, self._encoder.encode(messages)])
+        self._said.clear()
 
     def _state(self) -> State:
         counters = [
@@ -245,10 +265,8 @@ class EngineProcess:
         return State(self._lifecycle.served, self._lifecycle.refused, counters, sorted(self._lifecycle.unloaded))
 
 
-def _rows(tensors: Sequence[bytes], rows: int, shape: tuple[int, ...]) -> NDArray[np.float32]:
-    if len(tensors) != 1:
-        raise ValueError(f"inputs: expected one tensor frame, got {len(tensors)}")
-    expected = 4 * rows * int(np.prod(shape))
-    if len(tensors[0]) != expected:
-        raise ValueError(f"inputs: expected {expected} bytes, {rows} float32 rows of shape {list(shape)}, got {len(tensors[0])}")
-    return np.frombuffer(tensors[0], dtype="<f4").reshape(rows, *shape)
+def _rows(inputs: bytes, rows: int, shape: tuple[int, ...]) -> NDArray[np.float32]:
+    expected = 4 * rows * math.prod(shape)
+    if len(inputs) != expected:
+        raise ValueError(f"inputs: expected {expected} bytes, {rows} float32 rows of shape {list(shape)}, got {len(inputs)}")
+    return np.frombuffer(inputs, dtype="<f4").reshape(rows, *shape)

@@ -16,7 +16,7 @@ from app import binary_tensors, body, inputs, openapi, parameters, tensors
 from app.asking import compute, while_models_change
 from app.catalogue import Model
 from app.engine.client import Computed
-from app.errors import Refusal, bad_requests_are_400, expected, shown, unavailable
+from app.errors import Refusal, bad_requests_are_400, expected, unavailable
 from app.protocol import (
     Datatype,
     InferAnswer,
@@ -29,11 +29,13 @@ from app.protocol import (
     TensorMetadata,
     TensorParameters,
 )
+from app.routes.direct import DirectRoute
 from app.server import Server, ServerOfRequest
 from app.settings import Settings
 from app.work import Work, check_session
 
 router = APIRouter(prefix="/v2", tags=["open inference protocol"])
+direct = APIRouter(prefix="/v2", tags=["open inference protocol"], route_class=DirectRoute)
 
 PLATFORM = "jfb_safetensors"
 EXTENSIONS = ["binary_tensor_data", "model_repository"]
@@ -88,18 +90,19 @@ async def version_ready(server: ServerOfRequest, name: str, version: Version) ->
     return _ready(server, name, version)
 
 
-@router.post("/models/{name}/infer", summary="Ask a model's highest version", **openapi.INFER)
-async def infer(request: Request, server: ServerOfRequest, name: str) -> Response:
-    return await _infer(request, server, name, None)
+@direct.post("/models/{name}/infer", summary="Ask a model's highest version", **openapi.INFER)
+async def infer(request: Request, name: str) -> Response:
+    return await _infer(request, name, None)
 
 
-@router.post("/models/{name}/versions/{version}/infer", summary="Ask one version of a model", **openapi.INFER)
-async def infer_version(request: Request, server: ServerOfRequest, name: str, version: Version) -> Response:
-    return await _infer(request, server, name, version)
+@direct.post("/models/{name}/versions/{version}/infer", summary="Ask one version of a model", **openapi.INFER)
+async def infer_version(request: Request, name: str, version: Version) -> Response:
+    return await _infer(request, name, version)
 
 
 def _metadata(server: Server, name: str, version: str | None) -> Response:
-    model = _find(server, name, version)
+    with bad_requests_are_400():
+        model = server.catalogue.find(name, version)
     spec = model.config.input
     optional = [TensorMetadata(name, datatype, [-1], TensorParameters(True)) for name, datatype in PER_ROW.items()]
     return _json(
@@ -117,16 +120,18 @@ def _metadata(server: Server, name: str, version: str | None) -> Response:
 
 
 def _ready(server: Server, name: str, version: str | None) -> Response:
-    model = _find(server, name, version)
+    with bad_requests_are_400():
+        model = server.catalogue.find(name, version)
     if not server.engine.ready:
         raise unavailable("engine: it is being started")
     return _json(ModelReady(model.name, True))
 
 
-async def _infer(request: Request, server: Server, name: str, version: str | None) -> Response:
+async def _infer(request: Request, name: str, version: str | None) -> Response:
     arrived = time.monotonic()
+    server: Server = request.app.state.server
     with bad_requests_are_400():
-        model = _find(server, name, version)  # an unknown model, or one too busy, is refused before the inputs are read
+        model = server.catalogue.find(name, version)  # an unknown model, or one too busy, is refused before the inputs are read
         request.state.model = model.name
         server.engine.client.refuse_if_full(model.name, model.version)
         content = await body.read(request, server.settings)
@@ -136,19 +141,11 @@ async def _infer(request: Request, server: Server, name: str, version: str | Non
         wanted = _wanted(asked)
 
         async def attempt() -> Response:
-            model = _find(server, name, version)
+            model = server.catalogue.find(name, version)
             computed = await compute(request, server, model, _work(asked, tail, model, server.settings), arrived)
             return _answer(asked, model, wanted, computed)
 
         return await while_models_change(attempt)
-
-
-def _find(server: Server, name: str, version: str | None) -> Model:
-    if version is None:
-        return server.catalogue.find(name, None)
-    if not (version.isascii() and version.isdecimal() and len(version) < 20):
-        raise Refusal(400, f"version: expected a positive integer, got {shown(version)}")
-    return server.catalogue.find(name, int(version))
 
 
 def _work(asked: InferRequest, tail: memoryview, model: Model, settings: Settings) -> Work:

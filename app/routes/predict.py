@@ -1,35 +1,40 @@
 """POST predict: inputs in, labels out."""
 
 import time
+from typing import Annotated
 
 import msgspec
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Path, Request, Response
 
 from app import body, openapi, streaming, work
 from app.answer import answer
 from app.asking import compute, watch, while_models_change
-from app.server import Server, ServerOfRequest
+from app.routes.direct import DirectRoute
+from app.server import Server
 
-router = APIRouter(tags=["predict"])
+router = APIRouter(tags=["predict"], route_class=DirectRoute)
+
+Version = Annotated[str, Path(json_schema_extra={"type": "integer"})]
 
 
 @router.post("/predict", summary="Ask the default model", **openapi.PREDICT)
-async def predict_default(request: Request, server: ServerOfRequest) -> Response:
-    return await _predict(request, server, None, None)
+async def predict_default(request: Request) -> Response:
+    return await _predict(request, None, None)
 
 
 @router.post("/models/{name}/predict", summary="Ask a model's highest version", **openapi.PREDICT)
-async def predict_model(request: Request, server: ServerOfRequest, name: str) -> Response:
-    return await _predict(request, server, name, None)
+async def predict_model(request: Request, name: str) -> Response:
+    return await _predict(request, name, None)
 
 
 @router.post("/models/{name}/versions/{version}/predict", summary="Ask one version of a model", **openapi.PREDICT)
-async def predict_version(request: Request, server: ServerOfRequest, name: str, version: int) -> Response:
-    return await _predict(request, server, name, version)
+async def predict_version(request: Request, name: str, version: Version) -> Response:
+    return await _predict(request, name, version)
 
 
-async def _predict(request: Request, server: Server, name: str | None, version: int | None) -> Response:
+async def _predict(request: Request, name: str | None, version: str | None) -> Response:
     arrived = time.monotonic()
+    server: Server = request.app.state.server
     model = server.catalogue.find(name, version)  # an unknown model, or one too busy, is refused before the inputs are read
     request.state.model = model.name
     media_type = body.media_type(request)

@@ -1,6 +1,7 @@
 """What the server lets an operator see: histograms, traces, and the trace id in the log."""
 
 import json
+import socket
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -106,6 +107,18 @@ def test_the_log_has_the_trace_id_that_a_client_sent(server: RunningServer, give
     wait_until(lambda: name in server.log.read_text(), 5, "the line is in the log")
     (line,) = [line for line in server.log.read_text().splitlines() if name in line]
     assert json.loads(line).get("trace_id") == logged
+
+
+def test_a_request_sent_behind_another_one_is_not_logged_with_its_trace_id(server: RunningServer) -> None:
+    head = "GET /models HTTP/1.1\r\nhost: localhost\r\nx-request-id: pipelined-{}\r\n{}\r\n"
+    traced = f"traceparent: {PARENT['traceparent']}\r\n"
+    with socket.create_connection((server.client.base_url.host, server.client.base_url.port)) as connection:
+        connection.sendall((head.format(1, traced) + head.format(2, "connection: close\r\n")).encode())
+        while connection.recv(65536):
+            pass
+    wait_until(lambda: "pipelined-2" in server.log.read_text(), 5, "the line is in the log")
+    lines = [json.loads(line) for line in server.log.read_text().splitlines() if "pipelined-" in line]
+    assert [(line["request_id"], line.get("trace_id")) for line in lines] == [("pipelined-1", TRACE), ("pipelined-2", None)]
 
 
 class Collector(BaseHTTPRequestHandler):
