@@ -32,7 +32,7 @@ class RunningBatch:
     Attributes:
         backend, solvers, input_shape, label_stop, slots: the arguments.
         lanes: those in which rows end come before those from which rows are handed over to them.
-        logits: ``[slots, classes]``, rows that look like answers.
+        classes: how many logits a row has.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class RunningBatch:
                 for name, exact in self._exact.items()
                 if rough is not None and not exact.solver.splits
             }
-            self.logits = backend.readout(point).clone()
+            self.classes = backend.readout(point).shape[1]
         self.lanes = [*self._exact.values(), *self._rough.values()]
         self._default = next(iter(solvers))
 

@@ -102,7 +102,7 @@ class Engine:
         excess = self.waiting_rows + rows - self.max_waiting_rows
         if excess > 0:
             raise QueueFull(self.waiting_rows, self.max_waiting_rows, self._throughput.seconds_for(excess))
-        job.logits = np.full((rows, self._batches[0].logits.shape[1]), np.nan)
+        job.logits = np.full((rows, self._batches[0].classes), np.nan)
         job.moments.submitted = self._clock()
         self._jobs[job.id] = job
         self._waiting.add(job)
@@ -152,7 +152,7 @@ class Engine:
         table = lane.table
         moved = lane.look()
         if self._watched:
-            self._report(batch, lane, moved)
+            self._report(lane, moved)
         ended = lane.ended(moved, now)
         if abandoned:
             ended |= np.isin(table.job, list(abandoned))
@@ -161,23 +161,20 @@ class Engine:
             self._abandoned |= abandoned.intersection(table.job[~ended].tolist())
         leaving = np.flatnonzero(ended)
         if len(leaving):
-            self._read_out(batch, lane, leaving, moved, now)
+            self._read_out(lane, leaving, moved, now)
         if lane.exact is not None:
             ended = ended | lane.hand_over(lane.exact, moved, ended, now)
         if len(leaving) or lane.exact is not None:
             table.remove(ended)
         return len(leaving)
 
-    def _read_out(
-        self, batch: RunningBatch, lane: Lane, leaving: NDArray[np.intp], moved: NDArray[np.floating], now: float
-    ) -> None:
+    def _read_out(self, lane: Lane, leaving: NDArray[np.intp], moved: NDArray[np.floating], now: float) -> None:
         table = lane.table
         jobs, rows, moved, iterations = table.job[leaving], table.row[leaving], moved[leaving], table.iterations[leaving]
         converged, capped = moved <= table.tolerance[leaving], iterations >= table.max_iterations[leaving]
         margin, bound = table.margin[leaving], table.bound[leaving]
         ended_at = self._clock()
-        images = lane.image[torch.from_numpy(leaving)]
-        logits = shielded(batch.backend.readout, batch.logits, jobs, self._fail, images).cpu().numpy()
+        images, logits = lane.read_out(leaving, self._fail)
         read_out_at = self._clock()
         self.iterations += int(iterations.sum())
         self.rows_ended += len(leaving)
@@ -191,14 +188,13 @@ class Engine:
                     job.keep(row, images[k])
                 self._deliver(job, now)
 
-    def _report(self, batch: RunningBatch, lane: Lane, moved: NDArray[np.floating]) -> None:
+    def _report(self, lane: Lane, moved: NDArray[np.floating]) -> None:
         table = lane.table
         watched = np.flatnonzero(np.isin(table.job, list(self._watched)))
         if not len(watched):
             return
         jobs = table.job[watched]
-        images = lane.image[torch.from_numpy(watched)]
-        logits = shielded(batch.backend.readout, batch.logits, jobs, self._fail, images).cpu().numpy()
+        _, logits = lane.read_out(watched, self._fail)
         for id in dict.fromkeys(jobs.tolist()):
             own = np.flatnonzero(jobs == id)
             rows, iterations, residuals = (values[watched[own]].tolist() for values in (table.row, table.iterations, moved))

@@ -1,5 +1,6 @@
 """Lane: rows that iterate alike."""
 
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -16,6 +17,17 @@ from jfb.mixed_precision import hands_over, size_in
 from jfb.solvers import Memory, Solver
 
 Batching = Literal["iteration", "lockstep"]
+
+
+@dataclass(frozen=True)
+class _Judged:
+    """What the last iteration came to for the m rows that may end by their label."""
+
+    rows: NDArray[np.intp]
+    """Which they are, ascending."""
+    logits: Tensor
+    """Shape ``[m, classes]``."""
+    stability: Stability
 
 
 class Lane:
@@ -61,8 +73,8 @@ class Lane:
         solver.propose(self.table.full_memory, point, self.image)
         self._moved = residual(point, self.image, residual_norm)
         self._size = self._moved
-        self._logits = backend.readout(self.image).clone() if label_stop is not None else self.image
-        self._judged: tuple[NDArray[np.intp], Stability] | None = None
+        self._logits = backend.readout(self.image).clone() if exact is None else self.image
+        self._judged: _Judged | None = None
 
     @property
     def active(self) -> int:
@@ -98,27 +110,35 @@ class Lane:
 
         return shielded(evaluate, table.point, table.job, fail, table.point, table.injection, changed=memory)
 
-    def _judge(self, label_stop: LabelStop, fail: Fail) -> tuple[NDArray[np.intp], Stability]:
+    def _judge(self, label_stop: LabelStop, fail: Fail) -> _Judged:
         """Read out the rows that end by their label, and no others."""
         table = self.table
         rows = np.flatnonzero(table.by_label)
-        index = torch.from_numpy(rows)
+        index = slice(None) if len(rows) == table.active else torch.from_numpy(rows)  # of all rows nothing is copied
         images = self.image[index]
         logits = shielded(self._backend.readout, self._logits, table.job[rows], fail, images)
         memory = {name: tensor[index] for name, tensor in table.memory.items()}
         stability = label_stop.judge(memory, table.point[index], images, logits)
         for name, tensor in memory.items():
             table.memory[name][index] = tensor
-        return rows, stability
+        return _Judged(rows, logits.clone(), stability)  # others may read out before these rows leave
 
     def look(self) -> NDArray[np.floating]:
         """The residuals of the last iteration, ``[active]``: the one moment of a tick in which the host waits for the device."""
         moved: NDArray[np.floating] = self._moved.cpu().numpy()
         if self._judged is not None:
-            rows, stability = self._judged
-            self.table.margin[rows] = stability.margin.cpu().numpy()
-            self.table.bound[rows] = stability.bound.cpu().numpy()
+            self.table.margin[self._judged.rows] = self._judged.stability.margin.cpu().numpy()
+            self.table.bound[self._judged.rows] = self._judged.stability.bound.cpu().numpy()
         return moved
+
+    def read_out(self, rows: NDArray[np.intp], fail: Fail) -> tuple[Tensor, NDArray[np.floating]]:
+        """The images of m rows, and their logits ``[m, classes]`` on the host; what has been judged is not read out again."""
+        table, images = self.table, self.image[torch.from_numpy(rows)]
+        if self._judged is not None and table.by_label[rows].all():
+            logits = self._judged.logits[torch.from_numpy(np.searchsorted(self._judged.rows, rows))]
+        else:
+            logits = shielded(self._backend.readout, self._logits, table.job[rows], fail, images)
+        return images, logits.cpu().numpy()
 
     def ended(self, moved: NDArray[np.floating], now: float) -> NDArray[np.bool_]:
         """Which rows are done, ``[active]``: converged, with a settled label, diverged, at their cap or past their deadline.
