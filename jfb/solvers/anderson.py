@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from jfb.solvers.solver import Memory, Solver
@@ -79,7 +80,7 @@ class Anderson(Solver):
         gram *= ~grew[:, None, None]
         smallest[:] = xp.where(grew, size, xp.minimum(smallest, size))
 
-        rows, entries = numbers(xp, len(image), image.device), numbers(xp, self.window, image.device)
+        rows, entries = first_numbers(xp, len(image), image), first_numbers(xp, self.window, image)
         place = count % self.window
         count += 1
         images[rows, place] = image
@@ -99,7 +100,7 @@ class Anderson(Solver):
 
         By elimination, as G is positive definite once it is regularised. A library's solver may raise for one row of many.
         """
-        entries = numbers(xp, self.window, gram.device)
+        entries = first_numbers(xp, self.window, gram)
         scale = xp.amax(gram[:, entries, entries], 1).clip(SMALLEST)
         system = xp.concatenate([gram / scale[:, None, None], used[:, :, None]], 2)
         system[:, entries, entries] += self.regularisation
@@ -111,10 +112,15 @@ class Anderson(Solver):
         return solution / solution.sum(1)[:, None]
 
 
+def first_numbers(xp: Any, end: int, like: Any) -> Any:
+    """0, 1, ... end − 1, where an array is."""
+    return on_host(end) if xp is np else xp.arange(end, device=like.device)
+
+
 @cache
-def numbers(xp: Any, end: int, device: Any) -> Any:
-    """0, 1, ... end − 1: the same array in every iteration."""
-    return xp.arange(end) if xp is np else xp.arange(end, device=device)
+def on_host(end: int) -> NDArray[np.int64]:
+    """The same array in every iteration."""
+    return np.arange(end)
 
 
 @cache
