@@ -48,7 +48,7 @@ ROWS = (
     app("jfb, PyTorch eager, Picard", "--backend", "torch", solver="picard"),
     app("jfb, ONNX Runtime, Picard", "--backend", "onnx", solver="picard"),
     app("jfb, lockstep, Picard", "--batching", "lockstep", solver="picard"),
-    app("jfb, label stop", stop="label", solver="picard"),
+    app("jfb, label stop", main=True, stop="label", solver="picard"),
     rival(FASTAPI, "fastapi_torch", "fastapi", main=True),
     rival(ONNX, "fastapi_onnxruntime", "orjson", main=True),
     rival(LITSERVE, "litserve_batches", "litserve", main=True),
