@@ -2,12 +2,14 @@
 
 import math
 import multiprocessing
+import os
 import statistics
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from itertools import pairwise
+from threading import Thread
 from typing import ParamSpec, TypeVar
 
 import torch
@@ -152,6 +154,18 @@ def _median_gap(beginnings: list[float]) -> float:
 
 
 def in_fresh_process(function: Callable[Arguments, Result], *arguments: Arguments.args, **named: Arguments.kwargs) -> Result:
-    """Call a function where nothing else has used memory yet."""
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+    """Call a function where nothing else has used memory yet; if this process is killed, that one ends."""
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=context, initializer=_end_with_parent) as pool:
         return pool.submit(function, *arguments, **named).result()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)  # an epoch may take half an hour, and nobody waits for it any more
+
+    Thread(target=watch, daemon=True).start()

@@ -1,6 +1,8 @@
 """Comparison: what is measured while networks train under several gradients, and that measuring changes nothing."""
 
 import csv
+import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -147,3 +149,28 @@ def test_an_unknown_gradient_is_refused_with_those_that_exist(
         main()
     assert ended.value.code == 2
     assert "unknown gradient 'exact'" in capsys.readouterr().err
+
+
+SLEEPS_IN_A_FRESH_PROCESS = """
+import time
+from training.comparison import in_fresh_process
+
+class Sleep:
+    def __call__(self):
+        print("computing", flush=True)
+        time.sleep(600)
+
+if __name__ == "__main__":
+    in_fresh_process(Sleep())
+"""
+
+
+def test_a_fresh_process_ends_with_the_one_that_waits_for_it(tmp_path: Path) -> None:
+    script = tmp_path / "sleeps.py"
+    script.write_text(SLEEPS_IN_A_FRESH_PROCESS)
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    with subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True, env=environment) as parent:
+        assert parent.stdout is not None
+        assert parent.stdout.readline() == "computing\n"
+        parent.kill()
+        parent.communicate(timeout=30)  # to the end of the output, which the other process would hold open for ten minutes
