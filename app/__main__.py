@@ -10,6 +10,7 @@ from app import http_workers, log, terminal
 from app.errors import in_our_words
 from app.keys import KeysError
 from app.main import create_app
+from app.scheduling import let_steps_end
 from app.settings import Settings
 from app.stopping import StoppingServer
 from app.tracing import TracingMissing
@@ -28,6 +29,7 @@ def main() -> None:
             sys.stderr.write(f"{field}: {message}, got {problem['input']!r}\n" if field else f"{message}\n")
         sys.exit(2)
     log.configure(settings.log_level, settings.log_format)
+    let_steps_end()
     try:
         if settings.http_workers > 1:
             asyncio.run(http_workers.serve(settings, sys.argv[1:]))

@@ -6,12 +6,14 @@ It is aimed at: at three times the sustainable load the goodput (answers 200 a s
 what is admitted waits as long as the queue is: the rows in it over the rows that leave a second, and at most twice that, because
 the last rows of a request wait in an order that has half of the slots (``app.engine.waiting``).
 
-The server's processes share one core, and the clients have another. Machines are not steady, so each load is compared with the
+The server's processes share one core, and the clients have another; with ``--apart`` the HTTP process shares that of the
+clients, so that the engine has one for itself, as on most machines. Machines are not steady, so each load is compared with the
 closed loop before and after it, and medians over rounds are told. What others take of the server's core counts against the
 goodput, but not against the answers for each second of CPU time that the server itself had, which are told beside it; those say
 something where the server is busy all the time, from the sustainable load on.
 
     python -m benchmarks.overload --rounds 5
+    python -m benchmarks.overload --rounds 5 --apart
 """
 
 import asyncio
@@ -176,7 +178,7 @@ async def offered(server: Soak, rate: float) -> Load:
     return load
 
 
-async def measure(rounds: int, folder: Path) -> AsyncIterator[tuple[float, tuple[Load, Load], Load]]:
+async def measure(rounds: int, folder: Path, apart: bool) -> AsyncIterator[tuple[float, tuple[Load, Load], Load]]:
     """Each load in each round: the multiple, the sustained loads before and after it, and what came of it."""
     network = build("implicit_mlp", (4,), 2, ENDLESS.architecture.arguments)
     assert isinstance(network, ImplicitMLP)
@@ -186,7 +188,11 @@ async def measure(rounds: int, folder: Path) -> AsyncIterator[tuple[float, tuple
     server_core, *others = sorted(os.sched_getaffinity(0))
     os.sched_setaffinity(0, {server_core})  # which the server inherits
     async with running(folder / "store", folder / "log", 0) as server:
-        os.sched_setaffinity(0, {*others[:1]} or {server_core})
+        clients = {*others[:1]} or {server_core}
+        os.sched_setaffinity(0, clients)
+        if apart:
+            for thread in Path(f"/proc/{server.process.pid}/task").iterdir():
+                os.sched_setaffinity(int(thread.name), clients)
         await sustained(server)  # to warm up
         before = await sustained(server)
         for _ in range(rounds):
@@ -229,16 +235,21 @@ def show(found: list[tuple[float, tuple[Load, Load], Load]], console: Console) -
     console.print(speed, waits)
 
 
-async def run(rounds: int, folder: Path, console: Console) -> None:
+async def run(rounds: int, folder: Path, apart: bool, console: Console) -> None:
     """Measure and print."""
-    show([one async for one in measure(rounds, folder)], console)
+    show([one async for one in measure(rounds, folder, apart)], console)
 
 
-def main(rounds: Annotated[int, typer.Option(min=1, help="How often each load is measured.")] = 5) -> None:
+def main(
+    rounds: Annotated[int, typer.Option(min=1, help="How often each load is measured.")] = 5,
+    apart: Annotated[
+        bool, typer.Option(help="The engine has a core for itself; the HTTP process shares that of the clients.")
+    ] = False,
+) -> None:
     """Measure goodput and latency below and above the sustainable load."""
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory(prefix="jfb-overload-") as folder:
-        uvloop.run(run(rounds, Path(folder), Console(width=120)))
+        uvloop.run(run(rounds, Path(folder), apart, Console(width=120)))
 
 
 if __name__ == "__main__":
