@@ -27,6 +27,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.processes import processor_seconds
 from jfb.checkpoint import models, read_config
 
 LOOSE, STRICT = 1e-1, 1e-4
@@ -56,12 +57,6 @@ class Load:
             answer.raise_for_status()
             self.latencies[tolerance].append((time.perf_counter() - began) * 1e3)
             self.iterations += answer.json()["predictions"][0]["iterations"]
-
-
-def processor_seconds(process: int) -> float:
-    """Of a process, on all its threads (Linux)."""
-    fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def child(process: int) -> int:

@@ -18,12 +18,12 @@ import numpy as np
 import typer
 import uvloop
 
+from benchmarks.processes import processor_seconds
 from benchmarks.serving import load, server
 from benchmarks.serving.questions import Question, request
 from benchmarks.serving.rows import Row
 
 TOLERANCE = 0.1
-TICK = os.sysconf("SC_CLK_TCK")
 
 
 def main(
@@ -86,8 +86,7 @@ def _cpu() -> tuple[float, float]:
     seconds = [0.0, 0.0]
     for process in server.descendants():
         is_engine = b"app.engine" in Path(f"/proc/{process}/cmdline").read_bytes()
-        fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
-        seconds[is_engine] += (int(fields[11]) + int(fields[12])) / TICK
+        seconds[is_engine] += processor_seconds(process)
     return seconds[0], seconds[1]
 
 

@@ -37,6 +37,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
+from benchmarks.processes import pin, processor_seconds
 from benchmarks.serving.load import Connection
 from benchmarks.soak import ENDLESS, SETTINGS, Soak, running
 from jfb import checkpoint
@@ -55,7 +56,6 @@ FULL = (int(str(SETTINGS["max_waiting_rows"])) + int(str(SETTINGS["slots"]))) / 
 LOADS = (0.5, 1.0, 2.0, 3.0)
 RAMP, SECONDS = 1.0, 6.0
 """Of one measurement; what is answered in the ramp is not counted."""
-TICK = os.sysconf("SC_CLK_TCK")
 NAMES = ("http", "engine", "load")
 """Of the processes whose CPU time is told."""
 
@@ -149,8 +149,7 @@ class Load:
 
     def _cpu(self) -> dict[str, float]:
         processes = {"http": self.server.process.pid, "engine": self.server.engine(), "load": os.getpid()}
-        fields = {name: Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split() for name, pid in processes.items()}
-        return {name: (int(values[11]) + int(values[12])) / TICK for name, values in fields.items()}
+        return {name: processor_seconds(pid) for name, pid in processes.items()}
 
 
 async def sustained(server: Soak) -> Load:
@@ -191,8 +190,7 @@ async def measure(rounds: int, folder: Path, apart: bool) -> AsyncIterator[tuple
         clients = {*others[:1]} or {server_core}
         os.sched_setaffinity(0, clients)
         if apart:
-            for thread in Path(f"/proc/{server.process.pid}/task").iterdir():
-                os.sched_setaffinity(int(thread.name), clients)
+            pin(server.process.pid, clients)
         await sustained(server)  # to warm up
         before = await sustained(server)
         for _ in range(rounds):

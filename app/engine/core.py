@@ -163,8 +163,8 @@ class Engine:
         if len(leaving):
             self._read_out(lane, leaving, moved, now)
         if lane.exact is not None:
-            ended = ended | lane.hand_over(lane.exact, moved, ended, now)
-        if len(leaving) or lane.exact is not None:
+            ended = ended | lane.hand_over(moved, ended, now)
+        if ended.any():
             table.remove(ended)
         return len(leaving)
 

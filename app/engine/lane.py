@@ -162,16 +162,17 @@ class Lane:
         """Which of the rows that are done may leave: in lockstep all or none."""
         return ended if not self._lockstep or ended.all() else np.zeros_like(ended)
 
-    def hand_over(self, exact: "Lane", moved: NDArray[np.floating], ended: NDArray[np.bool_], now: float) -> NDArray[np.bool_]:
-        """Give the exact lane the rows that low precision cannot bring nearer, but for those that have ended.
+    def hand_over(self, moved: NDArray[np.floating], ended: NDArray[np.bool_], now: float) -> NDArray[np.bool_]:
+        """Give the exact lane (there must be one) the rows that low precision cannot bring nearer, but for those that have ended.
 
         Returns:
             Which they are, ``[active]``; this lane still has them.
         """
+        assert self.exact is not None
         table = self.table
         near = hands_over(moved, self._size.cpu().numpy(), table.tolerance)
         near |= (table.iterations >= table.max_iterations - 1) | (table.deadline <= now)
         near &= ~ended
         if near.any():
-            exact.table.admit_from(table, near)
+            self.exact.table.admit_from(table, near)
         return near

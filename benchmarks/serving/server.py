@@ -13,6 +13,8 @@ from pathlib import Path
 
 import httpx
 
+from benchmarks.processes import entries, pin
+
 ROOT = Path(__file__).parents[2]
 START_SECONDS = 120
 STOP_SECONDS = 15
@@ -34,13 +36,9 @@ class RunningServer:
     core: int
 
     def pin(self) -> None:
-        """Make sure of every thread that there is by now; children inherit it, unless they choose otherwise."""
+        """Make sure of every thread that there is by now."""
         for process in descendants():
-            for task in _list(f"/proc/{process}/task"):
-                try:
-                    os.sched_setaffinity(int(task), {self.core})
-                except ProcessLookupError:
-                    continue
+            pin(process, {self.core})
 
     def memory(self) -> float:
         """MiB resident in all processes together; what they share counts in each."""
@@ -155,7 +153,7 @@ def descendants() -> list[int]:
     queue = [os.getpid()]
     while queue:
         parent = queue.pop()
-        for task in _list(f"/proc/{parent}/task"):
+        for task in entries(f"/proc/{parent}/task"):
             try:
                 children = [int(child) for child in Path(f"/proc/{parent}/task/{task}/children").read_text().split()]
             except (FileNotFoundError, ProcessLookupError):
@@ -163,10 +161,3 @@ def descendants() -> list[int]:
             found += children
             queue += children
     return found
-
-
-def _list(folder: str) -> list[str]:
-    try:
-        return os.listdir(folder)  # noqa: PTH208
-    except (FileNotFoundError, ProcessLookupError):
-        return []
