@@ -6,14 +6,16 @@ import sys
 from pydantic import ValidationError
 from pydantic_settings import CliApp
 
-from app import http_workers, log, terminal
-from app.errors import in_our_words
-from app.keys import KeysError
+from app.cli import http_workers
+from app.cli import predict as terminal
+from app.cli.scheduling import let_steps_end
+from app.http.api_keys import KeysError
+from app.http.errors import in_our_words
+from app.http.server import StoppingServer
 from app.main import create_app
-from app.scheduling import let_steps_end
+from app.observability import logging as log
+from app.observability.tracing import TracingMissing
 from app.settings import Settings
-from app.stopping import StoppingServer
-from app.tracing import TracingMissing
 
 
 def main() -> None:

@@ -14,20 +14,21 @@ from fastapi_offline import FastAPIOffline
 from prometheus_client import CollectorRegistry
 from prometheus_client.multiprocess import MultiProcessCollector
 
-from app import errors, openapi
-from app.authorisation import admin, user
-from app.engine.follower import EngineFollower
-from app.engine.supervisor import EngineSupervisor
-from app.greeting import greeting
-from app.keys import Keys
-from app.measures import Measures
-from app.middleware import RequestMiddleware
-from app.monitoring import monitoring
-from app.reloading import keeping_up
-from app.routes import health, inference, metrics, models, pages, predict, repository
-from app.server import Server
+from app.cli.banner import greeting
+from app.cli.reloading import keeping_up
+from app.engine_client.follower import EngineFollower
+from app.engine_client.supervisor import EngineSupervisor
+from app.http import errors
+from app.http.api_keys import Keys
+from app.http.auth import admin, user
+from app.http.middleware import RequestMiddleware
+from app.http.state import Server
+from app.observability.metrics import Measures
+from app.observability.metrics_server import monitoring
+from app.observability.tracing import Tracing
+from app.routes import health, metrics, models, openapi, pages, predict, repository
+from app.routes import open_inference as inference
 from app.settings import Settings
-from app.tracing import Tracing
 
 log = structlog.get_logger(__name__)
 

@@ -13,10 +13,10 @@ from fastapi import FastAPI
 from pydantic import BaseModel, ConfigDict, Field
 from ray import serve
 
-from app import log
+from app.http.state import Server
 from app.main import create_app
+from app.observability import logging as log
 from app.routes import health
-from app.server import Server
 from app.settings import Settings
 
 HEALTH_SECONDS = 30.0

@@ -24,10 +24,10 @@ from rich.table import Table
 
 import jfb
 from app.engine.backends import BackendName, Precision
-from app.engine.core import Engine
-from app.engine.job import Job
 from app.engine.lane import Batching
 from app.engine.loading import make_batch
+from app.engine.request import Job
+from app.engine.scheduler import Engine
 from training.recipe import DataRecipe
 from training.sources import read
 

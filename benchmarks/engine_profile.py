@@ -24,7 +24,7 @@ from rich.console import Console
 from rich.table import Table
 
 from app.engine.backends import Backend, BackendName, Precision
-from app.engine.core import Engine
+from app.engine.scheduler import Engine
 from app.engine.slots import SlotTable
 from benchmarks.engine import How, drive, engine_of
 from jfb.solvers import Solver

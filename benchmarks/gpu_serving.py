@@ -28,7 +28,8 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.processes import processor_seconds
-from jfb.checkpoint import models, read_config
+from jfb.checkpoint import read_config
+from jfb.store import list_models
 
 LOOSE, STRICT = 1e-1, 1e-4
 CONNECTIONS = (1, 16, 64)
@@ -125,7 +126,7 @@ def main(
     seconds: Annotated[float, typer.Option(min=0.5, help="Of each measurement.")] = 5.0,
 ) -> None:
     """Serve a model, ask it, and print a table."""
-    model, versions = next(iter(models(store).items()))
+    model, versions = next(iter(list_models(store).items()))
     config = read_config(store / model / str(versions[-1]))
     high = config.input.high or 1.0
     inputs = np.random.default_rng(0).random((64, *config.input.shape)).astype(np.float32).round(3) * high

@@ -23,9 +23,9 @@ from rich.table import Table
 import jfb
 from app.engine.backends import TorchBackend
 from app.engine.batch import RunningBatch
-from app.engine.core import Engine
-from app.engine.job import Job
-from app.engine.messages import Stop
+from app.engine.request import Job
+from app.engine.scheduler import Engine
+from app.engine_client.messages import Stop
 from jfb.label_stop import label_tolerance
 from jfb.solvers import Picard
 from training.recipe import DataRecipe

@@ -22,12 +22,13 @@ import onnxruntime
 import torch
 
 import jfb
-from app.engine.job import Job
 from app.engine.loading import Loader
+from app.engine.request import Job
 from jfb import ModelConfig, checkpoint
 from jfb.architectures import build
-from jfb.export import export
-from jfb.onnx_network import OnnxNetwork
+from jfb.onnx.export import export
+from jfb.onnx.network import OnnxNetwork
+from jfb.store import new_version
 
 ARGUMENTS = {"channels": [24, 40], "pool": [2, 2]}
 CONFIG = ModelConfig.model_validate(
@@ -48,7 +49,7 @@ def main() -> None:
     torch.manual_seed(0)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        with checkpoint.new_version(folder, "model") as version:
+        with new_version(folder, "model") as version:
             checkpoint.save(version, CONFIG, build("implicit_resnet", (1, 28, 28), 10, ARGUMENTS))
         engine = Loader(folder, torch.device("cpu"), 64, 64, "iteration", 0, 0.0).load("model", 1, "").engine
         folder = folder / "model" / "1"

@@ -4,7 +4,7 @@ Closed-loop clients, as many as keep the slots full, show the sustainable load. 
 whether or not earlier ones were answered (open loop). All take the same number of iterations, so the engine is what is short.
 It is aimed at: at three times the sustainable load the goodput (answers 200 a second) is within 10 % of the sustainable, and
 what is admitted waits as long as the queue is: the rows in it over the rows that leave a second, and at most twice that, because
-the last rows of a request wait in an order that has half of the slots (``app.engine.waiting``).
+the last rows of a request wait in an order that has half of the slots (``app.engine.queue``).
 
 The server's processes share one core, and the clients have another; with ``--apart`` the HTTP process shares that of the
 clients, so that the engine has one for itself, as on most machines. Machines are not steady, so each load is compared with the
@@ -43,6 +43,7 @@ from benchmarks.soak import ENDLESS, SETTINGS, Soak, running
 from jfb import checkpoint
 from jfb.architectures import build
 from jfb.architectures.implicit_mlp import ImplicitMLP
+from jfb.store import new_version
 
 ROWS, ITERATIONS = 4, 400
 BODY = json.dumps({"inputs": [[0, 1, 2, 3]] * ROWS, "tolerance": 1e-30, "max_iterations": ITERATIONS})
@@ -182,7 +183,7 @@ async def measure(rounds: int, folder: Path, apart: bool) -> AsyncIterator[tuple
     network = build("implicit_mlp", (4,), 2, ENDLESS.architecture.arguments)
     assert isinstance(network, ImplicitMLP)
     nn.init.orthogonal_(network.latent.weight)
-    with checkpoint.new_version(folder / "store", "slow") as version:
+    with new_version(folder / "store", "slow") as version:
         checkpoint.save(version, ENDLESS, network)
     server_core, *others = sorted(os.sched_getaffinity(0))
     os.sched_setaffinity(0, {server_core})  # which the server inherits

@@ -50,6 +50,7 @@ import jfb
 from jfb import ModelConfig, checkpoint
 from jfb.architectures import build
 from jfb.architectures.implicit_mlp import ImplicitMLP
+from jfb.store import list_versions, new_version
 
 CLIENTS = 24
 IMAGES = np.random.default_rng(0).integers(0, 17, (64, 1, 8, 8)).astype(np.float32)
@@ -226,7 +227,7 @@ class Soak:
         """A new version takes the place of the oldest, or new weights that of the newest."""
         self.add_version()
         gone = self.store / "digits" / ".gone"  # at once: a folder that is being emptied is a broken version
-        (self.store / "digits" / str(checkpoint.versions(self.store / "digits")[0])).rename(gone)
+        (self.store / "digits" / str(list_versions(self.store / "digits")[0])).rename(gone)
         shutil.rmtree(gone)
         self.process.send_signal(signal.SIGHUP)
 
@@ -249,9 +250,9 @@ class Soak:
         with torch.random.fork_rng():
             torch.manual_seed(self.random.getrandbits(32))
             network = build("implicit_resnet", (1, 8, 8), 10, PICTURES.architecture.arguments)
-        with checkpoint.new_version(self.store, "digits") as folder:
+        with new_version(self.store, "digits") as folder:
             checkpoint.save(folder, PICTURES, network)
-        version = checkpoint.versions(self.store / "digits")[-1]
+        version = list_versions(self.store / "digits")[-1]
         self.networks[version] = jfb.Checkpoint(PICTURES, network.eval())
 
     # The course of it.
@@ -285,7 +286,7 @@ class Soak:
         while time.monotonic() < until:
             with suppress(OSError):
                 engine = self.engine()
-                for name, pids in (("http", [self.process.pid, *self._children(b"app.http_worker")]), ("engine", [engine])):
+                for name, pids in (("http", [self.process.pid, *self._children(b"app.http.worker")]), ("engine", [engine])):
                     pages = sum(int(Path(f"/proc/{pid}/statm").read_text().split()[1]) for pid in pids)
                     self.resident[name].append(pages * os.sysconf("SC_PAGESIZE") / 2**20)
             await asyncio.sleep(0.25)
@@ -428,7 +429,7 @@ async def run(seconds: float, seed: int, folder: Path, http_workers: int = 1) ->
     network = build("implicit_mlp", (4,), 2, ENDLESS.architecture.arguments)
     assert isinstance(network, ImplicitMLP)
     nn.init.orthogonal_(network.latent.weight)  # a rotation, which takes all the iterations there are
-    with checkpoint.new_version(store, "slow") as version:
+    with new_version(store, "slow") as version:
         checkpoint.save(version, ENDLESS, network)
     async with running(store, folder / "log", seed, http_workers) as soak:
         until = time.monotonic() + seconds

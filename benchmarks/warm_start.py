@@ -23,9 +23,9 @@ from torch import Tensor
 import jfb
 from app.engine.backends import TorchBackend
 from app.engine.batch import RunningBatch
-from app.engine.core import Engine
-from app.engine.job import Job
-from app.engine.sessions import Sessions
+from app.engine.request import Job
+from app.engine.scheduler import Engine
+from app.engine.warm_starts import Sessions
 from jfb.solvers import SOLVERS
 
 FRAMES = 30

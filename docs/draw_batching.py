@@ -16,9 +16,9 @@ import typer
 import jfb
 from app.engine.backends import TorchBackend
 from app.engine.batch import RunningBatch
-from app.engine.core import Engine
-from app.engine.job import Job
 from app.engine.lane import Batching
+from app.engine.request import Job
+from app.engine.scheduler import Engine
 from jfb.solvers import Picard
 from training.recipe import load_recipe
 from training.sources import DIGITS, read

@@ -1,8 +1,8 @@
 """The mathematics of implicit networks: fixed points, how to find them, and how to differentiate them."""
 
 from jfb.checkpoint import Checkpoint, CheckpointError, load
+from jfb.config import ModelConfig
 from jfb.label_stop import LabelStop
-from jfb.model_config import ModelConfig
 from jfb.network import ImplicitNetwork
 from jfb.norms import ResidualNorm, residual
 from jfb.predict import Prediction, predict

@@ -7,7 +7,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from jfb.model_config import LabelCalibration, Serving
+from jfb.config import LabelCalibration, Serving
 from jfb.network import ImplicitNetwork
 from jfb.norms import row_norms
 from jfb.solvers import SOLVERS, Memory, Picard, Solver

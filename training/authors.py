@@ -14,8 +14,9 @@ from torch import Tensor
 
 from jfb import ModelConfig, ResidualNorm
 from jfb.architectures import build
-from jfb.checkpoint import new_version, save
-from jfb.model_config import ArchitectureSpec, InputSpec, Serving
+from jfb.checkpoint import save
+from jfb.config import ArchitectureSpec, InputSpec, Serving
+from jfb.store import new_version
 from training.card import write_card
 from training.errors import ForeignFileError
 from training.foreign_pickle import read_tensors

@@ -7,7 +7,7 @@ from typing import Any
 import yaml
 
 from jfb.checkpoint import read_config
-from jfb.model_config import ModelConfig
+from jfb.config import ModelConfig
 
 CARD = "README.md"
 

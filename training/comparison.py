@@ -17,7 +17,7 @@ from rich.console import Console
 from torch import Tensor
 
 from jfb import ImplicitNetwork
-from jfb.model_config import InputSpec
+from jfb.config import InputSpec
 from training.alignment import Alignment, AlignmentWatch
 from training.data import load_data
 from training.history import Epoch

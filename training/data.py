@@ -7,7 +7,7 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from jfb.model_config import InputSpec
+from jfb.config import InputSpec
 from training.errors import DataError
 from training.recipe import DataRecipe
 from training.sources import Split, read

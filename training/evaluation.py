@@ -8,7 +8,7 @@ from rich.console import Console
 from torch import Tensor
 
 from jfb import ImplicitNetwork, ModelConfig
-from jfb.model_config import Serving
+from jfb.config import Serving
 from training.data import Data
 from training.errors import ModelError
 from training.label_stops import LabelStops, calibrate

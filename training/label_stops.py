@@ -8,8 +8,8 @@ from rich.progress import track
 from torch import Tensor
 
 from jfb import ImplicitNetwork, LabelStop, ModelConfig, solve
+from jfb.config import LabelCalibration, Serving
 from jfb.label_stop import Kind, label_tolerance
-from jfb.model_config import LabelCalibration, Serving
 from jfb.norms import residual, row_norms
 from jfb.solvers import Memory, Picard
 from training.data import Data

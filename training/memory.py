@@ -9,8 +9,8 @@ import torch
 from torch.nn import functional as F
 
 from jfb.architectures import build
+from jfb.config import InputSpec
 from jfb.gradients import Search
-from jfb.model_config import InputSpec
 from training.recipe import Recipe
 
 ITERATIONS = (1, 2, 5, 10, 20, 30, 40)

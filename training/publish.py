@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from jfb.checkpoint import new_version, save
-from jfb.model_config import ModelConfig
+from jfb.checkpoint import save
+from jfb.config import ModelConfig
+from jfb.store import new_version
 from training.card import write_card
 from training.curves import draw_curves
 from training.data import Data

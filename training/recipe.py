@@ -8,8 +8,8 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, Field, JsonValue, ValidationError, model_validator
 
 from jfb.architectures import NOT_SERVED, find
+from jfb.config import ArchitectureSpec, Serving, Strict, check_solver
 from jfb.gradients import GRADIENTS, Gradient, Search
-from jfb.model_config import ArchitectureSpec, Serving, Strict, check_solver
 from jfb.norms import ResidualNorm
 from jfb.solvers import SOLVERS
 from training.errors import RecipeError

@@ -11,7 +11,7 @@ from rich.console import Console
 from torch import nn
 
 from jfb.architectures import build
-from jfb.model_config import InputSpec
+from jfb.config import InputSpec
 from training.comparison import in_fresh_process, under
 from training.comparison import run as run_network
 from training.data import load_data

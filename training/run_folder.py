@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from jfb.checkpoint import versions
+from jfb.store import list_versions
 from training.errors import TrainingError
 from training.history import Epoch, write_history
 
@@ -97,7 +97,7 @@ class Record:
 
 def last_run(runs: Path, name: str, snapshot_seconds: float) -> RunFolder | None:
     """The newest run of a recipe's name, if there is something to resume: a snapshot that has not become a version yet."""
-    path = runs / name / str(max(versions(runs / name), default=0))
+    path = runs / name / str(max(list_versions(runs / name), default=0))
     unfinished = (path / SNAPSHOT).exists() and not (path / PUBLISHED).exists()
     return RunFolder(path, snapshot_seconds) if unfinished else None
 
@@ -109,7 +109,7 @@ def new_run(runs: Path, name: str, snapshot_seconds: float) -> RunFolder:
         TrainingError: if the folder cannot be made.
     """
     while True:
-        path = runs / name / str(max(versions(runs / name), default=0) + 1)
+        path = runs / name / str(max(list_versions(runs / name), default=0) + 1)
         try:
             path.mkdir(parents=True)
             return RunFolder(path, snapshot_seconds)

@@ -6,7 +6,7 @@ import torch
 from torch.nn import functional as F
 
 from jfb import ImplicitNetwork, predict
-from jfb.model_config import Serving
+from jfb.config import Serving
 from jfb.solvers import SOLVERS
 from jfb.status import Status
 from training.sources import Split

@@ -5,7 +5,8 @@ from pathlib import Path
 import torch
 
 from jfb import Checkpoint, CheckpointError, ModelConfig, load
-from jfb.checkpoint import CONFIG, models, versions
+from jfb.checkpoint import CONFIG
+from jfb.store import list_models, list_versions
 from training.errors import ModelError, RecipeError
 from training.recipe import Recipe, load_recipe
 
@@ -22,11 +23,11 @@ def find_version(model: str, store: Path) -> Path:
     for folder in (store / model, Path(model)):
         if (folder / CONFIG).is_file():
             return folder
-    if found := versions(store / model):
+    if found := list_versions(store / model):
         return store / model / str(found[-1])
     raise ModelError(
         f"no model {model!r}: expected the folder of a version, or a name in {store}, which holds "
-        f"{', '.join(models(store)) or 'none'}"
+        f"{', '.join(list_models(store)) or 'none'}"
     )
 
 

@@ -15,8 +15,8 @@ from torch.nn import functional as F
 
 from jfb import ImplicitNetwork, solve
 from jfb.architectures import build
+from jfb.config import ArchitectureSpec
 from jfb.contraction import local_contraction_factor
-from jfb.model_config import ArchitectureSpec
 from training.augment import build_augmentation
 from training.averaging import averaging
 from training.data import Data, measure_normalisation

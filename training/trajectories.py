@@ -8,7 +8,7 @@ from rich.progress import track
 from torch import Tensor
 
 from jfb import ImplicitNetwork, ResidualNorm, residual, solve
-from jfb.model_config import Serving
+from jfb.config import Serving
 from jfb.solvers import SOLVERS, Solver
 from jfb.solvers.solver import Memory
 

@@ -1,4 +1,4 @@
-"""The engine process; ``app.engine.supervisor`` starts it.
+"""The engine process; ``app.engine_client.supervisor`` starts it.
 
 It ends when its standard input closes, so however the process at the other end ends, no engine is left behind.
 """
@@ -13,12 +13,12 @@ from typing import Annotated
 import torch
 import typer
 
-from app import log
 from app.engine.backends import BackendName, Precision
 from app.engine.lane import Batching
-from app.engine.lifecycle import Lifecycle
 from app.engine.loading import Loader
 from app.engine.process import EngineProcess
+from app.engine.served_models import Lifecycle
+from app.observability import logging as log
 
 
 def main(

@@ -8,8 +8,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from app.engine.backends import Backend
+from app.engine.isolation import Fail
 from app.engine.lane import Batching, Lane
-from app.engine.shield import Fail
 from jfb import LabelStop, ResidualNorm
 from jfb.solvers import Solver
 

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from app.engine.backends import Backend
-from app.engine.shield import Fail, shielded
+from app.engine.isolation import Fail, shielded
 from app.engine.slots import SlotTable
 from jfb import LabelStop, ResidualNorm, residual
 from jfb.label_stop import Stability

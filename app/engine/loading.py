@@ -9,16 +9,16 @@ import structlog
 import torch
 from torch import Tensor
 
-from app.engine import messages
 from app.engine.backends import BackendName, Precision, candidates, choose, low_precision
 from app.engine.batch import RunningBatch
-from app.engine.core import Engine
 from app.engine.lane import Batching
-from app.engine.messages import ServedVersion
-from app.engine.sessions import Sessions
+from app.engine.scheduler import Engine
+from app.engine.warm_starts import Sessions
+from app.engine_client import messages
+from app.engine_client.messages import ServedVersion
 from jfb import Checkpoint, LabelStop, checkpoint
+from jfb.config import Serving
 from jfb.label_stop import Kind, label_tolerance
-from jfb.model_config import Serving
 from jfb.solvers import SOLVERS, solvers_for
 
 MOST_SLOTS = defaultdict(lambda: 1024, cpu=64)

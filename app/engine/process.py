@@ -14,11 +14,11 @@ import structlog
 import zmq
 from numpy.typing import NDArray
 
-from app.engine.core import Engine
-from app.engine.errors import QueueFull
-from app.engine.job import Job
-from app.engine.lifecycle import Changes, Lifecycle
-from app.engine.messages import (
+from app.engine.request import Job
+from app.engine.scheduler import Engine
+from app.engine.served_models import Changes, Lifecycle
+from app.engine_client.errors import QueueFull
+from app.engine_client.messages import (
     Answer,
     Cancel,
     Changed,

@@ -4,7 +4,7 @@ from fastapi import Request
 from fastapi.routing import APIRoute
 from starlette.types import Receive, Scope, Send
 
-from app.authorisation import user
+from app.http.auth import user
 
 
 class DirectRoute(APIRoute):

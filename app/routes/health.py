@@ -3,11 +3,11 @@
 import msgspec
 from fastapi import APIRouter, Response
 
-from app import openapi
-from app.engine.errors import EngineDied
-from app.errors import unavailable
-from app.server import ServerOfRequest
-from app.wire import Live, Ready
+from app.engine_client.errors import EngineDied
+from app.http.errors import unavailable
+from app.http.state import ServerOfRequest
+from app.routes import openapi
+from app.schemas.native import Live, Ready
 
 router = APIRouter(prefix="/v2/health", tags=["health"])
 

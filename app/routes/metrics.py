@@ -8,9 +8,9 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from app.engine.errors import EngineDied
-from app.histogram import LABELS, add
-from app.server import Server, ServerOfRequest
+from app.engine_client.errors import EngineDied
+from app.http.state import Server, ServerOfRequest
+from app.observability.histogram import LABELS, add
 
 router = APIRouter(tags=["health"])
 

@@ -5,11 +5,11 @@ import json
 import msgspec
 from fastapi import APIRouter, Response
 
-from app import openapi
-from app.catalogue import Catalogue
-from app.samples import samples_of
-from app.server import Server, ServerOfRequest
-from app.wire import InputDescription, ModelDescription, ModelList, Sample
+from app.engine_client.catalogue import Catalogue
+from app.http.state import Server, ServerOfRequest
+from app.inference.samples import samples_of
+from app.routes import openapi
+from app.schemas.native import InputDescription, ModelDescription, ModelList, Sample
 
 router = APIRouter(tags=["models"])
 

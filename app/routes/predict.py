@@ -6,11 +6,14 @@ from typing import Annotated
 import msgspec
 from fastapi import APIRouter, Path, Request, Response
 
-from app import body, openapi, streaming, work
-from app.answer import answer
-from app.asking import compute, watch, while_models_change
+from app.http import body
+from app.http.state import Server
+from app.inference import decoding as work
+from app.inference import stream as streaming
+from app.inference.response import answer
+from app.inference.run import compute, watch, while_models_change
+from app.routes import openapi
 from app.routes.direct import DirectRoute
-from app.server import Server
 
 router = APIRouter(tags=["predict"], route_class=DirectRoute)
 

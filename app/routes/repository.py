@@ -6,11 +6,13 @@ from typing import Literal
 import msgspec
 from fastapi import APIRouter, Request, Response
 
-from app import body, openapi, tensors
-from app.engine.errors import LoadFailed
-from app.errors import Refusal, bad_requests_are_400
-from app.protocol import ChangeRequest, IndexEntry, IndexRequest
-from app.server import Server, ServerOfRequest
+from app.engine_client.errors import LoadFailed
+from app.http import body
+from app.http.errors import Refusal, bad_requests_are_400
+from app.http.state import Server, ServerOfRequest
+from app.inference import tensors
+from app.routes import openapi
+from app.schemas.open_inference import ChangeRequest, IndexEntry, IndexRequest
 
 router = APIRouter(prefix="/v2/repository", tags=["open inference protocol"])
 admin_router = APIRouter(prefix="/v2/repository/models/{name}", tags=["open inference protocol"])

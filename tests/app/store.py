@@ -12,6 +12,7 @@ from jfb.architectures.implicit_mlp import ImplicitMLP
 from jfb.architectures.implicit_resnet import ImplicitResNet
 from jfb.contraction import operator_norm_bound
 from jfb.network import ImplicitNetwork
+from jfb.store import new_version
 
 DIGITS = ModelConfig.model_validate(
     {
@@ -53,7 +54,7 @@ def make_store(store: Path) -> Path:
         kernel = network.latent.weight.data
         kernel[:, :, 1, 1] += 3 * torch.eye(8)  # near the identity, so that errors shrink slowly
         kernel /= operator_norm_bound(kernel)
-        with checkpoint.new_version(store, "digits") as folder:
+        with new_version(store, "digits") as folder:
             checkpoint.save(folder, DIGITS, network)
             (folder / "metrics.json").write_text(json.dumps({"accuracy": 0.1 * seed}))
     (store / "digits" / "3").mkdir()
@@ -62,7 +63,7 @@ def make_store(store: Path) -> Path:
     slow = network_of(SLOW, 1)
     assert isinstance(slow, ImplicitMLP)
     nn.init.orthogonal_(slow.latent.weight)
-    with checkpoint.new_version(store, "slow") as folder:
+    with new_version(store, "slow") as folder:
         checkpoint.save(folder, SLOW, slow)
 
     wild = network_of(WILD, 1)
@@ -71,7 +72,7 @@ def make_store(store: Path) -> Path:
     for parameter in wild.encode.parameters():
         if parameter.dim() == 1:
             nn.init.zeros_(parameter)
-    with checkpoint.new_version(store, "wild") as folder:
+    with new_version(store, "wild") as folder:
         checkpoint.save(folder, WILD, wild)
     return store
 

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from app import binary_tensors
-from app.errors import Refusal
+from app.http.errors import Refusal
+from app.inference import binary_tensors
 from tests.app.running import RunningServer
 from tests.app.test_inference_protocol import HEADER, INFER
 from tests.app.test_refusals import refused

@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from app.catalogue import Catalogue
-from app.engine.messages import ServedVersion
-from app.errors import Refusal
+from app.engine_client.catalogue import Catalogue
+from app.engine_client.messages import ServedVersion
+from app.http.errors import Refusal
 from tests.app.store import SLOW
 
 

@@ -40,7 +40,7 @@ def anew(server: RunningServer, method: str, path: str, **more: object) -> httpx
 def workers(server: RunningServer) -> set[int]:
     """The process ids of the HTTP processes."""
     children = Path(f"/proc/{server.process.pid}/task/{server.process.pid}/children").read_text().split()
-    return {int(child) for child in children if b"app.http_worker" in Path(f"/proc/{child}/cmdline").read_bytes()}
+    return {int(child) for child in children if b"app.http.worker" in Path(f"/proc/{child}/cmdline").read_bytes()}
 
 
 def everyone(server: RunningServer, condition: Callable[[httpx.Response], bool], path: str = "/v2/health/ready") -> bool:

@@ -9,8 +9,8 @@ from PIL import Image
 from torch import from_numpy
 from torch.nn.functional import interpolate
 
-from app.catalogue import InputSpec
-from app.images import from_file
+from app.engine_client.catalogue import InputSpec
+from app.inference.images import from_file
 
 RNG = np.random.default_rng(3)
 

@@ -11,7 +11,7 @@ import httpx
 import pytest
 from pydantic import SecretStr
 
-from app.keys import Keyring, Keys, KeysError
+from app.http.api_keys import Keyring, Keys, KeysError
 from app.settings import Settings
 from tests.app.running import RunningServer, running_server, wait_until
 from tests.app.test_refusals import refused

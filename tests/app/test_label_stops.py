@@ -13,7 +13,8 @@ import torch
 
 import jfb
 from jfb import ModelConfig, checkpoint
-from jfb.model_config import LabelCalibration
+from jfb.config import LabelCalibration
+from jfb.store import new_version
 from tests.app.running import RunningServer, running_server
 from tests.app.store import network_of
 
@@ -45,7 +46,7 @@ INPUTS = np.random.default_rng(5).integers(0, 256, (30, 1, 12, 12)).astype(np.fl
 def own_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     store = tmp_path_factory.mktemp("store")
     for name, config in (("anybodys", ANYBODYS), ("unknown", UNKNOWN), ("accelerated", ACCELERATED)):
-        with checkpoint.new_version(store, name) as folder:
+        with new_version(store, name) as folder:
             checkpoint.save(folder, config, network_of(config, 4))
     return store
 

@@ -15,6 +15,7 @@ import torch
 
 import jfb
 from jfb import checkpoint
+from jfb.store import new_version
 from tests.app.running import RunningServer, running_server, wait_until
 from tests.app.store import DIGITS, network_of
 from tests.app.test_process import ENDLESS, rows
@@ -25,7 +26,7 @@ BODY = {"inputs": INPUTS.tolist(), "tolerance": 1e-4, "max_iterations": 200}
 
 def publish(store: Path, seed: int, model: str = "digits") -> int:
     """Add a version with weights of its own."""
-    with checkpoint.new_version(store, model) as folder:
+    with new_version(store, model) as folder:
         checkpoint.save(folder, DIGITS, network_of(DIGITS, seed))
     return max(checkpoint.versions(store / model))
 

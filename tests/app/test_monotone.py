@@ -10,6 +10,7 @@ import jfb
 from jfb import ModelConfig, checkpoint
 from jfb.monotone_network import MonotoneNetwork
 from jfb.solvers import SOLVERS
+from jfb.store import new_version
 from tests.app.running import RunningServer, running_server
 from tests.app.store import network_of
 
@@ -50,7 +51,7 @@ def split_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningSe
                 network.A.mul_(2)
                 network.B.mul_(4)
             network.constrain()
-            with checkpoint.new_version(store, f"{kind}_{solver}") as folder:
+            with new_version(store, f"{kind}_{solver}") as folder:
                 checkpoint.save(folder, described, network)
     with running_server(store, store / "log", slots=5) as server:
         server.wait_until_ready()

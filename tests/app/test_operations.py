@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 from prometheus_client.parser import text_string_to_metric_families
 
-from app.openapi import MEANINGS
+from app.routes.openapi import MEANINGS
+from app.schemas.native import EndStatus
 from app.settings import Settings
-from app.wire import EndStatus
 from jfb import Status
 from tests.app.running import RunningServer
 

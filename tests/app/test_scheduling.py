@@ -8,7 +8,7 @@ import pytest
 
 PROGRAM = """
 import os, subprocess, sys
-from app.scheduling import let_steps_end
+from app.cli.scheduling import let_steps_end
 
 let_steps_end()
 print(os.sched_getscheduler(0))

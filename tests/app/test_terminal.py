@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from app.terminal import BLOCKS, WIDEST, sparkline
+from app.cli.predict import BLOCKS, WIDEST, sparkline
 from tests.app.running import RunningServer, running_server
 
 

@@ -16,9 +16,9 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Span
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
-from app.engine.messages import Moments
-from app.histogram import RowHistogram
-from app.measures import phases
+from app.engine_client.messages import Moments
+from app.observability.histogram import RowHistogram
+from app.observability.metrics import phases
 from tests.app.running import RunningServer, running_server, wait_until
 
 TRACE = "0af7651916cd43dd8448eb211c80319c"

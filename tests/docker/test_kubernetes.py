@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import yaml
 
+from app.http.server import SHUTDOWN_SECONDS
 from app.settings import Settings
-from app.stopping import SHUTDOWN_SECONDS
 
 FOLDER = Path(__file__).resolve().parents[2] / "docker"
 DOCUMENTS: list[dict[str, Any]] = [

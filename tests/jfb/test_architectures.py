@@ -8,7 +8,7 @@ import torch
 from jfb import ImplicitNetwork, load
 from jfb.architectures import ImplicitMLP, build, find
 from jfb.checkpoint import save
-from jfb.model_config import ArchitectureSpec, InputSpec, ModelConfig
+from jfb.config import ArchitectureSpec, InputSpec, ModelConfig
 
 MODULE = """
 import torch

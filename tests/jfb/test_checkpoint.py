@@ -10,8 +10,9 @@ from safetensors.torch import load_file, save_file
 
 from jfb import CheckpointError, ModelConfig, load, predict
 from jfb.architectures import ImplicitResNet, build
-from jfb.checkpoint import models, new_version, save, versions
-from jfb.model_config import ArchitectureSpec, InputSpec, LabelCalibration
+from jfb.checkpoint import save
+from jfb.config import ArchitectureSpec, InputSpec, LabelCalibration
+from jfb.store import list_models, list_versions, new_version
 
 ARGUMENTS: dict[str, Any] = {"channels": [4], "pool": [2], "mean": [0.5], "std": 0.25}
 
@@ -80,11 +81,11 @@ def test_versions_count_up_and_strangers_in_the_store_are_not_versions(folder: P
         (store / "letters" / name).mkdir()
     (store / "letters" / "99").write_text("a file, not a version")
     (store / "empty").mkdir()
-    assert versions(store / "letters") == [1, 12]
-    assert models(store) == {"letters": [1, 12]}
+    assert list_versions(store / "letters") == [1, 12]
+    assert list_models(store) == {"letters": [1, 12]}
     with new_version(store, "letters") as new:
         save(new, config(), build("implicit_resnet", (1, 6, 6), 3, ARGUMENTS))
-    assert versions(store / "letters") == [1, 12, 13]
+    assert list_versions(store / "letters") == [1, 12, 13]
 
 
 def test_a_version_that_fails_half_way_leaves_nothing(folder: Path) -> None:
@@ -95,7 +96,7 @@ def test_a_version_that_fails_half_way_leaves_nothing(folder: Path) -> None:
     def fail_half_way() -> None:
         with half as new:
             (new / "config.json").write_text("{}")
-            assert versions(store / "letters") == [1], "visible before it was whole"
+            assert list_versions(store / "letters") == [1], "visible before it was whole"
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -122,7 +123,7 @@ def test_writers_at_the_same_time_each_get_a_version(tmp_path: Path) -> None:
         writer.start()
     for writer in writers:
         writer.join()
-    assert versions(tmp_path / "letters") == [1, 2, 3, 4]
+    assert list_versions(tmp_path / "letters") == [1, 2, 3, 4]
     assert {writer: (folder / "config.json").read_text() for writer, folder in told.items()} == {n: f"{n}" for n in range(4)}
 
 

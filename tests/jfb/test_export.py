@@ -19,9 +19,9 @@ from torch import Tensor
 import jfb
 from jfb import CheckpointError, ImplicitNetwork, ModelConfig, Prediction, ResidualNorm, checkpoint
 from jfb.architectures import build
-from jfb.export import export
-from jfb.onnx_file import OPSET, messages
-from jfb.onnx_network import OnnxNetwork
+from jfb.onnx.export import export
+from jfb.onnx.file import OPSET, messages
+from jfb.onnx.network import OnnxNetwork
 from tests.jfb.networks import small_mlp, small_resnet
 from tests.jfb.onnx_folders import foreign_folder, our_folder
 

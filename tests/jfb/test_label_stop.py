@@ -10,8 +10,8 @@ from jfb import ImplicitNetwork, LabelStop, ResidualNorm, Status, predict, solve
 from jfb.architectures import ImplicitMLP, ImplicitResNet
 from jfb.architectures.monotone_conv import MonotoneConv
 from jfb.architectures.monotone_mlp import MonotoneMLP
+from jfb.config import LabelCalibration, Serving
 from jfb.label_stop import Kind, label_tolerance
-from jfb.model_config import LabelCalibration, Serving
 from jfb.monotone_network import MonotoneNetwork
 from jfb.solvers import SOLVERS, Anderson
 from tests.jfb.networks import Affine, affine, small_mlp, small_monotone_mlp, small_resnet

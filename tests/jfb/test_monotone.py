@@ -11,10 +11,11 @@ from torch.nn import functional as F
 
 from jfb import CheckpointError, ModelConfig, load, predict, solve
 from jfb.architectures import build
-from jfb.checkpoint import new_version, save
+from jfb.checkpoint import save
 from jfb.gradients import JFB, Jacobian, Unrolled
 from jfb.monotone_network import MonotoneNetwork
 from jfb.solvers import PeacemanRachford
+from jfb.store import new_version
 from tests.jfb.networks import small_monotone_conv, small_monotone_mlp
 from tests.jfb.test_gradients import EXACT, cosine, dense_direction, direction
 

@@ -12,7 +12,7 @@ from onnx import ModelProto, TensorProto
 from onnx.helper import make_graph, make_node, make_tensor_value_info
 from onnx.numpy_helper import from_array
 
-from jfb.onnx_file import MAX_BYTES, OnnxFileError, read, write
+from jfb.onnx.file import MAX_BYTES, OnnxFileError, read, write
 from tests.jfb.onnx_folders import foreign_graphs, graph
 
 ROWS: list[object] = ["n", 3]
@@ -50,7 +50,7 @@ def test_files_of_no_size_or_too_large_are_refused_unread(tmp_path: Path) -> Non
 
 
 def test_a_model_too_large_to_read_again_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("jfb.onnx_file.MAX_BYTES", 100)
+    monkeypatch.setattr("jfb.onnx.file.MAX_BYTES", 100)
     with pytest.raises(OnnxFileError, match="expected at most 100 bytes, got"):
         write(tmp_path / "step.onnx", foreign_graphs()["step"])
     assert not list(tmp_path.iterdir())
@@ -142,9 +142,9 @@ FUZZ = """
 import random, sys
 from pathlib import Path
 from jfb import CheckpointError
-from jfb.onnx_file import OnnxFileError
-from jfb.onnx_network import _Graph
-from jfb.onnx_maps import MAPS
+from jfb.onnx.file import OnnxFileError
+from jfb.onnx.network import _Graph
+from jfb.onnx.maps import MAPS
 path, whole = Path(sys.argv[1]), Path(sys.argv[2]).read_bytes()
 random.seed(0)
 refused = 0

@@ -14,7 +14,7 @@ from PIL import Image
 from rich.console import Console
 
 import jfb
-from jfb.checkpoint import models
+from jfb.store import list_models
 from training.__main__ import main
 from training.data import load_data
 from training.recipe import load_recipe, shipped_recipes
@@ -48,7 +48,7 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
 @pytest.fixture(scope="module")
 def digits_version(digits_store: Path) -> Path:
     """The digits recipe, trained as shipped; the store is named by the environment."""
-    assert models(digits_store) == {"digits": [1]}
+    assert list_models(digits_store) == {"digits": [1]}
     return digits_store / "digits" / "1"
 
 
@@ -190,4 +190,4 @@ def test_mistakes_end_with_one_clear_message_and_no_traceback(
     assert finished.code != 0
     assert message in finished.err
     assert "Traceback" not in finished.err
-    assert models(tmp_path) == {}
+    assert list_models(tmp_path) == {}

@@ -12,8 +12,8 @@ from PIL import Image
 from rich.console import Console
 
 from jfb.architectures import build
+from jfb.config import InputSpec
 from jfb.gradients import JFB, Jacobian, Search
-from jfb.model_config import InputSpec
 from training.__main__ import main
 from training.alignment import AlignmentWatch, align, direction
 from training.comparison import in_fresh_process, under

@@ -12,7 +12,7 @@ from rich.console import Console
 import jfb
 from jfb import ModelConfig, predict
 from jfb.architectures import build
-from jfb.model_config import ArchitectureSpec, InputSpec, Serving
+from jfb.config import ArchitectureSpec, InputSpec, Serving
 from jfb.solvers import SOLVERS, solvers_for
 from tests.jfb.networks import small_monotone_mlp
 from training.data import Data

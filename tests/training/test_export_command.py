@@ -11,6 +11,7 @@ import torch
 import jfb
 from jfb import ModelConfig, checkpoint
 from jfb.architectures import build
+from jfb.store import new_version
 from training.__main__ import main
 
 CONFIG = ModelConfig.model_validate(
@@ -28,7 +29,7 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("JFB_MODEL_STORE", str(tmp_path))
     monkeypatch.setenv("COLUMNS", "200")
     for _ in range(2):
-        with checkpoint.new_version(tmp_path, "answers") as folder:
+        with new_version(tmp_path, "answers") as folder:
             checkpoint.save(folder, CONFIG, build("implicit_mlp", [4], 2, {"width": 8}))
     return tmp_path
 

@@ -14,8 +14,8 @@ from rich.console import Console
 import jfb
 from jfb import Checkpoint, ModelConfig, predict
 from jfb.architectures import build
-from jfb.checkpoint import models
-from jfb.model_config import ArchitectureSpec, InputSpec
+from jfb.config import ArchitectureSpec, InputSpec
+from jfb.store import list_models
 from training.card import write_card
 from training.data import load_data
 from training.errors import HubError, ModelError
@@ -67,7 +67,7 @@ def test_what_is_saved_answers_the_same_when_it_is_loaded_again_and_can_be_serve
     inputs = torch.randn(9, 4)
     one, two = (predict(each.network, inputs, tolerance=1e-4, max_iterations=50) for each in (saved, loaded))
     torch.testing.assert_close(one.logits, two.logits)  # where in memory the weights lie decides how sums are rounded
-    assert models(tmp_path / "store") == {"fruit": [1]}
+    assert list_models(tmp_path / "store") == {"fruit": [1]}
     card = (tmp_path / "store" / "fruit" / "1" / "README.md").read_text()
     assert "# fruit" in card
     assert "none is stated" in card, "a licence is not made up"

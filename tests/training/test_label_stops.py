@@ -13,8 +13,8 @@ from torch import Tensor
 import jfb
 from jfb import ImplicitNetwork, LabelStop, ModelConfig, predict
 from jfb.architectures import ARCHITECTURES, ImplicitResNet
+from jfb.config import ArchitectureSpec, InputSpec, Serving
 from jfb.label_stop import Kind
-from jfb.model_config import ArchitectureSpec, InputSpec, Serving
 from tests.jfb.networks import small_mlp
 from training.__main__ import main
 from training.data import Data, load_data

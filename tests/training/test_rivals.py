@@ -10,7 +10,7 @@ from PIL import Image
 from rich.console import Console
 
 from jfb.architectures import build
-from jfb.model_config import InputSpec
+from jfb.config import InputSpec
 from tests.jfb.networks import small_mlp
 from training.__main__ import main
 from training.data import load_data

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from jfb import ModelConfig, solve
 from jfb.architectures import ImplicitMLP, build
-from jfb.model_config import ArchitectureSpec, InputSpec, Serving
+from jfb.config import ArchitectureSpec, InputSpec, Serving
 from jfb.network import ImplicitNetwork
 from jfb.solvers import Anderson
 from training.solver_times import time_solvers

@@ -10,7 +10,7 @@ from app.engine.backends.bfloat16 import BFloat16Backend
 from app.engine.backends.torch import TorchBackend
 from jfb import Checkpoint, ImplicitNetwork
 from jfb.checkpoint import ONNX
-from jfb.onnx_network import OnnxNetwork
+from jfb.onnx.network import OnnxNetwork
 
 BackendName = Literal["auto", "torch", "folded", "onnx", "compiled"]
 """``torch`` is eager PyTorch, ``folded`` the same with fixed affine maps folded and channels last, ``onnx`` ONNX Runtime on the

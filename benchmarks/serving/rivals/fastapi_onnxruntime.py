@@ -19,7 +19,7 @@ from onnx import ModelProto, TensorProto, helper
 
 from benchmarks.serving.rivals.lockstep import answers
 from jfb.checkpoint import CONFIG
-from jfb.model_config import ModelConfig
+from jfb.config import ModelConfig
 
 
 class OneAtATime:

@@ -9,11 +9,11 @@ from torch import Tensor
 
 from app.engine.backends import TorchBackend
 from app.engine.batch import RunningBatch
-from app.engine.core import Engine
-from app.engine.job import Job
 from app.engine.lane import Batching
-from app.engine.messages import Stop
-from app.engine.sessions import Sessions
+from app.engine.request import Job
+from app.engine.scheduler import Engine
+from app.engine.warm_starts import Sessions
+from app.engine_client.messages import Stop
 from jfb import ImplicitNetwork, LabelStop, ResidualNorm
 from jfb.solvers import Picard
 

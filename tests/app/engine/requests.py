@@ -9,8 +9,8 @@ import torch
 from numpy.typing import NDArray
 
 import jfb
-from app.engine.client import Computed, EngineClient
-from app.engine.messages import Question
+from app.engine_client.client import Computed, EngineClient
+from app.engine_client.messages import Question
 
 
 def pictures(rows: int, seed: int = 0) -> NDArray[np.float32]:

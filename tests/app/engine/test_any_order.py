@@ -4,7 +4,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
 
-from app.engine.errors import QueueFull
+from app.engine_client.errors import QueueFull
 from jfb import Status
 from tests.app.engine.geometric import INJECT, NOWHERE, READOUT, STEP, make_engine, make_job, state_after
 

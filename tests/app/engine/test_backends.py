@@ -9,8 +9,8 @@ from torch import Tensor
 import jfb
 from app.engine.backends import BFloat16Backend, TorchBackend, candidates, choose, low_precision
 from jfb import checkpoint
-from jfb.export import export
-from jfb.model_config import ModelConfig
+from jfb.config import ModelConfig
+from jfb.onnx.export import export
 from tests.app.store import DIGITS, network_of
 from tests.jfb.networks import small_resnet
 

@@ -7,10 +7,10 @@ from torch import Tensor
 
 from app.engine.backends import TorchBackend
 from app.engine.batch import RunningBatch
-from app.engine.core import Engine
-from app.engine.errors import QueueFull
-from app.engine.job import Job
-from app.engine.messages import Moments
+from app.engine.request import Job
+from app.engine.scheduler import Engine
+from app.engine_client.errors import QueueFull
+from app.engine_client.messages import Moments
 from jfb import ImplicitNetwork, ResidualNorm, Status, predict
 from jfb.solvers import SOLVERS, Picard, solvers_for
 from tests.app.engine.geometric import (

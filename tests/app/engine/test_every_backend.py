@@ -9,11 +9,11 @@ import torch
 
 import jfb
 from app.engine.backends import BackendName, Precision
-from app.engine.core import Engine
-from app.engine.job import Job
 from app.engine.loading import make_batch
+from app.engine.request import Job
+from app.engine.scheduler import Engine
 from jfb import Status, checkpoint, predict
-from jfb.export import export
+from jfb.onnx.export import export
 from jfb.solvers import SOLVERS
 from tests.app.engine.geometric import tick_until_idle
 from tests.app.store import DIGITS, network_of

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from app.engine.backends import TorchBackend
 from app.engine.batch import RunningBatch
-from app.engine.core import Engine
-from app.engine.job import Job
-from app.engine.messages import Stop
+from app.engine.request import Job
+from app.engine.scheduler import Engine
+from app.engine_client.messages import Stop
 from jfb import ImplicitNetwork, LabelStop, ResidualNorm, Status, predict, solve
 from jfb.architectures import ImplicitMLP, ImplicitResNet
 from jfb.label_stop import Kind

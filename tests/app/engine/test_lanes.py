@@ -10,8 +10,8 @@ from torch import Tensor
 
 from app.engine.backends import BFloat16Backend, TorchBackend
 from app.engine.batch import RunningBatch
-from app.engine.core import Engine
-from app.engine.job import Job
+from app.engine.request import Job
+from app.engine.scheduler import Engine
 from jfb import ImplicitNetwork, ResidualNorm, Status, predict
 from jfb.solvers import SOLVERS, Anderson, Picard
 from tests.app.engine.geometric import tick_until_idle

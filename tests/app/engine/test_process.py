@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import zmq
 
-from app.engine.messages import Answer, Cancel, Failed, Look, NotServed, Question, Refused, State, Submit, ToClient
+from app.engine_client.messages import Answer, Cancel, Failed, Look, NotServed, Question, Refused, State, Submit, ToClient
 
 pytestmark = pytest.mark.slow
 

@@ -6,9 +6,9 @@ import torch
 
 from app.engine.backends import TorchBackend
 from app.engine.batch import RunningBatch
-from app.engine.core import Engine
-from app.engine.job import Job
-from app.engine.sessions import Sessions
+from app.engine.request import Job
+from app.engine.scheduler import Engine
+from app.engine.warm_starts import Sessions
 from jfb import ImplicitNetwork, ResidualNorm, Status, predict
 from jfb.solvers import SOLVERS, solvers_for
 from tests.app.engine.geometric import make_engine, make_job, tick_until_idle

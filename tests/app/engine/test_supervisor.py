@@ -12,10 +12,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from app.engine.client import Computed
-from app.engine.errors import EngineDied, NotServed, QueueFull
-from app.engine.messages import Question
-from app.engine.supervisor import EngineSupervisor
+from app.engine_client.client import Computed
+from app.engine_client.errors import EngineDied, NotServed, QueueFull
+from app.engine_client.messages import Question
+from app.engine_client.supervisor import EngineSupervisor
 from tests.app.engine.requests import ask, assert_right, pictures, slow
 
 pytestmark = [pytest.mark.slow, pytest.mark.anyio]
@@ -180,7 +180,7 @@ async def test_an_engine_that_cannot_start_is_tried_again_and_can_be_stopped(sto
 
 PARENT = """
 import asyncio, pathlib, sys
-from app.engine.supervisor import EngineSupervisor
+from app.engine_client.supervisor import EngineSupervisor
 
 async def main():
     engine = EngineSupervisor(pathlib.Path(sys.argv[1]), "cpu", 4, 16, threads=1)
@@ -216,5 +216,5 @@ def _alive(pid: int) -> bool:
 
 
 async def test_the_http_side_of_the_engine_does_not_import_torch() -> None:
-    command = "import sys, app.engine.supervisor; sys.exit('torch' in sys.modules)"
+    command = "import sys, app.engine_client.supervisor; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", command], check=False).returncode == 0

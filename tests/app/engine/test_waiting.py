@@ -6,8 +6,8 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.engine.job import Job
-from app.engine.waiting import WaitingRows
+from app.engine.queue import WaitingRows
+from app.engine.request import Job
 
 
 def a_job(id: int, rows: int, deadline: float | None = None) -> Job:

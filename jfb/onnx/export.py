@@ -1,0 +1,78 @@
+"""Export: a version in the model store becomes ONNX."""
+
+import json
+from importlib.metadata import version
+from pathlib import Path
+
+import onnx
+from onnx import ModelProto
+
+from jfb.checkpoint import ONNX, CheckpointError, load
+from jfb.config import FORMAT_VERSION, ModelConfig
+from jfb.network import ImplicitNetwork
+from jfb.onnx.file import OnnxFileError, write
+from jfb.onnx.loop import assemble
+from jfb.onnx.maps import MAPS, trace
+
+WHOLE = "model.onnx"
+
+
+def export(folder: Path, *, parts: bool = False) -> list[Path]:
+    """Write ``model.onnx`` into a version's folder: inject, solve and read out in one graph (``jfb.onnx.loop``).
+
+    It iterates plainly (Picard), whatever solver the model is served with, and takes tolerance and cap per row.
+
+    Args:
+        folder: ``model_store/<name>/<version>``.
+        parts: also write the maps alone, ``inject.onnx``, ``step.onnx``, ``readout.onnx`` and, where the iteration does not start
+            at zeros shaped like the injection, ``initial_state.onnx``: what a host that iterates itself needs
+            (``jfb.onnx.network.OnnxNetwork``).
+
+    Returns:
+        The files that were written.
+
+    Raises:
+        CheckpointError: for a folder that cannot be loaded, one that is ONNX already, and a network too large for a file.
+    """
+    checkpoint = load(folder)
+    config, network = checkpoint.config, checkpoint.network
+    if config.architecture.name == ONNX:
+        raise CheckpointError(f"{folder}: architecture.name: this network is ONNX already")
+    maps = trace(network, config.input.shape, config.serving.residual_norm)
+    graphs = {WHOLE: assemble(maps)}
+    if parts:
+        starts_at_zeros = type(network).initial_state is ImplicitNetwork.initial_state
+        graphs |= {f"{name}.onnx": maps[name] for name in MAPS if not (name == "initial_state" and starts_at_zeros)}
+    facts = _facts(folder, config)
+    for name, graph in graphs.items():
+        _describe(graph, facts)
+        try:
+            write(folder / name, graph)
+        except OnnxFileError as error:
+            raise CheckpointError(f"{folder / name}: {error}") from error
+    return [folder / name for name in graphs]
+
+
+def _describe(model: ModelProto, facts: dict[str, str]) -> None:
+    model.producer_name, model.producer_version = "jfb", version("jfb")
+    onnx.helper.set_model_props(model, facts)
+
+
+def _facts(folder: Path, config: ModelConfig) -> dict[str, str]:
+    """What the model card says, for whoever gets the file without the folder; structured values are JSON."""
+    folder = folder.resolve()
+    facts = {
+        "format_version": str(FORMAT_VERSION),
+        **({"name": folder.parent.name, "version": folder.name} if folder.name.isdecimal() else {"name": folder.name}),
+        "architecture": config.architecture.name,
+        "input": config.input.model_dump_json(),
+        "classes": json.dumps(config.classes, ensure_ascii=False),
+        "solver": "picard",
+        "tolerance": str(config.serving.tolerance),
+        "max_iterations": str(config.serving.max_iterations),
+        "residual_norm": config.serving.residual_norm.value,
+    }
+    metrics = folder / "metrics.json"
+    if metrics.exists() and "accuracy" in (measured := json.loads(metrics.read_text())):
+        facts["accuracy"] = str(measured["accuracy"])
+    return facts

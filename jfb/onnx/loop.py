@@ -1,0 +1,112 @@
+"""The whole adaptive inference as one ONNX graph: the maps, and a ``Loop`` around ``step``."""
+
+import onnx
+import onnx.inliner
+import onnx.parser
+from onnx import FunctionProto, ModelProto, OperatorSetIdProto
+
+from jfb.onnx.file import OPSET, check, shape
+
+# The loop of ``jfb.solve``, in ONNX's own notation. ``row`` holds the indices of the rows that go on, so a row that has ended
+# is neither computed nor touched again: its state, count and residual stay as they were at its last iteration. A residual that
+# is NaN is not above any tolerance, so its row ends.
+LOOP = """
+<ir_version: {ir_version}, opset_import: ["": {opset}, "jfb": 1]>
+adaptive (float[n,{inputs}] inputs, float[n] tolerance, int64[n] max_iterations)
+      => (float[n,{logits}] logits, int64[n] iterations, float[n] residual, bool[n] converged)
+{{
+    zero = Constant <value_int = 0> ()
+    one = Constant <value_int = 1> ()
+    last = Constant <value_ints = [-1]> ()
+    infinity = Constant <value = float {{inf}}> ()
+
+    injection = jfb.inject (inputs)
+    start = jfb.initial_state (injection)
+    n = Size (tolerance)
+    every_row = Range (zero, n, one)
+    some = Less (zero, n)
+    shape = Shape (tolerance)
+    no_iterations = ConstantOfShape <value = int64[1] {{0}}> (shape)
+    no_residual = ConstantOfShape <value = float[1] {{0.0}}> (shape)
+
+    no_row, fixed_point, iterations, residual = Loop ("", some, every_row, start, no_iterations, no_residual) <body =
+        iterate (int64 before, bool go, int64[active] row, float[n,{state}] state, int64[n] count, float[n] movement)
+             => (bool next_go, int64[staying] next_row, float[n,{state}] next_state, int64[n] next_count, float[n] next_movement)
+        {{
+            u = Gather (state, row)
+            q = Gather (injection, row)
+            image = jfb.step (u, q)
+            moved = jfb.residual (u, image)
+            k = Add (before, one)
+
+            column = Unsqueeze (row, last)
+            next_state = ScatterND (state, column, image)
+            rows = Shape (row)
+            ks = Expand (k, rows)
+            next_count = ScatterElements (count, row, ks)
+            next_movement = ScatterElements (movement, row, moved)
+
+            epsilon = Gather (tolerance, row)
+            cap = Gather (max_iterations, row)
+            above = Greater (moved, epsilon)
+            finite = Less (moved, infinity)
+            moving = And (above, finite)
+            allowed = Less (k, cap)
+            stays = And (moving, allowed)
+            next_row = Compress <axis = 0> (row, stays)
+            left = Size (next_row)
+            next_go = Less (zero, left)
+        }}
+    >
+    logits = jfb.readout (fixed_point)
+    converged = LessOrEqual (residual, tolerance)
+}}
+"""
+
+
+def assemble(maps: dict[str, ModelProto]) -> ModelProto:
+    """Build the graph whose every row is answered as ``jfb.predict`` answers it with Picard iteration.
+
+    Inputs: ``inputs`` FLOAT ``[n, *input_shape]``, ``tolerance`` FLOAT ``[n]``, ``max_iterations`` INT64 ``[n]``.
+    Outputs: ``logits`` FLOAT ``[n, classes]``, ``iterations`` INT64 ``[n]``, ``residual`` FLOAT ``[n]``, ``converged`` BOOL
+    ``[n]``.
+    A graph cannot refuse its inputs: with a tolerance of NaN, or a cap below 1, a row ends at its first iteration.
+
+    Args:
+        maps: what ``jfb.onnx.maps.trace`` returns.
+    """
+    model: ModelProto = onnx.parser.parse_model(
+        LOOP.format(
+            ir_version=maps["step"].ir_version,
+            opset=OPSET,
+            inputs=_sides(maps["inject"].graph.input[0]),
+            state=_sides(maps["step"].graph.input[0]),
+            logits=_sides(maps["readout"].graph.output[0]),
+        )
+    )
+    model.functions.extend(_function(name, graph) for name, graph in maps.items())
+    model = onnx.inliner.inline_local_functions(model)
+    del model.opset_import[:]  # the domain of the functions, which are gone
+    model.opset_import.append(OperatorSetIdProto(domain="", version=OPSET))
+    check(model)
+    return model
+
+
+def _sides(value: onnx.ValueInfoProto) -> str:
+    sides = shape(value)
+    assert sides is not None
+    return ",".join(map(str, sides[1:]))
+
+
+def _function(name: str, model: ModelProto) -> FunctionProto:
+    """A graph as a function that the loop calls until it is inlined. Functions have no initialisers: weights are constants."""
+    graph = model.graph
+    weights = [onnx.helper.make_node("Constant", [], [weight.name], value=weight) for weight in graph.initializer]
+    return onnx.helper.make_function(
+        "jfb",
+        name,
+        [value.name for value in graph.input],
+        [value.name for value in graph.output],
+        [*weights, *graph.node],
+        list(model.opset_import),
+    )
