@@ -2,7 +2,6 @@
 
 import asyncio
 import os
-import signal
 import socket
 import sys
 import time
@@ -10,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from signal import SIGKILL, SIGTERM, Signals
 
 import msgspec
 import structlog
@@ -93,13 +93,13 @@ class SupervisedProcess:
         """Keep the process running from now on."""
         self._task = asyncio.create_task(self._run())
 
-    def signal(self, number: signal.Signals) -> None:
+    def signal(self, number: Signals) -> None:
         """Send a signal, if there is a process."""
         if self.pid is not None:
             with suppress(ProcessLookupError):
                 os.kill(self.pid, number)
 
-    def stop(self, number: signal.Signals = signal.SIGTERM) -> None:
+    def stop(self, number: Signals = SIGTERM) -> None:
         """Send a signal, after which the process is not started again; the first call decides which signal that is."""
         if not self._stopping.is_set():
             self._stopping.set()
@@ -112,7 +112,7 @@ class SupervisedProcess:
         done, _ = await asyncio.wait([self._task], timeout=seconds)
         if not done:
             log.warning("process killed", name=self._command.name, pid=self.pid)
-            self.signal(signal.SIGKILL)
+            self.signal(SIGKILL)
             await asyncio.wait([self._task])
 
     async def _run(self) -> None:
@@ -144,7 +144,7 @@ class SupervisedProcess:
             # In a session of its own, Ctrl-C reaches it by way of this process only, like any other signal.
             process = await asyncio.create_subprocess_exec(
                 *(sys.executable, "-m", self._command.module, *self._command.arguments),
-                stdin=theirs,
+                stdin=theirs.fileno(),
                 pass_fds=self._command.sockets,
                 env=self._command.environment,
                 start_new_session=True,
@@ -156,7 +156,7 @@ class SupervisedProcess:
         silent = asyncio.create_task(self._listen(reader))
         try:
             if self._stopping.is_set():  # while it was being started
-                self.signal(signal.SIGTERM)
+                self.signal(SIGTERM)
             await asyncio.wait([exited, silent], return_when=asyncio.FIRST_COMPLETED)
             if not exited.done() and not silent.result():  # its end of the lifeline is closed: it is about to exit
                 await asyncio.wait([exited], timeout=self._command.hang_seconds)
@@ -169,7 +169,7 @@ class SupervisedProcess:
             code = await exited
             writer.close()
             self.pid = None
-        reason = signal.Signals(-code).name if code < 0 else f"status {code}"
+        reason = Signals(-code).name if code < 0 else f"status {code}"
         log.info("process ended", name=self._command.name, pid=process.pid, exit=reason, hung=hung)
         return "it did not respond" if hung else reason
 
