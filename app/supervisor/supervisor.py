@@ -67,7 +67,7 @@ class Supervisor:
         self.run_folder.metrics.mkdir()
         self._settings = settings
         self._engines = [
-            SupervisedProcess(Command(f"engine-{number}", "app.engine", [str(socket)], config.model_dump_json()), status)
+            SupervisedProcess(Command("engine", number, "app.engine", [str(socket)], config.model_dump_json()), status)
             for number, (config, socket, status) in enumerate(
                 zip(configs, self.run_folder.sockets, self.run_folder.status_files, strict=True)
             )
@@ -76,7 +76,8 @@ class Supervisor:
         self._workers = [
             SupervisedProcess(
                 Command(
-                    f"http-{number}",
+                    "HTTP worker",
+                    number,
                     "app.http.worker",
                     [str(self.run_folder.path), *map(str, [listener.fileno(), *extra])],
                     settings.model_dump_json(context={"reveal_keys": True}),
