@@ -29,7 +29,7 @@ class EngineConfig(BaseModel):
     model_store: Path = Path("model_store")
     """Folder of the models, <name>/<version>/ in it."""
     device: str = "auto"
-    """Where the models compute: auto (cuda if there is one, else cpu), cpu, cuda, cuda:1; several with commas, an engine for each."""
+    """Where the models compute: auto (cuda if there is one, else cpu), cpu, cuda, cuda:1; separated by commas, an engine each."""
     slots: int | None = Field(default=None, ge=1)
     """Rows of one model that iterate together in one engine; measured at loading unless set."""
     backend: BackendName = "auto"
