@@ -1,16 +1,31 @@
 """ModelConfig: what config.json in a model's folder says."""
 
+from collections.abc import Collection
+from difflib import get_close_matches
+from enum import StrEnum
 from math import isfinite
 from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
 
-from jfb.architectures import find
-from jfb.network import ImplicitNetwork
-from jfb.norms import ResidualNorm
-from jfb.solvers import SOLVERS, solvers_for
-
 FORMAT_VERSION: Literal[1] = 1
+
+SOLVER_NAMES = ("picard", "anderson", "forward_backward", "peaceman_rachford")
+"""The solvers that a config may name; ``jfb.solvers.SOLVERS`` maps each to its class."""
+
+
+class ResidualNorm(StrEnum):
+    """The three ways to measure ``u_k - u_{k-1}``, each a number per row.
+
+    * ``absolute``: L2 over all latent entries (Algorithm 1 of the paper);
+    * ``relative``: that, divided by the L2 norm of ``u_k``; a tolerance means the same for every model;
+    * ``channel_max``: largest over positions of the L2 norm over channels (the paper's authors' programs). A state
+      without positions has one position.
+    """
+
+    ABSOLUTE = "absolute"
+    RELATIVE = "relative"
+    CHANNEL_MAX = "channel_max"
 
 
 class Strict(BaseModel):
@@ -87,8 +102,8 @@ class Serving(Strict):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if self.solver not in SOLVERS:
-            raise ValueError(f"solver: unknown solver {self.solver!r}, expected one of {', '.join(SOLVERS)}")
+        if self.solver not in SOLVER_NAMES:
+            raise ValueError(f"solver: {must_be_one_of(SOLVER_NAMES, self.solver)}")
         if not isfinite(self.tolerance):
             raise ValueError(f"tolerance: expected a finite number, got {self.tolerance}")
         return self
@@ -110,23 +125,11 @@ class ModelConfig(Strict):
     def _check(self) -> Self:
         if len(set(self.classes)) != len(self.classes):
             raise ValueError("classes: expected distinct labels")
-        check_solver(self.serving.solver, self.architecture)
         return self
 
 
-def check_solver(solver: str, architecture: ArchitectureSpec) -> None:
-    """Refuse a solver that splits the map where the architecture does not have the parts.
-
-    Raises:
-        ValueError: naming both, and the solvers that can be had.
-    """
-    try:
-        kind: type = find(architecture.name)
-    except ValueError:
-        kind = ImplicitNetwork  # whoever builds it says what is wrong with the name
-    fitting = solvers_for(kind)
-    if solver not in fitting:
-        raise ValueError(
-            f"solver: {solver!r} splits the map of a monotone network, which {architecture.name!r} is not, "
-            f"expected one of {', '.join(fitting)}"
-        )
+def must_be_one_of(known: Collection[str], got: str) -> str:
+    """The error message for an unknown name: it lists the known names and suggests the nearest one."""
+    nearest = get_close_matches(got, known, n=1)
+    suggestion = f"; did you mean {nearest[0]!r}?" if nearest else ""
+    return f"must be one of {', '.join(known)} (got {got!r}{suggestion})"

@@ -6,8 +6,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from jfb.config import ResidualNorm
 from jfb.network import ImplicitNetwork
-from jfb.norms import ResidualNorm, residual
+from jfb.norms import residual
 
 Numbers = TypeVar("Numbers", Tensor, NDArray[Any])
 

@@ -1,23 +1,9 @@
 """Residual norms: how far one iteration moved a row."""
 
-from enum import StrEnum
-
 import torch
 from torch import Tensor
 
-
-class ResidualNorm(StrEnum):
-    """The three ways to measure ``u_k - u_{k-1}``, each a number per row.
-
-    * ``absolute``: L2 over all latent entries (Algorithm 1 of the paper);
-    * ``relative``: that, divided by the L2 norm of ``u_k``; a tolerance means the same for every model;
-    * ``channel_max``: largest over positions of the L2 norm over channels (the paper's authors' programs). A state
-      without positions has one position.
-    """
-
-    ABSOLUTE = "absolute"
-    RELATIVE = "relative"
-    CHANNEL_MAX = "channel_max"
+from jfb.config import ResidualNorm
 
 
 def residual(previous: Tensor, current: Tensor, norm: ResidualNorm) -> Tensor:

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from jfb.config import ResidualNorm
+from jfb.fixed_point import Solution, solve
 from jfb.network import ImplicitNetwork
-from jfb.norms import ResidualNorm
-from jfb.solve import Solution, solve
 from jfb.solvers import Solver
 
 

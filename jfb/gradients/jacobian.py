@@ -3,10 +3,11 @@
 import torch
 from torch import Tensor
 
+from jfb.config import ResidualNorm
+from jfb.fixed_point import Solution
 from jfb.gradients.gradient import Gradient, Search
 from jfb.network import ImplicitNetwork
-from jfb.norms import ResidualNorm, residual
-from jfb.solve import Solution
+from jfb.norms import residual
 
 
 class Jacobian(Gradient):

@@ -7,12 +7,13 @@ from pathlib import Path
 import onnx
 from onnx import ModelProto
 
-from jfb.checkpoint import ONNX, CheckpointError, load
+from jfb.checkpoint import ONNX, load
 from jfb.config import FORMAT_VERSION, ModelConfig
 from jfb.network import ImplicitNetwork
 from jfb.onnx.file import OnnxFileError, write
 from jfb.onnx.loop import assemble
 from jfb.onnx.maps import MAPS, trace
+from jfb.store import CheckpointError, read_metrics
 
 WHOLE = "model.onnx"
 
@@ -72,7 +73,7 @@ def _facts(folder: Path, config: ModelConfig) -> dict[str, str]:
         "max_iterations": str(config.serving.max_iterations),
         "residual_norm": config.serving.residual_norm.value,
     }
-    metrics = folder / "metrics.json"
-    if metrics.exists() and "accuracy" in (measured := json.loads(metrics.read_text())):
-        facts["accuracy"] = str(measured["accuracy"])
+    metrics = read_metrics(folder)
+    if metrics is not None and "accuracy" in metrics:
+        facts["accuracy"] = str(metrics["accuracy"])
     return facts

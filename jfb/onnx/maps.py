@@ -8,8 +8,9 @@ import torch
 from onnx import ModelProto
 from torch import Tensor, nn
 
+from jfb.config import ResidualNorm
 from jfb.network import ImplicitNetwork
-from jfb.norms import ResidualNorm, residual
+from jfb.norms import residual
 from jfb.onnx.file import OPSET, without_metadata
 
 

@@ -9,11 +9,11 @@ from numpy.typing import NDArray
 from onnx import ModelProto
 from torch import Tensor
 
-from jfb.checkpoint import CheckpointError
 from jfb.config import ModelConfig
 from jfb.network import ImplicitNetwork
 from jfb.onnx.file import OnnxFileError, read, shape
 from jfb.onnx.maps import MAPS, Signature
+from jfb.store import CheckpointError
 
 Shape = tuple[int, ...]
 

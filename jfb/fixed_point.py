@@ -5,10 +5,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from jfb.config import ResidualNorm
 from jfb.label_stop import LabelStop, Stability
 from jfb.mixed_precision import hands_over, rough_step, size_in
 from jfb.network import ImplicitNetwork
-from jfb.norms import ResidualNorm, residual
+from jfb.norms import residual
 from jfb.rows import close_gaps, per_row
 from jfb.solvers import Picard, Solver
 from jfb.status import Status
