@@ -7,7 +7,7 @@ from torch import Tensor
 
 from jfb.config import ResidualNorm
 from jfb.label_stop import LabelStop, Stability
-from jfb.mixed_precision import hands_over, rough_step, size_in
+from jfb.mixed_precision import low_precision_step, needs_full_precision, size_in
 from jfb.network import ImplicitNetwork
 from jfb.norms import residual
 from jfb.rows import close_gaps, per_row
@@ -42,7 +42,7 @@ def solve(
     solver: Solver | None = None,
     start: Tensor | None = None,
     label_stop: LabelStop | None = None,
-    rough: ImplicitNetwork | None = None,
+    low_precision: ImplicitNetwork | None = None,
 ) -> Solution:
     """Find ``u = step(u, injection)`` for every row, each stopping by itself (Algorithm 1 of the paper).
 
@@ -58,9 +58,9 @@ def solve(
         residual_norm: how movement is measured.
         solver: Picard iteration if not given.
         start: first states ``[n, *state_shape]``; ``network.initial_state(injection)`` if not given.
-        label_stop: says when a label cannot change any more; rows do not stop for that if not given.
-        rough: the same network in bfloat16, in which rows begin, and from which ``jfb.mixed_precision`` hands them over; every
-            row ends in the other one, and so do all its figures. Not used with label stops and solvers that split the map.
+        label_stop: decides when a label cannot change any more; without it rows do not stop for that.
+        low_precision: the same network in bfloat16. Rows start in it, and ``jfb.mixed_precision`` decides when a row goes on in
+            full precision, in which every row ends. Not used with label stops, or with solvers that split the map.
 
     Raises:
         ValueError: for a tolerance or a cap out of range or of the wrong shape, for a solver that cannot solve the network, and
@@ -69,54 +69,54 @@ def solve(
     solver = solver or Picard()
     solver.check(type(network))
     rows = injection.shape[0]
-    point = network.initial_state(injection) if start is None else start.clone()
-    index = torch.arange(rows, device=point.device)
-    tolerance = per_row("tolerance", tolerance, rows, like=point)
+    state = network.initial_state(injection) if start is None else start.clone()
+    index = torch.arange(rows, device=state.device)
+    tolerance = per_row("tolerance", tolerance, rows, like=state)
     max_iterations = per_row("max_iterations", max_iterations, rows, like=index)
     if not bool(((tolerance > 0) & tolerance.isfinite()).all()):
         raise ValueError(f"tolerance: expected positive finite numbers, got {tolerance.tolist()}")
     if not bool((max_iterations >= 1).all()):
         raise ValueError(f"max_iterations: expected at least 1, got {max_iterations.tolist()}")
 
-    if label_stop is not None and not label_stop.goes_with(type(solver)):
+    if label_stop is not None and not label_stop.supports(type(solver)):
         raise ValueError(f"solver: expected one that label stops go with, {label_stop.solvers}, got {type(solver).__name__}")
 
-    fixed_point = torch.empty_like(point)
+    fixed_point = torch.empty_like(state)
     iterations = torch.zeros_like(index)
-    final_residual = point.new_empty(rows)
-    margin, bound = point.new_full((rows,), torch.nan), point.new_full((rows,), torch.nan)
+    final_residual = state.new_empty(rows)
+    margin, bound = state.new_full((rows,), torch.nan), state.new_full((rows,), torch.nan)
 
-    memory = solver.start(point) | (label_stop.start(point) if label_stop is not None else {})
-    in_rough = (max_iterations > 1) & (rough is not None and label_stop is None and not solver.splits)
+    memory = solver.start(state) | (label_stop.start(state) if label_stop is not None else {})
+    in_low_precision = (max_iterations > 1) & (low_precision is not None and label_stop is None and not solver.splits)
     injection = injection.clone()  # its rows are moved as others leave
     asked = tolerance.clone()
     k = 0
     while index.numel():
         k += 1
-        if rough is None or not bool(in_rough.any()):
-            image = solver.evaluate(network, memory, point, injection)
+        if low_precision is None or not bool(in_low_precision.any()):
+            next_state = solver.evaluate(network, memory, state, injection)
         else:
-            image = torch.empty_like(point)
-            image[in_rough] = rough_step(rough, point[in_rough], injection[in_rough])
-            image[~in_rough] = network.step(point[~in_rough], injection[~in_rough])
-        moved = residual(point, image, residual_norm)
-        ended = ((moved <= tolerance) | (max_iterations <= k) | ~moved.isfinite()) & ~in_rough
-        in_rough &= ~hands_over(moved, size_in(image, residual_norm), tolerance) & (max_iterations - 1 > k)
+            next_state = torch.empty_like(state)
+            next_state[in_low_precision] = low_precision_step(low_precision, state[in_low_precision], injection[in_low_precision])
+            next_state[~in_low_precision] = network.step(state[~in_low_precision], injection[~in_low_precision])
+        moved = residual(state, next_state, residual_norm)
+        ended = ((moved <= tolerance) | (max_iterations <= k) | ~moved.isfinite()) & ~in_low_precision
+        in_low_precision &= ~needs_full_precision(moved, size_in(next_state, residual_norm), tolerance) & (max_iterations - 1 > k)
         if label_stop is not None:
-            stability = label_stop.judge(memory, point, image, network.readout(image))
+            stability = label_stop.judge(memory, state, next_state, network.readout(next_state))
             ended |= stability.stable
             margin[index], bound[index] = stability.margin, stability.bound
         some_ended = bool(ended.any())
         if some_ended:
             leaving = index[ended]
-            fixed_point[leaving] = image[ended]
+            fixed_point[leaving] = next_state[ended]
             iterations[leaving] = k
             final_residual[leaving] = moved[ended]
-        point = solver.propose(memory, point, image)
+        state = solver.propose(memory, state, next_state)
         if some_ended:
             names = list(memory)
-            point, injection, index, tolerance, max_iterations, in_rough, *kept = close_gaps(
-                ended, point, injection, index, tolerance, max_iterations, in_rough, *memory.values()
+            state, injection, index, tolerance, max_iterations, in_low_precision, *kept = close_gaps(
+                ended, state, injection, index, tolerance, max_iterations, in_low_precision, *memory.values()
             )
             memory = dict(zip(names, kept, strict=True))
     stability = Stability(margin, bound)

@@ -44,7 +44,8 @@ def decode(file: bytes, spec: InputSpec) -> NDArray[np.float32]:
     scaled = spec.low + pixels * ((spec.high - spec.low) / 255)
     if spec.dtype == "uint8":
         scaled = np.rint(scaled)
-    return np.clip(scaled, spec.low, spec.high).astype(np.float32)
+    row: NDArray[np.float32] = np.clip(scaled, spec.low, spec.high).astype(np.float32)
+    return row
 
 
 def encode(row: NDArray[Any], spec: InputSpec) -> bytes:

@@ -44,7 +44,7 @@ class LabelStop:
     """Bounds what the rest of the iteration can do to the logits.
 
     Let ``m_k = ‖T(u_{k−1}) − u_{k−1}‖₂`` be a row's movement. If T contracts with factor γ (L2), then its fixed point is at most
-    ``γ / (1 − γ) · m_k`` away from ``u_k = T(u_{k−1})`` (Banach), *from whatever point* the image was taken. If ``‖z_i − z_j‖``
+    ``γ / (1 − γ) · m_k`` away from ``u_k = T(u_{k−1})`` (Banach), *whatever u_{k−1} is*. If ``‖z_i − z_j‖``
     changes by at most ``L_ij`` per unit of movement, then logit i still leads logit j at the fixed point where
     ``z_i − z_j > L_ij · γ / (1 − γ) · m_k``.
 
@@ -87,33 +87,33 @@ class LabelStop:
         """The guarantee where the network gives one, else the estimate where it was calibrated, else None."""
         return cls.guarantee(network) or (cls.estimate(serving.label_calibration) if serving.label_calibration else None)
 
-    def goes_with(self, solver: type[Solver]) -> bool:
+    def supports(self, solver: type[Solver]) -> bool:
         """Whether the bound holds for the iterates of a solver."""
         if self.kind is Kind.GUARANTEE:
-            return solver.evaluate is Solver.evaluate  # its images are T's
+            return solver.evaluate is Solver.evaluate  # its next states are T's
         return issubclass(solver, Picard)
 
     @property
     def solvers(self) -> list[str]:
         """The names of those that it goes with."""
-        return [name for name, solver in SOLVERS.items() if self.goes_with(solver)]
+        return [name for name, solver in SOLVERS.items() if self.supports(solver)]
 
-    def start(self, point: Tensor) -> Memory:
-        """Return the memory of rows that start at ``point`` (``[n, *state_shape]``), by names that no solver uses."""
+    def start(self, state: Tensor) -> Memory:
+        """Return the memory of rows that start at ``state`` (``[n, *state_shape]``), by names that no solver uses."""
         if self._contraction is not None:
             return {}
-        return {name: point.new_full((point.shape[0],), torch.inf) for name in ("label_movement", "label_ratio")}
+        return {name: state.new_full((state.shape[0],), torch.inf) for name in ("label_movement", "label_ratio")}
 
-    def judge(self, memory: Memory, point: Tensor, image: Tensor, logits: Tensor) -> Stability:
+    def judge(self, memory: Memory, state: Tensor, next_state: Tensor, logits: Tensor) -> Stability:
         """Judge rows after an iteration, and bring their memory up to date in place.
 
         Args:
             memory: of these rows, their solver's may be in it.
-            point: where the map was evaluated, shape ``[n, *state_shape]``.
-            image: what that gave, of the same shape.
-            logits: ``readout(image)``, shape ``[n, classes]``.
+            state: ``u_{k−1}``, shape ``[n, *state_shape]``.
+            next_state: ``u_k``, of the same shape.
+            logits: ``readout(next_state)``, shape ``[n, classes]``.
         """
-        remaining = self._safety * self._remaining(memory, row_norms(image - point))
+        remaining = self._safety * self._remaining(memory, row_norms(next_state - state))
         label = logits.argmax(1, keepdim=True)
         margins = logits.gather(1, label) - logits
         lipschitz = self._lipschitz.to(logits).expand(logits.shape[1], logits.shape[1])[label.squeeze(1)]

@@ -25,7 +25,7 @@ def size_in(state: Tensor, norm: ResidualNorm) -> Tensor:
     return residual(torch.zeros_like(state), state, norm)
 
 
-def rough_step(network: ImplicitNetwork, state: Tensor, injection: Tensor) -> Tensor:
+def low_precision_step(network: ImplicitNetwork, state: Tensor, injection: Tensor) -> Tensor:
     """One step in bfloat16 of states in a higher precision.
 
     Args:
@@ -34,7 +34,7 @@ def rough_step(network: ImplicitNetwork, state: Tensor, injection: Tensor) -> Te
     return network.step(state.bfloat16(), injection.bfloat16()).to(state.dtype)
 
 
-def hands_over(moved: Numbers, size: Numbers, tolerance: Numbers) -> Numbers:
+def needs_full_precision(moved: Numbers, size: Numbers, tolerance: Numbers) -> Numbers:
     """Which rows must go on in float32, Boolean ``[n]``.
 
     Far from the fixed point an iteration forgives rounding: the error of a state is multiplied by γ in every iteration that

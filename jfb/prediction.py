@@ -30,7 +30,7 @@ def predict(
     residual_norm: ResidualNorm = ResidualNorm.RELATIVE,
     solver: Solver | None = None,
     label_stop: LabelStop | None = None,
-    rough: ImplicitNetwork | None = None,
+    low_precision: ImplicitNetwork | None = None,
 ) -> Prediction:
     """Inject, solve, read out: what the server answers, computed offline.
 
@@ -48,6 +48,6 @@ def predict(
         residual_norm=residual_norm,
         solver=solver,
         label_stop=label_stop,
-        rough=rough,
+        low_precision=low_precision,
     )
     return Prediction(network.readout(solution.fixed_point), solution)

@@ -58,13 +58,13 @@ def write_out(network: ImplicitNetwork, inputs: Tensor, label: int, point: Tenso
     if point is None:
         point = fixed_point(network, injection)
     point = point.detach().requires_grad_()
-    image = network.step(point, injection)
+    next_state = network.step(point, injection)
     weights = [p for p in network.parameters() if p.requires_grad]
-    rows = [torch.autograd.grad(entry, [point, *weights], retain_graph=True, allow_unused=True) for entry in image.flatten()]
+    rows = [torch.autograd.grad(entry, [point, *weights], retain_graph=True, allow_unused=True) for entry in next_state.flatten()]
     used = [k for k in range(1, len(weights) + 1) if any(row[k] is not None for row in rows)]
     to_weights = torch.stack([torch.cat([_or_zeros(row[k], weights[k - 1]) for k in used]) for row in rows])
     to_state = torch.stack([_or_zeros(row[0], point) for row in rows])
-    read = image.detach().requires_grad_()
+    read = next_state.detach().requires_grad_()
     (pulled_back,) = torch.autograd.grad(F.cross_entropy(network.readout(read), torch.tensor([label])), read)
     return WrittenOut(to_weights.T, torch.eye(len(to_state), dtype=to_state.dtype) - to_state, pulled_back.flatten())
 

@@ -40,14 +40,14 @@ class Jacobian(Gradient):
         state = network.step(solution.fixed_point, injection)
         if state.requires_grad:
             point = solution.fixed_point.requires_grad_()
-            image = network.step(point, injection.detach())
-            state.register_hook(lambda gradient: self._solve_adjoint(image, point, gradient))  # type: ignore[no-untyped-call]
+            next_state = network.step(point, injection.detach())
+            state.register_hook(lambda gradient: self._solve_adjoint(next_state, point, gradient))  # type: ignore[no-untyped-call]
         return state, solution
 
-    def _solve_adjoint(self, image: Tensor, point: Tensor, gradient: Tensor) -> Tensor:
+    def _solve_adjoint(self, next_state: Tensor, point: Tensor, gradient: Tensor) -> Tensor:
         adjoint = gradient
         for k in range(1, self.max_iterations + 1):
-            (pulled_back,) = torch.autograd.grad(image, point, adjoint, retain_graph=True)
+            (pulled_back,) = torch.autograd.grad(next_state, point, adjoint, retain_graph=True)
             following = pulled_back + gradient
             movement = residual(adjoint, following, ResidualNorm.RELATIVE)
             adjoint = following

@@ -27,12 +27,12 @@ class Neumann(Gradient):
         state = network.step(solution.fixed_point, injection)
         if self.terms and state.requires_grad:
             point = solution.fixed_point.requires_grad_()
-            image = network.step(point, injection.detach())
+            next_state = network.step(point, injection.detach())
 
             def sum_series(gradient: Tensor) -> Tensor:
                 term = total = gradient
                 for _ in range(self.terms):
-                    (term,) = torch.autograd.grad(image, point, term, retain_graph=True)
+                    (term,) = torch.autograd.grad(next_state, point, term, retain_graph=True)
                     total = total + term
                 return total
 

@@ -19,9 +19,9 @@ SKETCH = 256
 
 
 class Anderson(Solver):
-    """Combine the last images so that the combined residual is smallest (Walker and Ni, 2011, type II, no damping).
+    """Combine the last values of T so that the combined residual is smallest (Walker and Ni, 2011, type II, no damping).
 
-    With ``f_i = T(x_i) − x_i``, the next point is ``Σ α_i T(x_i)`` where α minimises ``‖Σ α_i f_i‖`` subject to
+    With ``f_i = T(x_i) − x_i``, the next state is ``Σ α_i T(x_i)`` where α minimises ``‖Σ α_i f_i‖`` subject to
     ``Σ α_i = 1``. Each row has its own history and its own α.
 
     A handful of weights is overdetermined by thousands of entries, so of a large state every s-th entry is looked at: on
@@ -35,7 +35,7 @@ class Anderson(Solver):
     converges in a handful of steps is better served by Picard.
 
     Args:
-        window: how many images are combined, at least 2.
+        window: how many of them are combined, at least 2.
         regularisation: added to the Gram matrix's diagonal, relative to its largest entry; positive.
     """
 
@@ -47,43 +47,43 @@ class Anderson(Solver):
         self.window = window
         self.regularisation = regularisation
 
-    def start(self, point: Tensor) -> Memory:
-        rows, size = point.shape[0], point.shape[1:].numel()
+    def start(self, state: Tensor) -> Memory:
+        rows, size = state.shape[0], state.shape[1:].numel()
         return {
-            "images": point.new_zeros(rows, self.window, size),
-            "movements": point.new_zeros(rows, self.window, -(-size // stride(size))),
-            "gram": point.new_zeros(rows, self.window, self.window, dtype=torch.float64),
-            "count": torch.zeros(rows, dtype=torch.int64, device=point.device),
-            "smallest": point.new_full((rows,), torch.inf),
+            "values": state.new_zeros(rows, self.window, size),
+            "movements": state.new_zeros(rows, self.window, -(-size // stride(size))),
+            "gram": state.new_zeros(rows, self.window, self.window, dtype=torch.float64),
+            "count": torch.zeros(rows, dtype=torch.int64, device=state.device),
+            "smallest": state.new_full((rows,), torch.inf),
         }
 
-    def propose(self, memory: Memory, point: Tensor, image: Tensor) -> Tensor:
-        places = memory_order(point)
-        flat, before = (tensor.detach().permute(places).flatten(1) for tensor in (image, point))
-        if point.device.type == "cpu":
+    def propose(self, memory: Memory, state: Tensor, next_state: Tensor) -> Tensor:
+        places = memory_order(state)
+        flat, before = (tensor.detach().permute(places).flatten(1) for tensor in (next_state, state))
+        if state.device.type == "cpu":
             # Forty small operations, each of which costs NumPy a third of what it costs PyTorch; the memory is shared.
             arrays = {name: tensor.numpy() for name, tensor in memory.items()}
             with np.errstate(all="ignore"):  # a row that diverges is the driver's business
                 following = torch.from_numpy(self._combine(np, arrays, flat.numpy(), before.numpy()))
         else:
             following = self._combine(torch, memory, flat, before)
-        return following.view(point.permute(places).shape).permute(inverse(places))
+        return following.view(state.permute(places).shape).permute(inverse(places))
 
-    def _combine(self, xp: Any, memory: Mapping[str, Any], image: Any, point: Any) -> Any:
-        """The next points, from arrays of ``xp``, which is ``numpy`` or ``torch``: here in what the two have in common."""
-        images, movements, gram, count, smallest = (memory[name] for name in ("images", "movements", "gram", "count", "smallest"))
-        step = stride(image.shape[1])
-        movement = image[:, ::step] - point[:, ::step]
+    def _combine(self, xp: Any, memory: Mapping[str, Any], next_state: Any, state: Any) -> Any:
+        """The next states, from arrays of ``xp``, which is ``numpy`` or ``torch``: here in what the two have in common."""
+        values, movements, gram, count, smallest = (memory[name] for name in ("values", "movements", "gram", "count", "smallest"))
+        step = stride(next_state.shape[1])
+        movement = next_state[:, ::step] - state[:, ::step]
         size = xp.sqrt((movement * movement).sum(1))
         grew = size > smallest
         count *= ~grew
         gram *= ~grew[:, None, None]
         smallest[:] = xp.where(grew, size, xp.minimum(smallest, size))
 
-        rows, entries = first_numbers(xp, len(image), image), first_numbers(xp, self.window, image)
+        rows, entries = first_numbers(xp, len(next_state), next_state), first_numbers(xp, self.window, next_state)
         place = count % self.window
         count += 1
-        images[rows, place] = image
+        values[rows, place] = next_state
         movements[rows, place] = movement
         used = xp.asarray(entries < count[:, None], dtype=xp.float64)
         products = xp.matmul(movements, movement[:, :, None])[:, :, 0] * used
@@ -93,7 +93,7 @@ class Anderson(Solver):
         weights = self._weights(xp, gram, used)
         plain = grew | ~xp.isfinite(weights.sum(1))
         weights = xp.where(plain[:, None], xp.asarray(entries == place[:, None], dtype=xp.float64), weights)
-        return xp.matmul(xp.asarray(weights, dtype=images.dtype)[:, None], images)[:, 0]
+        return xp.matmul(xp.asarray(weights, dtype=values.dtype)[:, None], values)[:, 0]
 
     def _weights(self, xp: Any, gram: Any, used: Any) -> Any:
         """``argmin αᵀGα`` with ``Σα = 1`` over the used entries (the others are 0 in G): solve ``Gα ∝ 1``. ``[n, window]``.

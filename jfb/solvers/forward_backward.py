@@ -25,14 +25,14 @@ class ForwardBackward(Solver):
             raise ValueError(f"alpha: expected a positive number, got {alpha}")
         self.alpha = alpha
 
-    def start(self, point: Tensor) -> Memory:
+    def start(self, state: Tensor) -> Memory:
         return {}
 
-    def evaluate(self, network: ImplicitNetwork, memory: Memory, point: Tensor, injection: Tensor) -> Tensor:
+    def evaluate(self, network: ImplicitNetwork, memory: Memory, state: Tensor, injection: Tensor) -> Tensor:
         self.check(type(network))
         assert isinstance(network, MonotoneNetwork)
         alpha = network.alpha() if self.alpha is None else self.alpha
-        return network.proximal(network.forward_step(point, injection, alpha))
+        return network.proximal(network.forward_step(state, injection, alpha))
 
-    def propose(self, memory: Memory, point: Tensor, image: Tensor) -> Tensor:
-        return image
+    def propose(self, memory: Memory, state: Tensor, next_state: Tensor) -> Tensor:
+        return next_state

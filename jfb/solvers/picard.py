@@ -12,8 +12,8 @@ class Picard(Solver):
     close to 1 it is slow.
     """
 
-    def start(self, point: Tensor) -> Memory:
+    def start(self, state: Tensor) -> Memory:
         return {}
 
-    def propose(self, memory: Memory, point: Tensor, image: Tensor) -> Tensor:
-        return image
+    def propose(self, memory: Memory, state: Tensor, next_state: Tensor) -> Tensor:
+        return next_state

@@ -165,7 +165,7 @@ def test_the_inverse_follows_the_weights() -> None:
 @pytest.mark.parametrize("solver", SPLITTINGS.values(), ids=list(SPLITTINGS))
 def test_a_network_without_the_parts_is_refused(solver: Solver) -> None:
     network = small_mlp()
-    with pytest.raises(ValueError, match=r"splits the map of a MonotoneNetwork, and cannot solve a ImplicitMLP"):
+    with pytest.raises(ValueError, match=r"network: must be a MonotoneNetwork for .* \(got ImplicitMLP\)"):
         solve(network, torch.randn(2, 6, dtype=torch.float64), tolerance=1e-3, max_iterations=5, solver=solver)
 
 
