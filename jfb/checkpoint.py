@@ -1,4 +1,4 @@
-"""One version of a model: config.json and model.safetensors to a network and back."""
+"""Checkpoints: ``config.json`` and ``model.safetensors`` to a network and back."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,7 +67,7 @@ def load(folder: Path, device: torch.device | str = "cpu") -> Checkpoint:
         raise CheckpointError(f"{path}: not a readable safetensors file: {error}") from error
     for name, expected in network.state_dict().items():
         if tensors[name].dtype != expected.dtype:
-            raise CheckpointError(f"{path}: {name}: expected dtype {expected.dtype}, got {tensors[name].dtype}")
+            raise CheckpointError(f"{path}: {name}: must have dtype {expected.dtype} (got {tensors[name].dtype})")
     network.load_state_dict(tensors, assign=True)
     return Checkpoint(config, network.eval().requires_grad_(False))
 
@@ -83,9 +83,11 @@ def _load_onnx(folder: Path, config: ModelConfig, device: torch.device) -> Impli
     from jfb.onnx.network import OnnxNetwork  # here, because other models need no ONNX Runtime
 
     if config.architecture.arguments:
-        raise CheckpointError(f"{folder / CONFIG}: architecture.arguments: onnx has none, got {config.architecture.arguments}")
+        raise CheckpointError(
+            f"{folder / CONFIG}: architecture.arguments: must be empty for onnx (got {config.architecture.arguments})"
+        )
     if device.type != "cpu":
-        raise CheckpointError(f"{folder}: architecture.name: onnx is computed on the CPU, got device {device}")
+        raise CheckpointError(f"{folder}: device: must be cpu for the architecture onnx (got {device})")
     return OnnxNetwork(folder, config)
 
 
@@ -93,7 +95,7 @@ def _compare(path: Path, expected: dict[str, tuple[int, ...]], found: dict[str, 
     problems = [f"{name} is missing" for name in expected if name not in found]
     problems += [f"{name} is not part of this architecture" for name in found if name not in expected]
     problems += [
-        f"{name}: expected shape {list(shape)}, got {list(found[name])}"
+        f"{name}: must have shape {list(shape)} (got {list(found[name])})"
         for name, shape in expected.items()
         if name in found and found[name] != shape
     ]

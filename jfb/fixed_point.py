@@ -1,4 +1,4 @@
-"""solve(): the offline loop, with rows leaving as they converge."""
+"""solve(): find the fixed points of a batch offline, with rows leaving as they converge."""
 
 from dataclasses import dataclass
 
@@ -17,18 +17,18 @@ from jfb.status import Status
 
 @dataclass(frozen=True)
 class Solution:
-    """What ``solve`` found, row by row."""
+    """The result of ``solve``, row by row."""
 
     fixed_point: Tensor
     """``u_k``, shape ``[n, *state_shape]``; not finite where the status is ``diverged``."""
     iterations: Tensor
     """Evaluations of ``step``, int64 ``[n]``, at least 1."""
     residual: Tensor
-    """``‖u_k − u_{k−1}‖`` at the end, shape ``[n]``."""
+    """``‖u_k − u_{k−1}‖`` of the last iteration, shape ``[n]``."""
     status: list[Status]
-    """``converged``, ``label_stable``, ``max_iterations`` or ``diverged``, n of them."""
+    """n values: ``converged``, ``label_stable``, ``max_iterations`` or ``diverged``."""
     stability: Stability | None = None
-    """How sure the labels were at the end, where label stops were asked for."""
+    """The margins and bounds of the labels after the last iteration; only with label stops."""
 
 
 @torch.no_grad()
@@ -44,27 +44,27 @@ def solve(
     label_stop: LabelStop | None = None,
     low_precision: ImplicitNetwork | None = None,
 ) -> Solution:
-    """Find ``u = step(u, injection)`` for every row, each stopping by itself (Algorithm 1 of the paper).
+    """Find ``u = step(u, injection)`` for every row, each row stopping by itself (Algorithm 1 of the paper).
 
-    A row stops at its first iteration k whose residual is at or under its tolerance, or at its cap; then it leaves the
-    batch, and the others go on without it. With label stops it also stops where its label cannot change any more, and
-    the readout is computed in every iteration to see that.
+    A row stops at its first iteration k whose residual is at or below its tolerance, or at its cap; then it leaves the batch, and
+    the others go on without it. With label stops it also stops when its label cannot change any more, which takes a readout in
+    every iteration.
 
     Args:
-        network: gives ``step``; it is called on fewer rows as rows leave.
+        network: its ``step`` is called on fewer rows as rows leave.
         injection: ``inject(inputs)``, shape ``[n, ...]``, n at least 0.
         tolerance: ε, positive and finite: a number, or one per row, shape ``[n]``.
         max_iterations: K, at least 1: a number, or one per row, shape ``[n]``.
-        residual_norm: how movement is measured.
-        solver: Picard iteration if not given.
-        start: first states ``[n, *state_shape]``; ``network.initial_state(injection)`` if not given.
+        residual_norm: the norm of the residual.
+        solver: Picard iteration by default.
+        start: initial states ``[n, *state_shape]``; ``network.initial_state(injection)`` by default.
         label_stop: decides when a label cannot change any more; without it rows do not stop for that.
         low_precision: the same network in bfloat16. Rows start in it, and ``jfb.mixed_precision`` decides when a row goes on in
             full precision, in which every row ends. Not used with label stops, or with solvers that split the map.
 
     Raises:
-        ValueError: for a tolerance or a cap out of range or of the wrong shape, for a solver that cannot solve the network, and
-            for label stops with a solver that they do not go with.
+        ValueError: for a tolerance or cap out of range or of the wrong shape, for a solver that cannot solve the network, and for
+            label stops with a solver that does not support them.
     """
     solver = solver or Picard()
     solver.check(type(network))
@@ -74,12 +74,12 @@ def solve(
     tolerance = per_row("tolerance", tolerance, rows, like=state)
     max_iterations = per_row("max_iterations", max_iterations, rows, like=index)
     if not bool(((tolerance > 0) & tolerance.isfinite()).all()):
-        raise ValueError(f"tolerance: expected positive finite numbers, got {tolerance.tolist()}")
+        raise ValueError(f"tolerance: must be positive finite numbers (got {tolerance.tolist()})")
     if not bool((max_iterations >= 1).all()):
-        raise ValueError(f"max_iterations: expected at least 1, got {max_iterations.tolist()}")
+        raise ValueError(f"max_iterations: must be at least 1 (got {max_iterations.tolist()})")
 
     if label_stop is not None and not label_stop.supports(type(solver)):
-        raise ValueError(f"solver: expected one that label stops go with, {label_stop.solvers}, got {type(solver).__name__}")
+        raise ValueError(f"solver: must be one of {', '.join(label_stop.solvers)} for label stops (got {type(solver).__name__})")
 
     fixed_point = torch.empty_like(state)
     iterations = torch.zeros_like(index)
@@ -88,8 +88,8 @@ def solve(
 
     memory = solver.start(state) | (label_stop.start(state) if label_stop is not None else {})
     in_low_precision = (max_iterations > 1) & (low_precision is not None and label_stop is None and not solver.splits)
-    injection = injection.clone()  # its rows are moved as others leave
-    asked = tolerance.clone()
+    injection = injection.clone()  # because rows move as others leave
+    requested = tolerance.clone()
     k = 0
     while index.numel():
         k += 1
@@ -120,7 +120,7 @@ def solve(
             )
             memory = dict(zip(names, kept, strict=True))
     stability = Stability(margin, bound)
-    facts = (final_residual <= asked, stability.stable, final_residual.isfinite())
+    facts = (final_residual <= requested, stability.stable, final_residual.isfinite())
     status = [_status(*of_row) for of_row in zip(*(fact.tolist() for fact in facts), strict=True)]
     return Solution(fixed_point, iterations, final_residual, status, stability if label_stop is not None else None)
 

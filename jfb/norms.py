@@ -1,4 +1,4 @@
-"""Residual norms: how far one iteration moved a row."""
+"""Residual norms: how far one iteration moved each row."""
 
 import torch
 from torch import Tensor
@@ -12,7 +12,7 @@ def residual(previous: Tensor, current: Tensor, norm: ResidualNorm) -> Tensor:
     Args:
         previous: ``u_{k-1}``, shape ``[n, *state_shape]``.
         current: ``u_k``, of the same shape.
-        norm: which norm.
+        norm: the norm to measure in.
 
     Returns:
         Shape ``[n]``, non-negative; NaN or infinity where an iterate is not finite.
@@ -23,18 +23,18 @@ def residual(previous: Tensor, current: Tensor, norm: ResidualNorm) -> Tensor:
             return row_norms(movement)
         case ResidualNorm.RELATIVE:
             size = row_norms(current)
-            # An infinite size would turn any finite movement into "converged": such a row has diverged, say NaN.
+            # An infinite size would make any finite movement "converged", although the row has diverged: return NaN.
             size = torch.where(size.isfinite(), size, torch.nan)
-            # A state of zeros makes it infinite, which would read as "diverged" though the iterate is finite.
+            # A state of zeros would give infinity, which means "diverged", although the iterate is finite.
             numbers = torch.finfo(size.dtype)
             return (row_norms(movement) / size.clamp_min(numbers.tiny)).clamp_max(numbers.max)
         case ResidualNorm.CHANNEL_MAX:
-            # Not vector_norm(dim=1), which on a CPU takes twenty times as long over a dimension that is not the last.
+            # On a CPU, vector_norm(dim=1) takes twenty times as long over a dimension that is not the last.
             return movement.square_().sum(1, keepdim=True).flatten(1).amax(1).sqrt()
 
 
 def row_norms(rows: Tensor) -> Tensor:
     """The L2 norm of each row over all its entries: ``[n, ...]`` to ``[n]``."""
-    # Not of flattened rows: where channels come last in memory, flattening copies, at ten times the cost of the norm.
+    # Rows are not flattened: with channels last in memory that would copy, at ten times the cost of the norm.
     norms: Tensor = torch.linalg.vector_norm(rows, dim=tuple(range(1, rows.dim())))
     return norms

@@ -1,4 +1,4 @@
-"""predict(): inputs to answers, offline."""
+"""predict(): from raw inputs to logits, offline."""
 
 from dataclasses import dataclass
 
@@ -14,7 +14,7 @@ from jfb.solvers import Solver
 
 @dataclass(frozen=True)
 class Prediction:
-    """Logits ``[n, classes]`` and the solution that they were read from."""
+    """Logits ``[n, classes]``, and the solution that they were read from."""
 
     logits: Tensor
     solution: Solution
@@ -32,13 +32,13 @@ def predict(
     label_stop: LabelStop | None = None,
     low_precision: ImplicitNetwork | None = None,
 ) -> Prediction:
-    """Inject, solve, read out: what the server answers, computed offline.
+    """Inject, solve and read out: the same results as the server's, computed offline.
 
     Args:
-        network: in evaluation mode, or its rows are not independent.
+        network: in evaluation mode, because otherwise rows are not independent.
         inputs: raw, shape ``[n, *input_shape]``.
 
-    The other arguments, and what is raised, are those of ``jfb.solve``.
+    The other arguments and exceptions are those of ``jfb.solve``.
     """
     solution = solve(
         network,

@@ -264,7 +264,14 @@ def _parse_json(path: Path) -> Any:
 
 
 def _problems(error: ValidationError, whole: str) -> str:
-    return "; ".join(f"{'.'.join(map(str, problem['loc'])) or whole}: {problem['msg']}" for problem in error.errors())
+    problems = []
+    for problem in error.errors():
+        where = ".".join(map(str, problem["loc"]))
+        if problem["type"] == "value_error":  # one of ours, which names the field
+            problems.append(f"{where}.{problem['ctx']['error']}" if where else str(problem["ctx"]["error"]))
+        else:
+            problems.append(f"{where or whole}: {problem['msg']}")
+    return "; ".join(problems)
 
 
 def _write_text(path: Path, text: str) -> None:

@@ -13,7 +13,7 @@ from jfb.status import Status
 class Explicit(Gradient):
     """One application of ``step`` to the initial state and no fixed point: an ordinary feedforward network.
 
-    The baseline that tells what the fixed point is worth. Such a network is served with a cap of one iteration.
+    The baseline for the value of the fixed point. Serve such a network with a cap of one iteration.
     """
 
     def __call__(self, network: ImplicitNetwork, injection: Tensor, search: Search) -> tuple[Tensor, Solution]:

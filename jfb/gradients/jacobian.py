@@ -13,23 +13,23 @@ from jfb.norms import residual
 class Jacobian(Gradient):
     """Solve ``(I − Jᵀ) w = dℓ/du`` with ``J = ∂T/∂u`` at the fixed point (eq. 14 of the paper), matrix-free.
 
-    The system is solved row by row with the iteration ``w ← Jᵀw + dℓ/du``, which converges wherever the forward
-    iteration does: a matrix and its transpose have the same spectrum.
+    Each row's system is solved by the iteration ``w ← Jᵀw + dℓ/du``, which converges wherever the forward iteration does: a
+    matrix and its transpose have the same spectrum.
 
     Args:
         tolerance: on ``‖w_k − w_{k−1}‖ / ‖w_k‖``, per row; positive.
-        max_iterations: cap of vector-Jacobian products, at least 1.
+        max_iterations: largest number of vector-Jacobian products, at least 1.
 
     Attributes:
-        iterations: products made in the last backward pass.
+        iterations: vector-Jacobian products in the last backward pass.
         residual: largest ``‖w_k − w_{k−1}‖ / ‖w_k‖`` of the last backward pass.
     """
 
     def __init__(self, tolerance: float = 1e-6, max_iterations: int = 200) -> None:
         if not tolerance > 0:
-            raise ValueError(f"tolerance: expected a positive number, got {tolerance}")
+            raise ValueError(f"tolerance: must be a positive number (got {tolerance})")
         if max_iterations < 1:
-            raise ValueError(f"max_iterations: expected an integer of at least 1, got {max_iterations}")
+            raise ValueError(f"max_iterations: must be an integer of at least 1 (got {max_iterations})")
         self.tolerance = tolerance
         self.max_iterations = max_iterations
         self.iterations = 0

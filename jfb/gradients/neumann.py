@@ -11,7 +11,7 @@ from jfb.network import ImplicitNetwork
 class Neumann(Gradient):
     """Replace ``(I − Jᵀ)⁻¹`` by ``I + Jᵀ + … + (Jᵀ)ᵏ`` (eq. 22 of the paper), ``J = ∂T/∂u`` at the fixed point.
 
-    ``k = 0`` is JFB. The error against the exact gradient falls as γᵏ⁺¹.
+    ``k = 0`` is JFB. The error of the gradient is proportional to γᵏ⁺¹.
 
     Args:
         terms: k, at least 0; each costs one vector-Jacobian product.
@@ -19,7 +19,7 @@ class Neumann(Gradient):
 
     def __init__(self, terms: int = 5) -> None:
         if terms < 0:
-            raise ValueError(f"terms: expected an integer of at least 0, got {terms}")
+            raise ValueError(f"terms: must be an integer of at least 0 (got {terms})")
         self.terms = terms
 
     def __call__(self, network: ImplicitNetwork, injection: Tensor, search: Search) -> tuple[Tensor, Solution]:

@@ -1,4 +1,4 @@
-"""Solvers: where to evaluate the map next. One algorithm a file."""
+"""Solvers: algorithms that choose where to evaluate the map next, one per file."""
 
 from jfb.network import ImplicitNetwork
 from jfb.solvers.anderson import Anderson

@@ -11,11 +11,11 @@ from jfb.solvers.solver import Memory, Solver
 class PeacemanRachford(Solver):
     """Reflect at the resolvent of the linear part, then at that of the rest (Winston and Kolter, NeurIPS 2020, algorithm 2).
 
-    With a dual variable v a row, ``w = 2u − v``, ``z = (I + α (I − W))⁻¹ (w + α q)``, ``v ← 2z − w``, ``u ← φ(v)``. It
+    With a dual variable v per row, ``w = 2u − v``, ``z = (I + α (I − W))⁻¹ (w + α q)``, ``v ← 2z − w``, ``u ← φ(v)``. It
     converges for every α > 0, mostly in fewer iterations than forward-backward splitting, and costs one multiplication by the
-    inverse an iteration: of convolutions a Fourier transform there and back.
+    inverse per iteration: for convolutions, a Fourier transform and its inverse.
 
-    The residual is the movement of u. The dual variable starts where it would be if the row's first state were the fixed
+    The residual is the movement of u. The dual variable starts at its value if the row's first state were the fixed
     point, so a row that starts at the fixed point stays there.
 
     Args:
@@ -26,7 +26,7 @@ class PeacemanRachford(Solver):
 
     def __init__(self, alpha: float = 0.5) -> None:
         if not alpha > 0:
-            raise ValueError(f"alpha: expected a positive number, got {alpha}")
+            raise ValueError(f"alpha: must be a positive number (got {alpha})")
         self.alpha = alpha
 
     def start(self, state: Tensor) -> Memory:

@@ -23,7 +23,7 @@ from jfb.onnx.export import export
 from jfb.onnx.file import OPSET, messages
 from jfb.onnx.network import OnnxNetwork
 from tests.jfb.networks import small_mlp, small_resnet
-from tests.jfb.onnx_folders import foreign_folder, our_folder
+from tests.jfb.onnx.folders import foreign_folder, our_folder
 
 logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it tells of operators of libraries that are not installed
 

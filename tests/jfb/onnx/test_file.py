@@ -13,7 +13,7 @@ from onnx.helper import make_graph, make_node, make_tensor_value_info
 from onnx.numpy_helper import from_array
 
 from jfb.onnx.file import MAX_BYTES, OnnxFileError, read, write
-from tests.jfb.onnx_folders import foreign_graphs, graph
+from tests.jfb.onnx.folders import foreign_graphs, graph
 
 ROWS: list[object] = ["n", 3]
 

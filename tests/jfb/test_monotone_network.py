@@ -16,8 +16,8 @@ from jfb.gradients import JFB, Jacobian, Unrolled
 from jfb.monotone_network import MonotoneNetwork
 from jfb.solvers import PeacemanRachford
 from jfb.store import new_version
+from tests.jfb.gradients.test_gradients import EXACT, cosine, dense_direction, direction
 from tests.jfb.networks import small_monotone_conv, small_monotone_mlp
-from tests.jfb.test_gradients import EXACT, cosine, dense_direction, direction
 
 NETWORKS = {"mlp": small_monotone_mlp, "conv": small_monotone_conv}
 INPUTS = {"mlp": (5,), "conv": (1, 6, 8)}

@@ -13,7 +13,7 @@ from onnx.numpy_helper import from_array
 
 import jfb
 from jfb import CheckpointError
-from tests.jfb.onnx_folders import FOREIGN, MATRIX, foreign_folder, foreign_graphs, graph, solution
+from tests.jfb.onnx.folders import FOREIGN, MATRIX, foreign_folder, foreign_graphs, graph, solution
 
 ROWS: list[object] = ["n", 3]
 
