@@ -64,9 +64,10 @@ def encode(row: NDArray[Any], spec: InputSpec) -> bytes:
 
 def upright(image: Image.Image) -> Image.Image:
     """Turn an opened image upright by its EXIF orientation, and reduce 16 bits of grey to 8."""
+    image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I"):  # convert() would clip 16 bits at 255 instead of scaling them
-        image = Image.fromarray((np.asarray(image, dtype=np.float64) / 257).round().astype(np.uint8))
-    return ImageOps.exif_transpose(image)
+        return Image.fromarray((np.asarray(image, dtype=np.float64) / 257).round().astype(np.uint8))
+    return image
 
 
 def to_pixels(image: Image.Image, shape: Sequence[int]) -> NDArray[np.uint8]:

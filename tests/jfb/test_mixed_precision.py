@@ -80,7 +80,7 @@ def test_the_figures_of_a_row_are_those_of_its_last_step_in_float32() -> None:
 
 
 @torch.no_grad()
-def test_rows_are_computed_the_same_alone_and_in_company() -> None:
+def test_rows_are_computed_the_same_alone_and_in_a_batch() -> None:
     network = small_resnet().float()
     injection = network.inject(torch.rand(24, 1, 6, 6))
     tolerance = torch.tensor([1e-1, 1e-4]).repeat(12)

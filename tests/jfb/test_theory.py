@@ -159,7 +159,9 @@ def test_an_inexact_fixed_point_costs_little_until_it_is_far() -> None:
             deviations.append(max(abs(value - at_limit) for value in found))
         assert deviations[2] < 0.1 * deviations[0]
         far = [
-            cosine(dense_matrices(network, inputs, LABEL, limit + 1e3 * torch.randn(1, 6, generator=generator).double()).jfb, exact)
+            cosine(
+                dense_matrices(network, inputs, LABEL, limit + 1e3 * torch.randn(1, 6, generator=generator).double()).jfb, exact
+            )
             for _ in range(30)
         ]
         assert min(far) < 0, "from far enough away the direction says nothing"

@@ -5,7 +5,7 @@ from jfb import ResidualNorm, Status, solve
 from jfb.solvers import Anderson
 from jfb.solvers.anderson import SKETCH, stride
 from tests.jfb.networks import Affine, affine, small_mlp, small_resnet
-from tests.jfb.test_solve import Cube
+from tests.jfb.test_fixed_point import Cube
 
 
 def test_on_a_linear_map_it_ends_after_as_many_steps_as_there_are_dimensions() -> None:
@@ -73,7 +73,7 @@ def test_a_diverging_row_ends_alone() -> None:
 
 
 @pytest.mark.parametrize(("arguments", "message"), [({"window": 1}, "window"), ({"regularisation": 0.0}, "regularisation")])
-def test_options_out_of_range_are_refused(arguments: dict[str, float], message: str) -> None:
+def test_options_out_of_range_are_rejected(arguments: dict[str, float], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Anderson(**arguments)  # type: ignore[arg-type]
 
@@ -121,7 +121,7 @@ def test_pytorch_computes_on_an_accelerator_what_numpy_computes_on_the_host() ->
         state = following
 
 
-def test_what_cannot_be_combined_costs_a_plain_step_and_is_nobody_elses_business() -> None:
+def test_what_cannot_be_combined_costs_a_plain_step_and_affects_no_other_row() -> None:
     """A row that does not move at all has a Gram matrix of zeros; one whose next_state is not finite has one of NaN."""
     state = torch.randn(3, 4, dtype=torch.float64)
     next_state = state + torch.tensor([[0.0], [torch.inf], [0.5]], dtype=torch.float64)
