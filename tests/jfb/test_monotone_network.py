@@ -157,7 +157,7 @@ def test_a_solver_that_cannot_solve_the_architecture_is_rejected_when_saved_and_
         save(folder, config("implicit_mlp", (5,), "anderson", width=6), network)
     path = tmp_path / "whole" / "1" / "config.json"
     path.write_text(path.read_text().replace('"anderson"', '"forward_backward"'))
-    with pytest.raises(CheckpointError, match=r"config\.json: .*'forward_backward' splits the map of a monotone network"):
+    with pytest.raises(CheckpointError, match=r"config\.json: serving\.solver: must be one of .*'forward_backward'"):
         load(tmp_path / "whole" / "1")
 
 

@@ -71,7 +71,7 @@ def test_tensors_that_the_graph_does_not_take_are_named(tmp_path: Path) -> None:
     network = jfb.load(foreign_folder(tmp_path / "1")).network
     with pytest.raises(ValueError, match=r"inputs: must be torch.float32 \[2, 3\] on cpu \(got torch.float64 \[2, 3\] on cpu\)"):
         network.inject(torch.zeros(2, 3, dtype=torch.float64))
-    with pytest.raises(ValueError, match=r"injection: expected torch.float32 \[2, 3\] on cpu, got torch.float32 \[2, 4\]"):
+    with pytest.raises(ValueError, match=r"injection: must be torch.float32 \[2, 3\] on cpu \(got torch.float32 \[2, 4\]"):
         network.step(torch.zeros(2, 3), torch.zeros(2, 4))
 
 
@@ -87,7 +87,7 @@ def test_other_devices_and_arguments_are_rejected(tmp_path: Path) -> None:
         jfb.load(folder, "meta")
     with_arguments = FOREIGN.model_dump_json().replace('"arguments":{}', '"arguments":{"width":3}')
     (folder / "config.json").write_text(with_arguments)
-    with pytest.raises(CheckpointError, match=r"architecture.arguments: onnx has none, got \{'width': 3\}"):
+    with pytest.raises(CheckpointError, match=r"architecture.arguments: must be empty for onnx \(got \{'width': 3\}"):
         jfb.load(folder)
 
 
@@ -112,7 +112,7 @@ def negated(rows: list[object]) -> ModelProto:
     return graph("readout", [make_node("Neg", ["state"], ["logits"])], {"state": rows}, {"logits": rows})
 
 
-EXPECTED = r"expected a FLOAT tensor \[n, ...\] with n free and the other sides fixed"
+EXPECTED = r"must be a FLOAT tensor \[n, ...\] with n free and the other sides fixed"
 
 
 @pytest.mark.parametrize(
