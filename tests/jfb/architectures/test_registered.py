@@ -40,7 +40,7 @@ implicit_mlp = registered_networks:Halving
 
 @pytest.fixture(autouse=True)
 def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A package as pip leaves it: a module, and beside it what it declares."""
+    """A package as pip installs it: a module, and a folder of metadata with its entry points."""
     (tmp_path / "registered_networks.py").write_text(MODULE)
     facts = tmp_path / "registered_networks-1.0.dist-info"
     facts.mkdir()
