@@ -58,7 +58,7 @@ class RunningBatch:
             point = backend.initial_state(injection)
 
             def lane(solver: Solver, backend: Backend, exact: Lane | None = None) -> Lane:
-                judges = exact is None and label_stop is not None and label_stop.goes_with(type(solver))
+                judges = exact is None and label_stop is not None and label_stop.supports(type(solver))
                 stop = label_stop if judges else None
                 return Lane(backend, solver, residual_norm, point, injection, lockstep=lockstep, label_stop=stop, exact=exact)
 

@@ -13,7 +13,7 @@ from app.engine.isolation import Fail, shielded
 from app.engine.slots import SlotTable
 from jfb import LabelStop, ResidualNorm, residual
 from jfb.label_stop import Stability
-from jfb.mixed_precision import hands_over, size_in
+from jfb.mixed_precision import needs_full_precision, size_in
 from jfb.solvers import Memory, Solver
 
 Batching = Literal["iteration", "lockstep"]
@@ -170,7 +170,7 @@ class Lane:
         """
         assert self.exact is not None
         table = self.table
-        near = hands_over(moved, self._size.cpu().numpy(), table.tolerance)
+        near = needs_full_precision(moved, self._size.cpu().numpy(), table.tolerance)
         near |= (table.iterations >= table.max_iterations - 1) | (table.deadline <= now)
         near &= ~ended
         if near.any():

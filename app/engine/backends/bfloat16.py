@@ -5,7 +5,7 @@ from torch import Tensor
 
 from app.engine.backends.backend import Backend
 from jfb import ImplicitNetwork
-from jfb.mixed_precision import rough_step
+from jfb.mixed_precision import low_precision_step
 
 
 class BFloat16Backend(Backend):
@@ -28,7 +28,7 @@ class BFloat16Backend(Backend):
         raise NotImplementedError("rows begin in float32")
 
     def step(self, state: Tensor, injection: Tensor) -> Tensor:
-        return rough_step(self._network, state, injection)
+        return low_precision_step(self._network, state, injection)
 
     def readout(self, state: Tensor) -> Tensor:
         raise NotImplementedError("answers are read out in float32")
