@@ -42,7 +42,7 @@ def test_every_row_gets_what_predict_gives_it_whoever_shares_the_batch_and_howev
     even(network, inputs)
     label_stop = LabelStop.guarantee(network) if kind is Kind.GUARANTEE else ESTIMATE
     assert label_stop is not None
-    label_solver = solver if label_stop.goes_with(SOLVERS[solver]) else "picard"
+    label_solver = solver if label_stop.supports(SOLVERS[solver]) else "picard"
     tolerance = rng.choice([1e-1, 1e-4, 1e-9], rows)
     cap = rng.choice([1, 5, 200], rows, p=[0.1, 0.2, 0.7])
     by_label = rng.random(rows) < 0.6

@@ -77,7 +77,7 @@ def test_every_row_gets_what_predict_gives_it_with_its_solver_whoever_shares_the
             tolerance=tolerance,
             max_iterations=cap,
             solver=SOLVERS[solver or "picard"](),
-            rough=LOW if mixed else None,
+            low_precision=LOW if mixed else None,
         )
         assert jobs[id].iterations == expected.solution.iterations.tolist()
         assert jobs[id].status == expected.solution.status
@@ -113,7 +113,7 @@ def test_what_is_said_of_a_row_in_low_precision_is_always_of_float32() -> None:
     assert (late.id, late.status, late.iterations) == (1, [Status.DEADLINE], [3])
     assert (capped.id, capped.status, capped.iterations) == (3, [Status.MAX_ITERATIONS], [3])
     for job, image in ((late, inputs[:1]), (capped, inputs[2:])):
-        found = predict(NETWORK, torch.from_numpy(image), tolerance=1e-30, max_iterations=3, rough=LOW)
+        found = predict(NETWORK, torch.from_numpy(image), tolerance=1e-30, max_iterations=3, low_precision=LOW)
         assert job.residual == pytest.approx(found.solution.residual.tolist(), rel=1e-5)
         assert job.logits == pytest.approx(found.logits.numpy(), abs=1e-5)
     assert not engine.busy
