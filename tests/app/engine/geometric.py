@@ -45,7 +45,7 @@ class Geometric(ImplicitNetwork):
 
 def raise_at(where: float, rows: Tensor) -> None:
     if bool((rows[:, 1] == where).any()):
-        raise ArithmeticError(f"told to raise at {where}")
+        raise ArithmeticError(f"raises at {where}")
 
 
 def make_scheduler(
@@ -80,7 +80,7 @@ def make_request(
     streamed: bool = False,
     stop: Stop = "tolerance",
 ) -> RunningRequest:
-    """A request whose rows converge after exactly so many iterations each, if nothing else ends them."""
+    """A request whose rows converge after exactly that many iterations each, if nothing else ends them."""
     rows = len(iterations)
     inputs = np.tile(np.array([[ratio, raises]], dtype=np.float32), (rows, 1))
     tolerance = [0.5 ** (k - 1) for k in iterations]

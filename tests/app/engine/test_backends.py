@@ -79,7 +79,7 @@ def test_the_fastest_is_taken_at_each_batch_size_and_the_slots_are_the_smallest_
     flat = choose({"torch": Timed(clock, 0.0, 1.0)}, PROBE, clock=clock)
     assert flat.best_slots == 1, "a larger batch gains nothing here"
     quick = choose({"torch": Timed(clock, 0.0, 4e-5)}, PROBE, clock=clock)
-    assert quick.best_slots == 8, "no step is faster in a larger batch, but what a tick costs beside it is shared by more rows"
+    assert quick.best_slots == 8, "no step is faster in a larger batch, but what else a tick costs is shared by more rows"
 
 
 def test_what_is_wanted_is_taken_even_if_it_is_slower_and_refused_aloud_if_it_is_wrong() -> None:

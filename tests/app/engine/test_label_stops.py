@@ -33,7 +33,7 @@ def even(network: ImplicitMLP | ImplicitResNet, inputs: np.ndarray) -> None:
 @pytest.mark.parametrize("kind", list(Kind))
 @pytest.mark.parametrize("solver", ["picard", "anderson"])
 @pytest.mark.parametrize(("make", "shape"), [(small_resnet, (1, 6, 6)), (small_mlp, (5,))], ids=["resnet", "mlp"])
-def test_every_row_gets_what_predict_gives_it_whoever_shares_the_batch_and_however_they_stop(
+def test_every_row_gets_what_predict_gives_it_with_any_company_and_any_stop(
     make: type, shape: tuple[int, ...], solver: str, kind: Kind
 ) -> None:
     network = make()

@@ -53,7 +53,7 @@ def make_batch(slots: int, *, mixed: bool = False) -> RunningBatch:
 
 @pytest.mark.parametrize("mixed", [False, True], ids=["float32", "mixed"])
 @pytest.mark.parametrize("slots", [7, 3])
-def test_every_row_gets_what_predict_gives_it_with_its_solver_whoever_shares_the_batch(slots: int, mixed: bool) -> None:
+def test_every_row_gets_what_predict_gives_it_with_its_solver_in_any_company(slots: int, mixed: bool) -> None:
     inputs = np.random.default_rng(0).uniform(0, 1, (60, *SHAPE)).astype(np.float32)
     scheduler = Scheduler(make_batch(slots, mixed=mixed), max_waiting_rows=60)
     asked = list(

@@ -5,7 +5,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -32,7 +31,7 @@ from app.engine_client.messages import (
     encode,
 )
 from app.settings import EngineConfig
-from app.supervisor.lifeline import READY
+from app.supervisor.lifeline import ALIVE, READY
 from jfb.store import new_version
 
 pytestmark = pytest.mark.slow
@@ -52,7 +51,7 @@ def starting_engine(
     lifeline, theirs = socket.socketpair()
     lifeline.settimeout(PATIENCE_SECONDS)
     command = [sys.executable, *run, str(path)]
-    with lifeline, subprocess.Popen(command, stdin=theirs, stderr=subprocess.PIPE, text=True) as process:
+    with lifeline, subprocess.Popen(command, stdin=theirs.fileno(), stderr=subprocess.PIPE, text=True) as process:
         theirs.close()
         lifeline.sendall(config.model_dump_json().encode() + b"\n")
         try:
@@ -358,28 +357,24 @@ def test_a_load_and_an_unload_are_seen_by_every_client_and_outlive_the_process(s
         assert isinstance(client.receive(), State)
         changed = client.receive()
         assert (changed.id, list(changed.refused)) == (5, ["digits/3"])
-    with running_engine(path, store), Connection(path) as client:
-        assert models(client.state()) == {"digits", "slow", "wild"}
+    assert path.with_name("unloaded.json").read_text() == "[]"
 
 
-@pytest.mark.parametrize("poll_seconds", [None, 0.05])
-def test_the_store_is_rescanned_on_sighup_and_as_often_as_it_is_set(
-    store: Path, tmp_path: Path, poll_seconds: float | None
-) -> None:
+def test_the_store_is_rescanned_as_often_as_it_is_set_and_on_sighup(store: Path, tmp_path: Path) -> None:
     path, own = tmp_path / "socket", tmp_path / "store"
-    with running_engine(path, own, poll_seconds=poll_seconds) as (process, _), Connection(path) as client:
+    with running_engine(path, own, poll_seconds=0.05) as (process, _), Connection(path) as client:
         assert client.state().served == []
         with new_version(own, "slow") as folder:
             for file in (store / "slow" / "1").iterdir():
                 (folder / file.name).write_bytes(file.read_bytes())
-        if poll_seconds is None:
-            process.send_signal(signal.SIGHUP)
         while not (state := client.receive()).served:
             pass
         assert [(served.model, served.version) for served in state.served] == [("slow", 1)]
-        process.send_signal(signal.SIGTERM)
         assert process.stderr is not None
-        assert ("model store rescanned" in process.stderr.read()) == (poll_seconds is None)
+        while "model loaded" not in process.stderr.readline():
+            pass
+        process.send_signal(signal.SIGHUP)
+        assert "model store rescanned" in process.stderr.readline(), "what is polled for is not logged"
 
 
 def test_sigterm_lets_it_finish_what_it_has(store: Path, tmp_path: Path) -> None:
@@ -394,30 +389,19 @@ def test_sigterm_lets_it_finish_what_it_has(store: Path, tmp_path: Path) -> None
         assert process.wait(PATIENCE_SECONDS) == 0
 
 
-def test_sigterm_ends_an_idle_engine(store: Path, tmp_path: Path) -> None:
-    path = tmp_path / "socket"
-    with running_engine(path, store) as (process, _):
-        time.sleep(0.1)  # so that it sleeps on its sockets
+def test_an_idle_engine_beats_until_sigterm_ends_it(store: Path, tmp_path: Path) -> None:
+    with running_engine(tmp_path / "socket", store) as (process, lifeline):
+        assert lifeline.recv(1) == lifeline.recv(1) == ALIVE
         process.send_signal(signal.SIGTERM)
         assert process.wait(PATIENCE_SECONDS) == 0
 
 
-def test_it_beats_while_it_is_idle_and_while_it_works(store: Path, tmp_path: Path) -> None:
-    path = tmp_path / "socket"
-    with running_engine(path, store) as (_, lifeline), Connection(path) as client:
-        assert lifeline.recv(1)
-        assert lifeline.recv(1)
-        client.send(request(1, model="slow", cap=FOREVER))
-        client.state()
-        assert lifeline.recv(1)
-        assert lifeline.recv(1)
-
-
-def test_it_ends_with_its_parent_even_in_the_middle_of_work(store: Path, tmp_path: Path) -> None:
+def test_a_busy_engine_beats_until_it_ends_with_its_parent(store: Path, tmp_path: Path) -> None:
     path = tmp_path / "socket"
     with running_engine(path, store) as (process, lifeline), Connection(path) as client:
         client.send(request(1, model="slow", cap=FOREVER))
         client.state()
+        assert lifeline.recv(1) == lifeline.recv(1) == ALIVE
         lifeline.close()  # what the system does for a process that has died
         process.wait(PATIENCE_SECONDS)
 

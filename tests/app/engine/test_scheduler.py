@@ -70,7 +70,7 @@ def test_a_request_with_more_rows_than_slots_is_computed_as_slots_come_free() ->
 @pytest.mark.parametrize("norm", ResidualNorm)
 @pytest.mark.parametrize("solver", solvers_for(ImplicitNetwork))
 @pytest.mark.parametrize(("network", "shape"), [(small_resnet(), (1, 6, 6)), (small_mlp(), (5,))], ids=["resnet", "mlp"])
-def test_every_row_gets_what_predict_gives_it_whoever_shares_the_batch(
+def test_every_row_gets_what_predict_gives_it_in_any_company(
     network: ImplicitNetwork, shape: tuple[int, ...], solver: str, norm: ResidualNorm
 ) -> None:
     rng = np.random.default_rng(0)
@@ -261,7 +261,7 @@ def test_a_row_that_raises_fails_its_own_request_and_no_other(where: float) -> N
     scheduler.submit(make_request(2, [3, 3], raises=where))
     scheduler.submit(make_request(3, [3, 4]))
     requests = {request.number: request for request in tick_until_idle(scheduler)}
-    assert requests[2].failure == f"ArithmeticError: told to raise at {where}"
+    assert requests[2].failure == f"ArithmeticError: raises at {where}"
     for id, iterations in ((1, [3, 5]), (3, [3, 4])):
         assert requests[id].failure is None
         assert requests[id].iterations == iterations

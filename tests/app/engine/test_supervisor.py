@@ -275,7 +275,7 @@ async def test_an_unloaded_model_stays_unloaded_when_an_engine_is_restarted(two:
 
 
 async def test_an_engine_that_cannot_start_is_tried_again_and_can_be_stopped(store: Path) -> None:
-    settings = Settings.model_validate(CONFIG | {"model_store": store, "device": "abacus"})
+    settings = Settings.model_validate(CONFIG | {"model_store": store, "device": "abacus", "max_rows_per_request": 256})
     async with Supervisor(settings) as supervisor, Engines(supervisor.run_folder.sockets) as engines:
         async with asyncio.timeout(60):
             while (status := read_status(supervisor.run_folder.status_files[0])).consecutive_exits < 2:
