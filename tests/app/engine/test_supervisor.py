@@ -64,7 +64,7 @@ async def running(store: Path, folder: Path, *, number: int = 1, hang_seconds: f
     sockets = [folder / f"{k}.sock" for k in range(number)]
     files = [folder / f"{k}.json" for k in range(number)]
     processes = [
-        SupervisedProcess(Command(f"engine-{k}", "app.engine", [str(socket)], config, hang_seconds=hang_seconds), file)
+        SupervisedProcess(Command("engine", k, "app.engine", [str(socket)], config, hang_seconds=hang_seconds), file)
         for k, (socket, file) in enumerate(zip(sockets, files, strict=True))
     ]
     for process in processes:
