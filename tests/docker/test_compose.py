@@ -1,4 +1,4 @@
-"""The compose file on a real engine: built, started, asked, killed, stopped. With JFB_TEST_DOCKER=1, because it takes minutes."""
+"""The compose file on a real Docker engine: build, start, predict, kill, stop. Takes minutes, and needs JFB_TEST_DOCKER=1."""
 
 import json
 import os
@@ -33,7 +33,12 @@ def reason_to_skip() -> str | None:
 
 
 REASON = reason_to_skip()
-pytestmark = [pytest.mark.docker, pytest.mark.skipif(REASON is not None, reason=str(REASON))]
+pytestmark = [
+    pytest.mark.docker,
+    pytest.mark.slow,
+    pytest.mark.timeout(1800),
+    pytest.mark.skipif(REASON is not None, reason=str(REASON)),
+]
 
 
 @dataclass(frozen=True)

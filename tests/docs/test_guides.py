@@ -3,8 +3,7 @@
 In a page, a block of ``sh`` is run, a block with a title is a file of that name, a block of ``python`` without one is a program.
 A line that starts the server starts it in the background. What cannot be run here says so in a comment above it.
 
-Pages that train or export take a minute together, and are run when the environment variable ``JFB_TEST_GUIDES`` is set; what they
-say is tested piece by piece elsewhere.
+Pages that train or export take a minute together: `make test-long` runs them. Other tests cover what they describe, step by step.
 """
 
 import os
@@ -74,18 +73,9 @@ def announce(package: Path) -> None:
     (facts / "entry_points.txt").write_text("\n".join(lines) + "\n")
 
 
-@pytest.mark.parametrize(
-    "page",
-    [
-        pytest.param(
-            page,
-            marks=pytest.mark.skipif(
-                page in LONG and "JFB_TEST_GUIDES" not in os.environ, reason="long: run when JFB_TEST_GUIDES is set"
-            ),
-        )
-        for page in PAGES
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("page", [pytest.param(page, marks=pytest.mark.long if page in LONG else ()) for page in PAGES])
 def test_what_a_page_says_works(page: str, digits_store: Path, tmp_path: Path) -> None:
     if page not in ("tutorial.md", "guides/own_network.md"):
         shutil.copytree(digits_store, tmp_path / "model_store")  # `make run` was called once, as the front page says

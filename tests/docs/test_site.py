@@ -87,6 +87,7 @@ def test_the_notebook_is_a_page_with_its_pictures(site: Path) -> None:
     assert (site / "fixed_points.ipynb").exists()
 
 
+@pytest.mark.slow
 def test_the_notebook_runs_from_top_to_bottom(tmp_path: Path) -> None:
     """Its claims are assertions, so running is checking."""
     command = [sys.executable, "-m", "nbconvert", "--to", "notebook", "--execute", "--output-dir", str(tmp_path)]

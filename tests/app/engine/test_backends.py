@@ -142,6 +142,7 @@ def version(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_onnx_is_a_candidate_once_the_parts_are_in_the_folder(version: Path) -> None:
 
     cpu = torch.device("cpu")
