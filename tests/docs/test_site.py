@@ -77,7 +77,7 @@ def test_the_reference_has_the_docstrings_and_the_results_are_there(site: Path) 
     assert 'id="jfb.solve.solve"' in reference
     assert "a number, or one per row" in reference
     assert (site / "benchmarks" / "comparison" / "digits" / "comparison.png").exists()
-    assert "Iterations against tolerance" in (site / "benchmarks" / "RESULTS" / "index.html").read_text()
+    assert "Iterations against tolerance" in (site / "benchmarks" / "results" / "tolerance" / "index.html").read_text()
 
 
 def test_the_notebook_is_a_page_with_its_pictures(site: Path) -> None:

@@ -20,7 +20,7 @@ ROUGH_AGREEMENT = 2.0**-4
 """The same, for one step in low precision."""
 WORTH_IT = 0.5
 """A rough step must take at most this share of the time of an exact one, or low precision is not used: it divides each batch in
-two, which cost more than the whole. At 0.62 the engine answered no more requests with it (benchmarks/RESULTS.md)."""
+two, which cost more than the whole. At 0.62 the engine answered no more requests with it (benchmarks/results/engine.md)."""
 CLEARLY = 0.9
 """Of the time of the backend that is best over all batch sizes another must take at most so much to be taken at one of them."""
 TICK = 3e-4
