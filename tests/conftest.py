@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-# The workers of pytest-xdist, and what they start, share the cores; threads that wait for each other would only cost time.
+# The workers of pytest-xdist and their processes share the cores: more threads would only wait for each other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
@@ -24,6 +24,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         assert isinstance(item, pytest.Function)
         if SLOW_FIXTURES & set(item.fixturenames) or hasattr(item.module, SLOW_HELPER):
             item.add_marker("slow")
+        if "digits_store" in item.fixturenames:
+            item.add_marker(pytest.mark.timeout(300))  # the first of them trains
 
 
 @pytest.hookimpl(wrapper=True)
@@ -56,15 +58,15 @@ SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
-    """The folder of large reference data beside the checkout; tests that want it skip where it is absent."""
+    """The folder of large reference data next to the checkout; tests that need it are skipped without it."""
     if not SHARED.is_dir():
-        pytest.skip("no folder of reference data beside the checkout")
+        pytest.skip("no folder of reference data next to the checkout")
     return SHARED
 
 
 @pytest.fixture(scope="session")
 def digits_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A store with the digits model, trained by the command that `make run` runs, once for all workers. Read it only."""
+    """A store with the digits model, trained by the command of `make run`, once for all workers. Read only."""
     base = tmp_path_factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
         base = base.parent  # each worker has a folder of its own in it
