@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
+COME_ALONG = {"_typeshed", "pydantic_core"}
+"""Packages that another one brings: the type checker, and pydantic."""
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
 
@@ -22,7 +24,7 @@ def imports(folder: str) -> set[str]:
                 names |= {alias.name.split(".")[0] for alias in node.names}
             elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
                 names.add(node.module.split(".")[0])
-    return names - sys.stdlib_module_names - {"jfb", "training", "app"}
+    return names - sys.stdlib_module_names - COME_ALONG - {"jfb", "training", "app"}
 
 
 def distribution(requirement: str) -> str:
