@@ -29,13 +29,13 @@ class EngineConfig(BaseModel):
     model_store: Path = Path("model_store")
     """Folder of the models, <name>/<version>/ in it."""
     device: str = "auto"
-    """Where the models compute, in PyTorch's words: cpu, cuda, cuda:1; auto is cuda where there is one. Commas separate devices, and each gets an engine."""
+    """Where the models compute: auto (cuda if there is one, else cpu), cpu, cuda, cuda:1, ...; commas separate several, an engine each."""
     slots: int | None = Field(default=None, ge=1)
     """Rows of one model that iterate together in one engine; measured at loading unless set."""
     backend: BackendName = "auto"
     """What computes the models; auto measures at loading which is fastest at each batch size."""
     precision: Precision = "auto"
-    """Whether rows start in bfloat16 and end in float32: auto where that is measured to be faster, float32 never, mixed always."""
+    """mixed has rows start in bfloat16 and end in float32, float32 does not; auto uses mixed where it is measured to be faster."""
     threads: int | None = Field(default=None, ge=1)
     """CPU threads of each engine; PyTorch's choice for one engine, an equal share of the cores for several, unless set."""
     max_waiting_rows: int = Field(default=4096, ge=1)
@@ -96,7 +96,7 @@ class Settings(BaseSettings, EngineConfig):
     metrics_port: int | None = Field(default=None, ge=0, le=65535)
     """Serve /metrics on this port instead of the main one (0 takes a free one); /v2/health is served on both."""
     cors_origins: str = ""
-    """Origins, separated by commas, whose pages may send requests from a browser, such as https://example.org; * allows every page."""
+    """Origins, separated by commas, whose pages may send requests, such as https://example.org; * allows every page."""
     otlp_endpoint: str | None = None
     """OpenTelemetry collector to send traces to, such as http://localhost:4318; needs the extra otel."""
 

@@ -109,6 +109,7 @@ def _let_steps_finish() -> None:
 def _describe(problem: "ErrorDetails") -> str:
     """``--port must be at most 65535 (got 99999)``."""
     flag = "".join(f"--{str(part).replace('_', '-')} " for part in problem["loc"][:1])
+    given = f" (got {problem['input']})" if flag else ""
     message = problem["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
     message = message.replace("less than or equal to", "at most").replace("greater than or equal to", "at least")
-    return f"{flag}{message}{f' (got {problem["input"]})' if flag else ''}"
+    return f"{flag}{message}{given}"

@@ -1,4 +1,4 @@
-"""Shield: what raises takes down the rows it belongs to, and no others."""
+"""Isolation: a computation that raises fails the requests whose rows make it raise, and no others."""
 
 import math
 from collections.abc import Callable
@@ -12,24 +12,24 @@ from torch import Tensor
 log = structlog.get_logger(__name__)
 
 Fail = Callable[[int, str], None]
-"""Told which job cannot be computed, and why."""
+"""Called with the number of a request that cannot be computed, and the reason."""
 
 
-def shielded(
+def isolated(
     compute: Callable[..., Tensor],
     like: Tensor,
-    jobs: NDArray[np.int64],
+    requests: NDArray[np.int64],
     fail: Fail,
     *rows: Tensor,
     changed: tuple[Tensor, ...] = (),
 ) -> Tensor:
-    """Compute rows; if that raises, compute each job's rows alone and fail the jobs that raise, leaving NaN as their rows.
+    """Compute rows; if that raises, compute each request's rows alone, and fail the requests that raise, with NaN as their rows.
 
     Args:
-        compute: ``rows``, then ``changed``, to rows.
+        compute: maps ``rows``, then ``changed``, to rows.
         like: rows that look like the result.
-        jobs: whose rows these are, ``[n]``, on the host.
-        fail: called once for each job that raises.
+        requests: whose rows these are, ``[n]``, on the host.
+        fail: called once for each request that raises.
         rows: arguments of ``compute``, each ``[n, ...]``.
         changed: more of them, which ``compute`` may change in place.
 
@@ -41,17 +41,17 @@ def shielded(
     except torch.AcceleratorError:
         raise
     except Exception as error:
-        log.warning("a batch could not be computed; its jobs are tried one at a time", error=repr(error), rows=len(jobs))
-    result = like.new_full((len(jobs), *like.shape[1:]), math.nan)
-    for id in dict.fromkeys(jobs.tolist()):
-        own = torch.from_numpy(np.flatnonzero(jobs == id))
+        log.warning("batch failed, computing its requests one by one", error=repr(error), rows=len(requests))
+    result = like.new_full((len(requests), *like.shape[1:]), math.nan)
+    for number in dict.fromkeys(requests.tolist()):
+        own = torch.from_numpy(np.flatnonzero(requests == number))
         parts = [tensor[own] for tensor in changed]
         try:
             result[own] = compute(*(tensor[own] for tensor in rows), *parts)
         except torch.AcceleratorError:
             raise
         except Exception as error:
-            fail(id, f"{type(error).__name__}: {error}")
+            fail(number, f"{type(error).__name__}: {error}")
         for tensor, part in zip(changed, parts, strict=True):
             tensor[own] = part
     return result

@@ -51,8 +51,8 @@ log = structlog.get_logger(__name__)
 class Engines:
     """All engines of a server: one catalogue of models, and each request to the engine with the least work waiting.
 
-    An asynchronous context manager: it connects, reconnects when an engine is restarted, and disconnects at the end. Every request
-    ends exactly once, with its result or with an exception.
+    An asynchronous context manager: it connects, reconnects when an engine is restarted, and disconnects at the end. Every
+    request ends exactly once, with its result or with an exception.
 
     Args:
         sockets: where each engine listens, or soon will.

@@ -1,8 +1,8 @@
 """Lifeline: what a supervised process and its supervisor tell each other.
 
 It is one socket, the child's standard input. The supervisor writes one line, the child's configuration as JSON. The child writes
-a byte when it is ready, and one every second from its main loop, so that a hang is noticed. When either process ends, however that
-happens, the other one reads the end of the stream.
+a byte when it is ready, and one every second from its main loop, so that a hang is noticed. When either process ends, however
+that happens, the other one reads the end of the stream.
 """
 
 import os

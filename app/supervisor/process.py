@@ -2,7 +2,6 @@
 
 import asyncio
 import os
-import signal
 import socket
 import sys
 import time
@@ -10,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from signal import SIGKILL, SIGTERM, Signals
 
 import msgspec
 import structlog
@@ -48,7 +48,8 @@ class Command:
     """What to run.
 
     Args:
-        name: of the process in the log.
+        kind: of process, ``engine`` or ``HTTP worker``.
+        number: among those of its kind.
         module: that Python runs.
         arguments: of the module.
         config: JSON that the process reads from its lifeline.
@@ -58,7 +59,8 @@ class Command:
         start_seconds: the same, until it is ready for the first time.
     """
 
-    name: str
+    kind: str
+    number: int
     module: str
     arguments: Sequence[str]
     config: str
@@ -88,18 +90,19 @@ class SupervisedProcess:
         self._status = ProcessStatus()
         self._stopping = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
+        self._log = log.bind(number=command.number)
 
     def start(self) -> None:
         """Keep the process running from now on."""
         self._task = asyncio.create_task(self._run())
 
-    def signal(self, number: signal.Signals) -> None:
+    def signal(self, number: Signals) -> None:
         """Send a signal, if there is a process."""
         if self.pid is not None:
             with suppress(ProcessLookupError):
                 os.kill(self.pid, number)
 
-    def stop(self, number: signal.Signals = signal.SIGTERM) -> None:
+    def stop(self, number: Signals = SIGTERM) -> None:
         """Send a signal, after which the process is not started again; the first call decides which signal that is."""
         if not self._stopping.is_set():
             self._stopping.set()
@@ -111,12 +114,11 @@ class SupervisedProcess:
             return
         done, _ = await asyncio.wait([self._task], timeout=seconds)
         if not done:
-            log.warning("process killed", name=self._command.name, pid=self.pid)
-            self.signal(signal.SIGKILL)
+            self._log.warning(f"{self._command.kind} killed", pid=self.pid)
+            self.signal(SIGKILL)
             await asyncio.wait([self._task])
 
     async def _run(self) -> None:
-        name = self._command.name
         while True:
             try:
                 reason = await self._run_once()
@@ -129,7 +131,7 @@ class SupervisedProcess:
             times = f" {exits} times in a row" if exits > 1 else ""
             last_error = f"exited{times} ({reason}) and is restarted {f'in {pause:g} s' if pause else 'now'}"
             self._set(replace(self._status, ready=False, consecutive_exits=exits, last_error=last_error))
-            log.error("process exited", name=name, reason=reason, consecutive_exits=exits, restart_in_seconds=pause)
+            self._log.error(f"{self._command.kind} exited", reason=reason, consecutive_exits=exits, restart_in_seconds=pause)
             with suppress(TimeoutError):
                 async with asyncio.timeout(pause):
                     await self._stopping.wait()
@@ -144,7 +146,7 @@ class SupervisedProcess:
             # In a session of its own, Ctrl-C reaches it by way of this process only, like any other signal.
             process = await asyncio.create_subprocess_exec(
                 *(sys.executable, "-m", self._command.module, *self._command.arguments),
-                stdin=theirs,
+                stdin=theirs.fileno(),
                 pass_fds=self._command.sockets,
                 env=self._command.environment,
                 start_new_session=True,
@@ -156,7 +158,7 @@ class SupervisedProcess:
         silent = asyncio.create_task(self._listen(reader))
         try:
             if self._stopping.is_set():  # while it was being started
-                self.signal(signal.SIGTERM)
+                self.signal(SIGTERM)
             await asyncio.wait([exited, silent], return_when=asyncio.FIRST_COMPLETED)
             if not exited.done() and not silent.result():  # its end of the lifeline is closed: it is about to exit
                 await asyncio.wait([exited], timeout=self._command.hang_seconds)
@@ -169,8 +171,7 @@ class SupervisedProcess:
             code = await exited
             writer.close()
             self.pid = None
-        reason = signal.Signals(-code).name if code < 0 else f"status {code}"
-        log.info("process ended", name=self._command.name, pid=process.pid, exit=reason, hung=hung)
+        reason = Signals(-code).name if code < 0 else f"status {code}"
         return "it did not respond" if hung else reason
 
     async def _listen(self, reader: asyncio.StreamReader) -> bool:
@@ -188,7 +189,7 @@ class SupervisedProcess:
                 timeout, began = self._command.hang_seconds, time.monotonic()
                 self.is_ready.set()
                 self._set(replace(self._status, ready=True, last_error=None))
-                log.info("process ready", name=self._command.name, pid=self.pid)
+                self._log.info(f"{self._command.kind} ready", pid=self.pid)
             elif began is not None and self._status.consecutive_exits and time.monotonic() - began > SHORT_LIFE_SECONDS:
                 self._set(replace(self._status, consecutive_exits=0))
 

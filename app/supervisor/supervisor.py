@@ -3,11 +3,11 @@
 import asyncio
 import os
 import shutil
-import signal
 import socket
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from signal import SIGTERM, Signals
 from typing import Self
 
 import structlog
@@ -44,8 +44,8 @@ class RunFolder:
 class Supervisor:
     """Starts the engines and the HTTP workers, restarts those that exit or hang, and ends them in order.
 
-    An asynchronous context manager, which runs in any event loop: that of ``python -m app``, which does nothing else, or that of a
-    process which serves HTTP itself and wants engines only.
+    An asynchronous context manager, which runs in any event loop: that of ``python -m app``, which does nothing else, or that of
+    a process which serves HTTP itself and wants engines only.
 
     Args:
         settings: of the server.
@@ -67,7 +67,7 @@ class Supervisor:
         self.run_folder.metrics.mkdir()
         self._settings = settings
         self._engines = [
-            SupervisedProcess(Command(f"engine-{number}", "app.engine", [str(socket)], config.model_dump_json()), status)
+            SupervisedProcess(Command("engine", number, "app.engine", [str(socket)], config.model_dump_json()), status)
             for number, (config, socket, status) in enumerate(
                 zip(configs, self.run_folder.sockets, self.run_folder.status_files, strict=True)
             )
@@ -76,7 +76,8 @@ class Supervisor:
         self._workers = [
             SupervisedProcess(
                 Command(
-                    f"http-{number}",
+                    "HTTP worker",
+                    number,
                     "app.http.worker",
                     [str(self.run_folder.path), *map(str, [listener.fileno(), *extra])],
                     settings.model_dump_json(context={"reveal_keys": True}),
@@ -95,7 +96,7 @@ class Supervisor:
 
     async def __aexit__(self, *_: object) -> None:
         try:
-            self.stop_workers(signal.SIGTERM)
+            self.stop_workers(SIGTERM)
             seconds = self._settings.drain_seconds + SHUTDOWN_SECONDS + EXTRA_SECONDS
             await asyncio.gather(*(worker.wait(seconds) for worker in self._workers))
             for engine in self._engines:  # every request has been answered by now
@@ -104,12 +105,12 @@ class Supervisor:
         finally:
             shutil.rmtree(self.run_folder.path, ignore_errors=True)
 
-    def signal(self, number: signal.Signals) -> None:
+    def signal(self, number: Signals) -> None:
         """Pass a signal on: SIGHUP has the engines rescan the store and the workers read their API keys again."""
         for process in (*self._engines, *self._workers):
             process.signal(number)
 
-    def signal_workers(self, number: signal.Signals) -> None:
+    def signal_workers(self, number: Signals) -> None:
         """Pass a signal on to the HTTP workers alone."""
         for worker in self._workers:
             worker.signal(number)
@@ -118,7 +119,7 @@ class Supervisor:
         """Return when every HTTP worker has been ready once."""
         await asyncio.gather(*(worker.is_ready.wait() for worker in self._workers))
 
-    def stop_workers(self, number: signal.Signals) -> None:
+    def stop_workers(self, number: Signals) -> None:
         """Have the HTTP workers finish: ``SIGTERM`` leaves time for draining, ``SIGINT`` does not."""
         for worker in self._workers:
             worker.stop(number)
