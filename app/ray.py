@@ -1,9 +1,9 @@
 """Ray Serve: the same application on as many machines as a Ray cluster has, with engines of its own in each replica.
 
-``serve run app.ray:application`` starts it; ``serve run app.ray:application gpus=0.5 max_replicas=8`` sets more. Settings are read
-from the environment of that command, and the model store must be at the same path on every machine. Ray's proxy listens (port 8000 by
-default) and is checked at ``/-/healthz``; ``JFB_HOST``, ``JFB_PORT``, ``JFB_HTTP_WORKERS`` and ``JFB_DRAIN_SECONDS`` have no effect.
-``/metrics`` is that of the replica that answers: for a fleet, read Ray's own.
+``serve run app.ray:application`` starts it; ``serve run app.ray:application gpus=0.5 max_replicas=8`` sets more. Settings are
+read from the environment of that command, and the model store must be at the same path on every machine. Ray's proxy listens
+(port 8000 by default) and is checked at ``/-/healthz``; ``JFB_HOST``, ``JFB_PORT``, ``JFB_HTTP_WORKERS`` and
+``JFB_DRAIN_SECONDS`` have no effect. ``/metrics`` is that of the replica that answers: for a fleet, read Ray's own.
 
 Needs the extra ``ray``.
 """

@@ -10,6 +10,7 @@ from contextlib import suppress
 import structlog
 import typer
 from pydantic import ValidationError
+from pydantic_core import ErrorDetails
 from pydantic_settings import CliApp
 
 from app.cli.banner import banner
@@ -83,7 +84,7 @@ async def _greet(settings: Settings, port: int, supervisor: Supervisor) -> None:
 
 
 def _listen(settings: Settings) -> list[socket.socket]:
-    """One socket for each worker, on the same port. They stay open here, so that another worker serves what waits in one of them."""
+    """One socket per worker, on the same port. They stay open here, so that what waits in one survives its worker."""
     # Without reuse_port, the first one finds out whether the port is free: another server's workers would share theirs with ours.
     with _bind(settings.host, settings.port) as first:
         port = first.getsockname()[1]
@@ -106,7 +107,7 @@ def _let_steps_finish() -> None:
             os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
 
 
-def _describe(problem: "ErrorDetails") -> str:
+def _describe(problem: ErrorDetails) -> str:
     """``--port must be at most 65535 (got 99999)``."""
     flag = "".join(f"--{str(part).replace('_', '-')} " for part in problem["loc"][:1])
     given = f" (got {problem['input']})" if flag else ""

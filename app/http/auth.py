@@ -150,8 +150,8 @@ class AccessRoute(APIRoute):
 class FastRoute(AccessRoute):
     """A route that FastAPI only describes; for what is requested thousands of times per second.
 
-    FastAPI's dependencies, parameters and exit stacks would be a sixth of what such a request costs. The endpoint gets the request
-    and the path parameters, as text, and returns a ``Response``. The access decision is the only dependency it may have.
+    FastAPI's dependencies, parameters and exit stacks would be a sixth of what such a request costs. The endpoint gets the
+    request and the path parameters, as text, and returns a ``Response``. The access decision is the only dependency it may have.
     """
 
     def __init__(self, path: str, endpoint: Callable[..., Any], **options: Any) -> None:

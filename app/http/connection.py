@@ -1,7 +1,8 @@
 """Connection limits: uvicorn waits for the end of a request's head for ever, and buffers all of it; here it does not.
 
-Written for uvicorn 0.54, whose HttpToolsProtocol has no public way to do this: its attributes ``cycle``, ``flow``, ``transport`` and
-``timeout_keep_alive_task`` and the parser's callbacks are used. pyproject.toml bounds its version; a test fails when they move.
+Written for uvicorn 0.54, whose HttpToolsProtocol has no public way to do this: its attributes ``cycle``, ``flow``, ``transport``
+and ``timeout_keep_alive_task`` and the parser's callbacks are used. pyproject.toml bounds its version; a test fails when they
+move.
 """
 
 import asyncio
@@ -19,9 +20,9 @@ REASONS = {400: "Bad Request", 408: "Request Timeout", 431: "Request Header Fiel
 class _LingeringTransport:
     """A transport whose ``close`` waits for the client while a part of its request is still arriving.
 
-    A socket that is closed while data arrives for it resets the connection, and the reset overtakes the response: the client sees a
-    broken connection instead of the error (RFC 9112, section 9.6). So the server shuts down its own direction, discards what still
-    arrives, and closes when the client does, or after some seconds.
+    A socket that is closed while data arrives for it resets the connection, and the reset overtakes the response: the client
+    sees a broken connection instead of the error (RFC 9112, section 9.6). So the server shuts down its own direction, discards
+    what still arrives, and closes when the client does, or after some seconds.
 
     Args:
         transport: to write to.
@@ -65,8 +66,8 @@ class _LingeringTransport:
 class BoundedConnection(HttpToolsProtocol):
     """A connection on which each request's head has a time limit and a size limit; ``bounded_connections`` sets the time.
 
-    A connection on which nothing arrives is closed after that time; a head that is late, too large or malformed is answered first. An
-    unread body, of a request that was answered by its head, has the same time limit.
+    A connection on which nothing arrives is closed after that time; a head that is late, too large or malformed is answered
+    first. An unread body, of a request that was answered by its head, has the same time limit.
     """
 
     seconds: float

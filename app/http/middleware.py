@@ -124,8 +124,8 @@ class RequestMiddleware:
 def _bounded(receive: Receive, headers: Mapping[bytes, bytes], settings: Settings) -> Receive:
     """The body of a request, which must be complete in time and may have only so many bytes.
 
-    Raises an ``ApiError``, from ``receive``: 408 if the body takes longer than ``body_timeout`` from the first call; 413 as soon as it
-    is known to be larger than ``max_body_bytes``, from its header or while it arrives.
+    Raises an ``ApiError``, from ``receive``: 408 if the body takes longer than ``body_timeout`` from the first call; 413 as soon
+    as it is known to be larger than ``max_body_bytes``, from its header or while it arrives.
     """
     limit, seconds = settings.max_body_bytes, settings.body_timeout
     declared = headers.get(b"content-length", b"0")

@@ -311,7 +311,7 @@ def _stop(value: object, model: ServedVersion) -> Stop:
 
 
 def _solver(value: object, stop: Stop, model: ServedVersion) -> str | None:
-    """The requested solver; without one, None for the model's own, or one that supports label stops if the model's own does not."""
+    """The requested solver; without one None, the model's own, or one that supports label stops if that does not."""
     if value is not UNSET and value not in model.solvers:
         raise invalid("solver", f"one of {', '.join(model.solvers)}", value)
     if stop == "label" and model.label_stop is not None:

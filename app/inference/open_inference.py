@@ -88,8 +88,8 @@ def decompress(content: bytes, encoding: str, max_bytes: int) -> bytes:
     """Undo a content encoding.
 
     Raises:
-        ApiError: 413 if there would be more than ``max_bytes``, and no more than that are produced; 415 for an encoding other than
-            identity, gzip and deflate; 400 for bytes that are not so encoded.
+        ApiError: 413 if there would be more than ``max_bytes``, and no more than that are produced; 415 for an encoding other
+            than identity, gzip and deflate; 400 for bytes that are not so encoded.
     """
     encoding = encoding.strip().lower()
     if encoding == "identity":
@@ -115,7 +115,8 @@ def split(body: bytes, json_length: str | None) -> tuple[InferBody, memoryview]:
         json_length: the value of ``JSON_LENGTH_HEADER``.
 
     Raises:
-        ApiError: 400 for what is not JSON; 422 for JSON that is no infer request, a length that is no number, or is longer than the body.
+        ApiError: 400 for what is not JSON; 422 for JSON that is no infer request, a length that is no number, or is longer than
+        the body.
     """
     whole = memoryview(body)
     length = len(body)

@@ -13,7 +13,7 @@ TOP = 5
 
 
 def predict_response(model: ServedVersion, result: Result) -> dict[str, Any]:
-    """A ``PredictResponse``: labels and probabilities from logits; nulls for rows without (diverged, or no time for an iteration)."""
+    """A ``PredictResponse``: labels and probabilities from logits; nulls for rows that diverged or had no iteration."""
     classes = model.config.classes
     probabilities = softmax(result.logits_array())
     indices: list[int] = np.argmax(probabilities, axis=1).tolist()

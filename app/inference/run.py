@@ -59,8 +59,8 @@ async def stream(
 async def retry_if_replaced(attempt: Callable[[], Awaitable[Value]]) -> Value:
     """Make an attempt, which finds a model in the catalogue and runs a request; again if the model was replaced in between.
 
-    When an engine does not serve what it was sent, the catalogue is up to date already. A replaced model is found again, and the body
-    decoded again, as its inputs may be others; a model that is gone is a 404.
+    When an engine does not serve what it was sent, the catalogue is up to date already. A replaced model is found again, and the
+    body decoded again, as its inputs may be others; a model that is gone is a 404.
 
     Raises:
         NotServed: if it happened too often.

@@ -14,8 +14,8 @@ def configure_logging(level: str, log_format: str = "auto") -> None:
 
     Args:
         level: debug, info, warning or error.
-        log_format: ``console`` is text for people, ``json`` one JSON object per line, ``auto`` is ``console`` on a terminal and ``json``
-            elsewhere.
+        log_format: ``console`` is text for people, ``json`` one JSON object per line, ``auto`` is ``console`` on a terminal and
+            ``json`` elsewhere.
     """
     console = sys.stderr.isatty() if log_format == "auto" else log_format == "console"
     shared: list[structlog.typing.Processor] = [

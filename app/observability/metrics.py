@@ -38,8 +38,8 @@ class RowHistogram:
 class Metrics:
     """Counters and histograms of requests and rows.
 
-    Each attribute except the row histograms is a function from label values to a child of the metric. They are cached: the client library
-    looks a child up under a lock every time.
+    Each attribute except the row histograms is a function from label values to a child of the metric. They are cached: the
+    client library looks a child up under a lock every time.
 
     Args:
         registry: that counts.

@@ -5,7 +5,8 @@ from fastapi import APIRouter, Depends
 from app.engine_client.catalogue import Catalogue
 from app.http.auth import AccessRoute, user
 from app.http.state import AppState, State
-from app.routes import openapi
+from app.routes.examples import samples
+from app.routes.openapi import errors
 from app.schemas.native import InputDescription, LabelStopDescription, ModelDescription, ModelList, Sample
 from jfb import store
 from jfb.store import ModelVersion
@@ -16,21 +17,21 @@ router = APIRouter(tags=["models"], route_class=AccessRoute, dependencies=[Depen
 # Plain functions: FastAPI runs them in a thread, so that reading metrics.json from a slow disk delays no other request.
 
 
-@router.get("/models", summary="List the models", responses=openapi.errors(401, 503))
+@router.get("/models", summary="List the models", responses=errors(401, 503))
 def list_models(state: State) -> ModelList:
     catalogue = state.engines.catalogue
     models = [_describe(state, catalogue, name) for name in catalogue.names]
     return ModelList(default=catalogue.default, models=models, refused=catalogue.refused)
 
 
-@router.get("/models/{name}", summary="Describe a model", responses=openapi.errors(401, 404, 503))
+@router.get("/models/{name}", summary="Describe a model", responses=errors(401, 404, 503))
 def describe_model(state: State, name: str) -> ModelDescription:
     return _describe(state, state.engines.catalogue, name)
 
 
-@router.get("/models/{name}/samples", summary="Inputs to try a model with", responses=openapi.errors(401, 404, 503))
+@router.get("/models/{name}/samples", summary="Inputs to try a model with", responses=errors(401, 404, 503))
 def list_samples(state: State, name: str) -> list[Sample]:
-    return openapi.samples(state.engines.catalogue.find(name), state.settings.model_store)
+    return samples(state.engines.catalogue.find(name), state.settings.model_store)
 
 
 def _describe(state: AppState, catalogue: Catalogue, name: str) -> ModelDescription:

@@ -32,8 +32,8 @@ EXTENSIONS = ["binary_tensor_data", "model_repository"]
 DESCRIPTION = """Tensors may follow the JSON as raw bytes, in the request (`binary_data_size`) and in the response (`binary_data`,
 `binary_data_output`); the header Inference-Header-Content-Length then has the length of the JSON.
 
-`tolerance` and `max_iterations` may be parameters, or inputs with one entry per row, which take precedence; `solver` and `stop` may be
-parameters. With `stop: label` there are also the outputs `margin` and `bound`."""
+`tolerance` and `max_iterations` may be parameters, or inputs with one entry per row, which take precedence; `solver` and `stop`
+may be parameters. With `stop: label` there are also the outputs `margin` and `bound`."""
 OPENAPI: dict[str, Any] = {
     "response_model": InferResponse,
     "description": DESCRIPTION,

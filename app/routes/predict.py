@@ -25,8 +25,8 @@ curl -H 'content-type: application/x-npy' --data-binary @batch.npy http://127.0.
 
 The parameters may be in the query string (repeated for one value per row); those in a JSON body take precedence.
 
-With `Accept: text/event-stream` the server sends an event `iteration` for each iteration of each row (see IterationEvent), then one
-`answer` with the response, or one `error`:
+With `Accept: text/event-stream` the server sends an event `iteration` for each iteration of each row (see IterationEvent), then
+one `answer` with the response, or one `error`:
 
 ```
 curl -N -H 'accept: text/event-stream' -H 'content-type: image/png' --data-binary @image.png http://127.0.0.1:8000/predict

@@ -1,7 +1,7 @@
 """JSON of the native API: requests and responses.
 
-The predict routes decode and encode without these models (``inference/decoding.py``, ``inference/response.py``), for speed; a test holds
-both together. All other routes use them.
+The predict routes decode and encode without these models (``inference/decoding.py``, ``inference/response.py``), for speed; a
+test holds both together. All other routes use them.
 """
 
 from typing import Annotated, Any, Literal

@@ -1,7 +1,7 @@
 """JSON of the Open Inference Protocol (KServe v2), and of Triton's extensions to it that this server supports.
 
-The infer routes decode and encode without these models (``inference/open_inference.py``), for speed; a test holds both together. All
-other routes use them.
+The infer routes decode and encode without these models (``inference/open_inference.py``), for speed; a test holds both together.
+All other routes use them.
 """
 
 from typing import Annotated, Any, Literal
