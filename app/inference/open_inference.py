@@ -47,7 +47,7 @@ LABEL_STOP_OUTPUTS: Mapping[str, tuple[str, Callable[[Result], Any]]] = {
 """Additional outputs with the parameter ``stop: label``."""
 
 
-class TensorParameters(Struct, forbid_unknown_fields=True):
+class TensorParameters(Struct, frozen=True, forbid_unknown_fields=True):
     """See ``schemas.open_inference``, as for the structs below."""
 
     binary_data_size: Annotated[int, Meta(ge=0)] | UnsetType = UNSET
@@ -61,7 +61,7 @@ class RequestInput(Struct):
     data: Raw | UnsetType = UNSET
 
 
-class OutputParameters(Struct, forbid_unknown_fields=True):
+class OutputParameters(Struct, frozen=True, forbid_unknown_fields=True):
     binary_data: bool | UnsetType = UNSET
 
 
