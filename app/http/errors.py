@@ -70,9 +70,9 @@ def engine_error(error: EngineError) -> ApiError:
     """What a client is answered if the engine could not answer its request."""
     match error:
         case ModelNotFound():
-            return ApiError(404, f"model: {error}")
+            return ApiError(404, str(error))
         case NoDefaultModel():
-            return ApiError(400, f"model: {error}")
+            return ApiError(400, str(error))
         case LoadFailed():
             return ApiError(400, f"model: {error}")
         case QueueFull():

@@ -24,6 +24,8 @@ from app.settings import Settings
 from jfb import images
 from jfb.config import InputSpec
 
+TOO_LARGE = "Number out of range"
+"""What msgspec says of numbers that no float holds."""
 MEDIA_TYPES = ("application/json", "application/x-npy", "image/png", "image/jpeg")
 
 Rows = NDArray[np.float32]
@@ -158,7 +160,9 @@ def decode_json(field: str, content: bytes | memoryview | msgspec.Raw, kind: Any
     try:
         return _decoder(kind).decode(content)
     except msgspec.ValidationError as error:
-        raise _type_error(field, str(error), decode_json(field, content, Any), kind) from error
+        message = str(error)
+        untyped = None if message.startswith(TOO_LARGE) else decode_json(field, content, Any)
+        raise _type_error(field, message, untyped, kind) from error
     except RecursionError as error:
         raise ApiError(400, f"{field}: must be JSON (nested too deeply)") from error
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
@@ -239,7 +243,9 @@ def _number_or_text(text: str) -> object:
 def _decode_body(body: bytes, spec: InputSpec) -> PredictBody[list[Any]]:
     try:
         content: PredictBody[list[Any]] = _body_decoder(len(spec.shape) + 1).decode(body)
-    except msgspec.ValidationError:
+    except msgspec.ValidationError as error:
+        if str(error).startswith(TOO_LARGE):
+            raise _type_error("body", str(error), None, PredictBody) from error
         untyped: PredictBody[Any] = decode_json("body", body, PredictBody[Any])
         _check_inputs_or_images(untyped)
         raise _invalid_lists(untyped.inputs, spec) from None
@@ -420,6 +426,8 @@ def _type_error(field: str, message: str, content: Any, kind: Any) -> ApiError:
     """What msgspec says of JSON of another type, in the words of this API and with the value."""
     message, _, path = message.partition(" - at `$")
     name = f"{field}{path.rstrip('`')}".removeprefix("body.")
+    if message == TOO_LARGE:
+        return ApiError(422, f"{name}: must be a number that fits in a float (got one that is too large)")
     if match := re.match(r"Object contains unknown field `(.*)`", message):
         known = getattr(kind, "__origin__", kind).__struct_fields__ if not path else ()
         return unknown_name(match[1], known) if known else ApiError(422, f"{name}: unknown field {shown(match[1])}")

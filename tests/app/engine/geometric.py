@@ -5,12 +5,12 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
+from app.engine.lane import Batching
+from app.engine.request import Job
 from torch import Tensor
 
 from app.engine.backends import TorchBackend
 from app.engine.batch import RunningBatch
-from app.engine.lane import Batching
-from app.engine.request import Job
 from app.engine.scheduler import Engine
 from app.engine.warm_starts import Sessions
 from app.engine_client.messages import Stop

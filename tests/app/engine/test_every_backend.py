@@ -6,11 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from app.engine.request import Job
 
 import jfb
 from app.engine.backends import BackendName, Precision
 from app.engine.loading import make_batch
-from app.engine.request import Job
 from app.engine.scheduler import Engine
 from jfb import Status, checkpoint, predict
 from jfb.onnx.export import export

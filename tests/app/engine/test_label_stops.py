@@ -5,11 +5,11 @@ import math
 import numpy as np
 import pytest
 import torch
+from app.engine.request import Job
 from torch import Tensor
 
 from app.engine.backends import TorchBackend
 from app.engine.batch import RunningBatch
-from app.engine.request import Job
 from app.engine.scheduler import Engine
 from app.engine_client.messages import Stop
 from jfb import ImplicitNetwork, LabelStop, ResidualNorm, Status, predict, solve

@@ -6,11 +6,11 @@ from itertools import cycle
 import numpy as np
 import pytest
 import torch
+from app.engine.request import Job
 from torch import Tensor
 
 from app.engine.backends import BFloat16Backend, TorchBackend
 from app.engine.batch import RunningBatch
-from app.engine.request import Job
 from app.engine.scheduler import Engine
 from jfb import ImplicitNetwork, ResidualNorm, Status, predict
 from jfb.solvers import SOLVERS, Anderson, Picard

@@ -1,6 +1,7 @@
 """Watched jobs: each iteration is told, and what is told is the answer if the row had ended there."""
 
 from app.engine.request import Job, Progress
+
 from jfb import Status
 from tests.app.engine.geometric import READOUT, make_engine, make_job, state_after
 

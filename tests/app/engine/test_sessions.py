@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 import torch
+from app.engine.request import Job
 
 from app.engine.backends import TorchBackend
 from app.engine.batch import RunningBatch
-from app.engine.request import Job
 from app.engine.scheduler import Engine
 from app.engine.warm_starts import Sessions
 from jfb import ImplicitNetwork, ResidualNorm, Status, predict

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from app.engine_client.supervisor import EngineSupervisor
 
 from app.engine_client.client import Computed
 from app.engine_client.errors import EngineDied, NotServed, QueueFull
 from app.engine_client.messages import Question
-from app.engine_client.supervisor import EngineSupervisor
 from tests.app.engine.requests import ask, assert_right, pictures, slow
 
 pytestmark = [pytest.mark.slow, pytest.mark.anyio]

@@ -3,11 +3,11 @@
 from collections.abc import Iterable
 
 import numpy as np
+from app.engine.request import Job
 from hypothesis import given
 from hypothesis import strategies as st
 
 from app.engine.queue import WaitingRows
-from app.engine.request import Job
 
 
 def a_job(id: int, rows: int, deadline: float | None = None) -> Job:

@@ -14,8 +14,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.app.running import RunningServer, running_server, wait_until
-from tests.app.test_process import ENDLESS, connection, rows
+from tests.app.running import ENDLESS, RunningServer, connection, rows, running_server, wait_until
 
 PATH = "/models/slow/predict"
 ROW = {"inputs": [[0, 1, 2, 3]], "max_iterations": 7}
@@ -38,9 +37,8 @@ def anew(server: RunningServer, method: str, path: str, **more: object) -> httpx
 
 
 def workers(server: RunningServer) -> set[int]:
-    """The process ids of the HTTP processes."""
-    children = Path(f"/proc/{server.process.pid}/task/{server.process.pid}/children").read_text().split()
-    return {int(child) for child in children if b"app.http.worker" in Path(f"/proc/{child}/cmdline").read_bytes()}
+    """The process ids of the HTTP workers."""
+    return server.pids("app.http.worker")
 
 
 def everyone(server: RunningServer, condition: Callable[[httpx.Response], bool], path: str = "/v2/health/ready") -> bool:
@@ -105,7 +103,7 @@ def test_an_engine_that_dies_is_missed_and_found_again_by_every_process(server: 
         os.kill(server.engine_pid(), signal.SIGKILL)
         assert {answer.result(10).status_code for answer in waiting} == {503}
     wait_until(lambda: everyone(server, lambda answer: answer.status_code == 200), 60, "every process has the new engine")
-    assert everyone(server, lambda answer: "\njfb_engine_restarts_total 1.0\n" in answer.text, "/metrics")
+    assert everyone(server, lambda answer: '\njfb_engine_restarts_total{engine="0"} 1.0\n' in answer.text, "/metrics")
 
 
 def test_what_one_process_loads_and_unloads_is_so_for_all_at_once(server: RunningServer) -> None:
@@ -150,7 +148,7 @@ def test_signals_reach_every_process_and_metrics_have_one_port(store: Path, tmp_
 
             def active() -> bool:
                 return (
-                    'jfb_engine_active_rows{model="slow",version="2"} 4.0'
+                    'jfb_engine_active_rows{engine="0",model="slow",version="2"} 4.0'
                     in httpx.get(f"http://127.0.0.1:{metrics_port}/metrics").text
                 )
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from app.inference.samples import samples_of
 
 from app.engine_client.catalogue import Architecture, Config, InputSpec, Model, Serving
-from app.inference.samples import samples_of
 from tests.app.running import RunningServer, running_server
 
 VECTORS = Config(

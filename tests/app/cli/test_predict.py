@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from app.cli.predict import BLOCKS, WIDEST, sparkline
+from app.cli.predict import BLOCKS, MAX_WIDTH, sparkline
 from tests.app.running import RunningServer, running_server
 
 
@@ -47,17 +47,17 @@ def test_the_table_says_what_the_server_answers(server: RunningServer, images: l
         assert line[:6] == [path.name, one["label"], share, str(one["iterations"]), f"{one['residual']:.2g}", "converged"]
         assert len(line) == 6 + len(watch)
         if watch:
-            assert len(line[6]) == min(WIDEST, one["iterations"])
+            assert len(line[6]) == min(MAX_WIDTH, one["iterations"])
             assert (line[6][0], line[6][-1]) == (BLOCKS[-1], BLOCKS[0])
 
 
 @pytest.mark.parametrize("watch", [[], ["--watch"]])
 def test_what_goes_wrong_is_said_in_a_line(server: RunningServer, images: list[Path], watch: list[str]) -> None:
     for arguments, words in (
-        (["--url", "http://127.0.0.1:1"], "the server cannot be reached"),
-        (["--url", "nonsense"], "the server cannot be reached"),
-        (["--url", server.url, "--tolerance", "-1"], "422: tolerance: expected"),
-        (["--url", server.url, "--model", "nothing"], "404: model: expected one of digits"),
+        (["--url", "http://127.0.0.1:1"], "could not reach "),
+        (["--url", "nonsense"], "could not reach "),
+        (["--url", server.url, "--tolerance", "-1"], "422: tolerance: must be"),
+        (["--url", server.url, "--model", "nothing"], "404: no model 'nothing' (available: digits"),
     ):
         said = predict(images[0], *arguments, *watch)
         assert said.returncode == 1
@@ -91,6 +91,6 @@ def test_a_sparkline_has_a_block_an_iteration_on_a_log_axis(residuals: list[floa
 
 def test_a_long_sparkline_is_thinned_between_its_ends() -> None:
     line = sparkline([0.9**k for k in range(1000)])
-    assert len(line) == WIDEST
+    assert len(line) == MAX_WIDTH
     assert list(line) == sorted(line, reverse=True)
     assert (line[0], line[-1]) == ("█", "▁")

@@ -11,10 +11,9 @@ import httpx
 import pytest
 from pydantic import SecretStr
 
-from app.http.api_keys import Keyring, Keys, KeysError
+from app.http.auth import ApiKeyError, ApiKeys, KeySet
 from app.settings import Settings
-from tests.app.running import RunningServer, running_server, wait_until
-from tests.app.test_refusals import refused
+from tests.app.running import RunningServer, rejected, running_server, wait_until
 
 ROW = {"inputs": [[0, 1, 2, 3]]}
 PATH = "/models/slow/predict"
@@ -93,13 +92,13 @@ def test_every_key_opens_what_users_may_ask(asked: httpx.Client, key: str) -> No
 )
 def test_without_a_key_nothing_is_told(asked: httpx.Client, headers: dict[str, str], method: str, path: str) -> None:
     answer = asked.request(method, path, headers=headers)
-    refused(answer, 401, "authorization: ", "Bearer")
+    rejected(answer, 401, "authorization: ", "Bearer")
     assert answer.headers["www-authenticate"] == "Bearer"
 
 
 def test_users_may_not_load_or_unload_and_admins_may(asked: httpx.Client) -> None:
     for path in (LOAD, LOAD.replace("load", "unload")):
-        refused(asked.post(path, headers=bearing("first")), 403, "authorization: ", "admin key")
+        rejected(asked.post(path, headers=bearing("first")), 403, "authorization: ", "admin key")
     assert asked.post(LOAD, headers=bearing("boss")).json() == [{"name": "slow", "version": "1", "state": "READY", "reason": ""}]
 
 
@@ -115,9 +114,9 @@ def test_health_needs_no_key_and_the_pages_come_with_what_keeps_them_safe(asked:
 def test_metrics_and_health_live_on_their_own_port_and_metrics_there_only(locked: tuple[RunningServer, str]) -> None:
     server, url = locked
     assert httpx.get(f"{url}/v2/health/ready").json() == {"ready": True}
-    assert "jfb_engine_ready 1.0" in httpx.get(f"{url}/metrics").text
-    refused(httpx.post(f"{url}{PATH}", json=ROW, headers=bearing("first")), 404)
-    refused(server.client.get("/metrics"), 404)
+    assert 'jfb_engine_ready{engine="0"} 1.0' in httpx.get(f"{url}/metrics").text
+    rejected(httpx.post(f"{url}{PATH}", json=ROW, headers=bearing("first")), 404)
+    rejected(server.client.get("/metrics"), 404)
 
 
 def test_only_the_origins_that_were_named_may_ask_from_a_browser(asked: httpx.Client, client: httpx.Client) -> None:
@@ -148,14 +147,14 @@ def test_a_slow_body_is_408_and_its_connection_is_closed(locked: tuple[RunningSe
             received += chunk
             time.sleep(0.01)
     assert received.startswith(b"HTTP/1.1 408 ")
-    assert b"body: expected all of it within 0.5 s, got 1 bytes" in received
+    assert b"body: must arrive within 0.5 s (got 1 bytes)" in received
 
 
 @pytest.mark.parametrize("begin", [b"", b"GET /v2/health/live HTTP/1.1\r\nhost: t\r\n\r\n"], ids=["first", "second"])
 def test_a_head_that_does_not_end_is_408_and_its_connection_is_closed(locked: tuple[RunningServer, str], begin: bytes) -> None:
     received = spoken(locked[0], begin + b"GET /models HTTP/1.1\r\nhost: t\r\n")
     assert b"HTTP/1.1 408 " in received
-    assert b"head: expected all of it within 0.5 s, got " in received
+    assert b"head: must arrive within 0.5 s (got " in received
     assert received.count(b"HTTP/1.1 200 ") == (1 if begin else 0)
 
 
@@ -229,7 +228,7 @@ def test_keys_are_read_again_on_sighup_and_a_broken_file_changes_nothing(
         assert (status("from-file"), status("first"), status("boss")) == (401, 200, 200)
         keys_file.unlink()
         server.process.send_signal(signal.SIGHUP)
-        wait_until(lambda: "those of before hold" in server.log.read_text(), 10, "the server has looked")
+        wait_until(lambda: "previous keys kept" in server.log.read_text(), 10, "the server has looked")
         assert status("brand-new") == 200
     finally:
         keys_file.write_text(before)
@@ -245,17 +244,17 @@ def test_without_keys_everybody_may_ask_and_load(client: httpx.Client) -> None:
 def test_a_keyring_holds_what_stands_in_its_setting_and_in_its_file(tmp_path: Path) -> None:
     file = tmp_path / "keys"
     file.write_text("c\n d \n")
-    ring = Keyring("api_keys", SecretStr("a, b"), file)
-    assert [key for key in "abcde" if ring.holds(key)] == list("abcd")
-    assert not ring.holds("")
-    assert not Keyring("api_keys", None, None).holds("")
+    keys = KeySet("api_keys", SecretStr("a, b"), file)
+    assert [key for key in "abcde" if key in keys] == list("abcd")
+    assert "" not in keys
+    assert "" not in KeySet("api_keys", None, None)
 
 
 def test_keys_that_are_wanted_but_not_there_are_an_error_that_names_the_setting(tmp_path: Path) -> None:
-    with pytest.raises(KeysError, match=r"admin_keys_file: expected a file of keys, got .*nowhere"):
-        Keys(Settings(admin_keys_file=tmp_path / "nowhere"))
-    with pytest.raises(KeysError, match="api_keys: expected one key at least"):
-        Keys(Settings(api_keys=SecretStr(" , ")))
+    with pytest.raises(ApiKeyError, match=r"--admin-keys-file must be a readable file of API keys \(got .*nowhere"):
+        ApiKeys(Settings(admin_keys_file=tmp_path / "nowhere"))
+    with pytest.raises(ApiKeyError, match="--api-keys must hold at least one API key"):
+        ApiKeys(Settings(api_keys=SecretStr(" , ")))
 
 
 def test_keys_do_not_show_in_the_settings_text() -> None:

@@ -146,7 +146,7 @@ def test_answers_have_exactly_the_fields_that_the_description_gives_them(
     schemas = description["components"]["schemas"]
     answer = client.post("/predict", json={"inputs": np.zeros((1, 1, 8, 8)).tolist()}).json()
     for name, content in (
-        ("PredictAnswer", answer),
+        ("PredictResponse", answer),
         ("Prediction", answer["predictions"][0]),
         ("ModelList", client.get("/models").json()),
         ("ModelDescription", client.get("/models/digits").json()),

@@ -11,8 +11,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.app.running import running_server, wait_until
-from tests.app.test_process import ENDLESS, rows
+from tests.app.running import ENDLESS, rows, running_server, wait_until
 
 PATH = "/models/slow/predict"
 

@@ -180,8 +180,8 @@ def test_a_model_says_what_it_offers_and_refuses_what_it_does_not(own_server: Ru
     assert own_server.client.get("/models/unknown").json()["label_stop"] is None
     body = {"inputs": INPUTS[:1].tolist(), "stop": "label"}
     refusal = error(own_server.predict(body, "/models/unknown/predict"))
-    assert refusal.startswith("stop: expected tolerance, as unknown has no label stops")
-    assert refusal.endswith('got "label"')
+    assert refusal.startswith("stop: must be tolerance, as unknown has no label stops")
+    assert refusal.endswith('(got "label")')
     assert error(own_server.predict(body | {"solver": "anderson"})) == (
-        'solver: expected one of picard with stop label, got "anderson"'
+        'solver: must be one of picard with stop label (got "anderson")'
     )

@@ -25,8 +25,8 @@ def test_an_engine_that_cannot_start_is_tried_ever_more_rarely_and_everyone_can_
 
     with running_server(store, tmp_path / "log", device="nonsense") as server:
         wait_until(lambda: "2 times in a row" in trouble(server), 60, "it has failed twice")
-        assert re.search(r"ended \d times in a row \(with status \d\) and is started again after [\d.]+ s", trouble(server))
-        assert server.metric("jfb_engine_ends_in_a_row") >= 2
+        assert re.search(r"exited \d times in a row \(status \d\) and is restarted in [\d.]+ s", trouble(server))
+        assert server.metric("jfb_engine_consecutive_exits") >= 2
         assert server.metric("jfb_engine_ready") == 0
         assert server.client.get("/v2/health/live").status_code == 200
         assert "device: expected one that PyTorch" in server.log.read_text()
@@ -39,7 +39,7 @@ def test_an_engine_that_is_killed_again_and_again_comes_back_each_time(store: Pa
         server.wait_until_ready()
         for kills in (1, 2):
             os.kill(server.engine_pid(), signal.SIGKILL)
-            wait_until(lambda kills=kills: server.metric("jfb_engine_ends_in_a_row") == kills, 10, "it is missed")  # type: ignore[misc]
+            wait_until(lambda kills=kills: server.metric("jfb_engine_consecutive_exits") == kills, 10, "it is missed")  # type: ignore[misc]
             assert "SIGKILL" in server.client.get("/v2/health/ready").json()["error"]
             server.wait_until_ready()
         assert server.metric("jfb_engine_restarts_total") == 2

@@ -8,9 +8,9 @@ import pytest
 
 PROGRAM = """
 import os, subprocess, sys
-from app.cli.scheduling import let_steps_end
+from app.cli.serve import _let_steps_finish
 
-let_steps_end()
+_let_steps_finish()
 print(os.sched_getscheduler(0))
 subprocess.run([sys.executable, "-c", "import os; print(os.sched_getscheduler(0))"], check=True)
 """

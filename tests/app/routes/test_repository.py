@@ -16,9 +16,8 @@ import torch
 import jfb
 from jfb import checkpoint
 from jfb.store import new_version
-from tests.app.running import RunningServer, running_server, wait_until
+from tests.app.running import ENDLESS, RunningServer, rows, running_server, wait_until
 from tests.app.store import DIGITS, network_of
-from tests.app.test_process import ENDLESS, rows
 
 INPUTS = np.random.default_rng(7).integers(0, 17, size=(4, 1, 8, 8)).astype(np.float32)
 BODY = {"inputs": INPUTS.tolist(), "tolerance": 1e-4, "max_iterations": 200}

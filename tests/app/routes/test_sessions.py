@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from tests.app.test_refusals import refused
+from tests.app.running import rejected
 
 
 def film(frames: int) -> NDArray[np.float64]:
@@ -65,10 +65,10 @@ def test_a_session_is_a_parameter_of_the_open_inference_protocol_too(client: htt
     assert iterations("v2") > 5
     assert iterations("v2") == 1
     body = {"inputs": inputs, "parameters": {"session": "x" * 129}}
-    refused(client.post("/v2/models/digits/infer", json=body), 400, "session: ", "1 to 128 characters")
+    rejected(client.post("/v2/models/digits/infer", json=body), 400, "session: ", "1 to 128 characters")
 
 
 @pytest.mark.parametrize("session", ["", "x" * 129, 7, ["a"], True])
 def test_a_session_that_is_no_short_text_is_refused(client: httpx.Client, session: object) -> None:
     body = {"inputs": film(1)[0].tolist(), "session": session}
-    refused(client.post("/predict", json=body), 422, "session: ", "1 to 128 characters")
+    rejected(client.post("/predict", json=body), 422, "session: ", "1 to 128 characters")

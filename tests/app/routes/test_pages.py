@@ -16,8 +16,7 @@ import pytest
 from PIL import Image
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
-from tests.app.running import RunningServer, running_server, wait_until
-from tests.app.test_process import ENDLESS, connection, rows
+from tests.app.running import ENDLESS, RunningServer, connection, rows, running_server, wait_until
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine: apt-get install chromium")
