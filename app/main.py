@@ -84,7 +84,7 @@ def create_app(settings: Settings | None = None, run_folder: RunFolder | None = 
     routers += [repository.admin_router, health.router, pages.router]
     if settings.metrics_port is None:
         routers.append(metrics.router)
-    _include(app, routers)
+    include(app, routers)
     app.mount("/static", pages.Static())
     openapi.install(app, state)
     return app
@@ -95,7 +95,7 @@ def create_metrics_app(state: AppState) -> FastAPI:
     app = FastAPI(openapi_url=None)
     app.state.server = state
     errors.install(app)
-    _include(app, [health.router, metrics.router])
+    include(app, [health.router, metrics.router])
     return app
 
 
@@ -113,12 +113,12 @@ def _create_state(settings: Settings, run_folder: RunFolder) -> AppState:
         own_metrics,
         Tracing(settings.otlp_endpoint) if settings.otlp_endpoint else None,
     )
-    registry.register(RowHistograms(source, own_metrics))
+    registry.register(RowHistograms(source, [own_metrics.row_iterations, own_metrics.row_residual]))
     registry.register(metrics.EngineCollector(state))
     return state
 
 
-def _include(app: FastAPI, routers: list[APIRouter]) -> None:
+def include(app: FastAPI, routers: list[APIRouter]) -> None:
     """Include routers, all of whose routes have decided about access."""
     for router in routers:
         for route in router.routes:

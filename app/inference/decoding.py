@@ -161,6 +161,8 @@ def decode_json(field: str, content: bytes | memoryview | msgspec.Raw, kind: Any
         return _decoder(kind).decode(content)
     except msgspec.ValidationError as error:
         message = str(error)
+        if kind is Any:  # an integer of more digits than Python converts
+            raise ApiError(400, f"{field}: must be JSON ({message})") from error
         untyped = None if message.startswith(TOO_LARGE) else decode_json(field, content, Any)
         raise _type_error(field, message, untyped, kind) from error
     except RecursionError as error:

@@ -101,11 +101,11 @@ def _report(state: AppState, log: RequestLog, request: Request, result: Result) 
         metrics.phase_seconds[phase](*labels).observe(end - start)
     for status in set(result.status):
         metrics.rows(*labels, status).inc(sum(one == status for one in result.status))
-    _observe(metrics.row_iterations, labels, result.iterations)
-    _observe(metrics.row_residual, labels, result.residual)
+    observe(metrics.row_iterations, labels, result.iterations)
+    observe(metrics.row_residual, labels, result.residual)
 
 
-def _observe(histogram: RowHistogram, labels: tuple[str, str], values: Sequence[float]) -> None:
+def observe(histogram: RowHistogram, labels: tuple[str, str], values: Sequence[float]) -> None:
     """Count values, except those that are not finite."""
     finite = [value for value in values if isfinite(value)]
     # Most requests have one row, for which NumPy would take ten times as long.

@@ -24,11 +24,13 @@ class RowHistogram:
 
     Args:
         name: of the metric.
+        documentation: its help text.
         bounds: upper bounds of the buckets, ascending; the last bucket, up to infinity, is added to them.
         registry: that counts.
     """
 
-    def __init__(self, name: str, bounds: Sequence[float], registry: CollectorRegistry) -> None:
+    def __init__(self, name: str, documentation: str, bounds: Sequence[float], registry: CollectorRegistry) -> None:
+        self.name, self.documentation = name, documentation
         self.bounds = list(bounds)
         self.buckets = cache(Counter(f"{name}_bucket", "", [*LABELS, "bucket"], registry=registry).labels)
         """By model, version and index of the bucket (``bisect_left(bounds, value)``); each counts its own values only."""
@@ -63,8 +65,12 @@ class Metrics:
             for phase, meaning in PHASES.items()
         }
         self.rows = cache(Counter("jfb_rows", "Rows answered, by status.", [*LABELS, "status"], registry=registry).labels)
-        self.row_iterations = RowHistogram("jfb_row_iterations", [2.0**power for power in range(11)], registry)
-        self.row_residual = RowHistogram("jfb_row_residual", [10.0**power for power in range(-8, 3)], registry)
+        self.row_iterations = RowHistogram(
+            "jfb_row_iterations", "Iterations of a row.", [2.0**power for power in range(11)], registry
+        )
+        self.row_residual = RowHistogram(
+            "jfb_row_residual", "Residual of a row's last iteration.", [10.0**power for power in range(-8, 3)], registry
+        )
 
 
 class RowHistograms(Collector):
@@ -72,20 +78,17 @@ class RowHistograms(Collector):
 
     Args:
         source: the registry, or the collector that adds up those of all HTTP workers.
-        histograms: each with its help text.
+        histograms: those that are registered there.
     """
 
-    def __init__(self, source: Collector, metrics: Metrics) -> None:
+    def __init__(self, source: Collector, histograms: Sequence[RowHistogram]) -> None:
         self._source = source
-        self._histograms = {
-            "jfb_row_iterations": (metrics.row_iterations, "Iterations of a row."),
-            "jfb_row_residual": (metrics.row_residual, "Residual of a row's last iteration."),
-        }
+        self._histograms = histograms
 
     def collect(self) -> Iterator[Metric]:
         families = {family.name: family for family in self._source.collect()}
-        for name, (histogram, meaning) in self._histograms.items():
-            sums, buckets = families.pop(f"{name}_sum", None), families.pop(f"{name}_bucket", None)
+        for histogram in self._histograms:
+            sums, buckets = families.pop(f"{histogram.name}_sum", None), families.pop(f"{histogram.name}_bucket", None)
             if sums is None or buckets is None:
                 continue
             counts: dict[tuple[str, str], list[float]] = {}
@@ -94,7 +97,7 @@ class RowHistograms(Collector):
                     labels = sample.labels
                     series = counts.setdefault((labels["model"], labels["version"]), [0.0] * (len(histogram.bounds) + 1))
                     series[int(labels["bucket"])] += sample.value
-            family = HistogramMetricFamily(name, meaning, labels=LABELS)
+            family = HistogramMetricFamily(histogram.name, histogram.documentation, labels=LABELS)
             for sample in sums.samples:
                 if sample.name.endswith("_total"):
                     key = sample.labels["model"], sample.labels["version"]
@@ -113,5 +116,5 @@ def add_histogram(
         counts: of the values in each bucket, one more than ``bounds``: the last goes up to infinity.
         total: sum of the values.
     """
-    ends = [*(f"{bound:g}" for bound in bounds), "+Inf"]
+    ends = [*map(str, bounds), "+Inf"]
     family.add_metric(list(labels), list(zip(ends, map(float, accumulate(counts)), strict=True)), total)

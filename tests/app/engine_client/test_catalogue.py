@@ -1,61 +1,58 @@
 """The catalogue: which model a request means."""
 
-import json
-
 import pytest
 
 from app.engine_client.catalogue import Catalogue
-from app.engine_client.messages import ServedVersion
-from app.http.errors import Refusal
+from app.engine_client.errors import ModelNotFound, NoDefaultModel
+from app.engine_client.messages import ServedVersion, State
 from tests.app.store import SLOW
 
 
-def served(*versions: tuple[str, int]) -> list[ServedVersion]:
-    return [ServedVersion(name, version, SLOW.model_dump_json()) for name, version in versions]
+def served(*versions: tuple[str, int], refused: dict[str, str] | None = None) -> list[State]:
+    """The state of one engine that serves some versions."""
+    return [State([ServedVersion(name, version, SLOW.model_dump_json()) for name, version in versions], refused or {}, [])]
 
 
 def test_the_only_model_is_the_default() -> None:
-    catalogue = Catalogue(served(("one", 1), ("one", 2)), {}, None)
+    catalogue = Catalogue(served(("one", 1), ("one", 2)))
     assert catalogue.default == "one"
-    assert catalogue.find(None, None).version == 2
+    assert catalogue.find().version == 2
 
 
 def test_the_highest_version_is_meant_where_none_is_named_whatever_the_order() -> None:
-    catalogue = Catalogue(served(("one", 10), ("one", 9), ("one", 2)), {}, None)
-    assert catalogue.find("one", None).version == 10
+    catalogue = Catalogue(served(("one", 10), ("one", 9), ("one", 2)))
+    assert catalogue.find("one").version == 10
     assert catalogue.versions("one") == [2, 9, 10]
 
 
 def test_the_settings_name_the_default_among_several() -> None:
-    assert Catalogue(served(("one", 1), ("two", 1)), {}, "two").find(None, None).name == "two"
+    assert Catalogue(served(("one", 1), ("two", 1)), "two").find().model == "two"
+
+
+def test_the_models_of_all_engines_are_served() -> None:
+    catalogue = Catalogue([*served(("one", 1)), *served(("one", 1), ("two", 1))])
+    assert catalogue.names == ["one", "two"]
+    assert catalogue.versions("one") == [1]
 
 
 @pytest.mark.parametrize(
-    ("catalogue", "said"),
+    ("catalogue", "message"),
     [
-        (Catalogue(served(("one", 1), ("two", 1)), {}, None), "several models and no default.*one, two"),
-        (Catalogue(served(("one", 1)), {}, "gone"), 'default model "gone" is not served.*one'),
-        (Catalogue([], {}, None), "no model"),
+        (Catalogue(served(("one", 1), ("two", 1))), "several models are loaded and no default is set.*one, two"),
+        (Catalogue(served(("one", 1)), "gone"), "default model 'gone' is not served.*one"),
+        (Catalogue(), "no model is loaded"),
     ],
 )
-def test_without_a_default_a_request_must_name_its_model(catalogue: Catalogue, said: str) -> None:
-    with pytest.raises(Refusal, match=said) as refusal:
-        catalogue.find(None, None)
-    assert refusal.value.status == 400
+def test_without_a_default_a_request_must_name_its_model(catalogue: Catalogue, message: str) -> None:
+    with pytest.raises(NoDefaultModel, match=message):
+        catalogue.find()
 
 
-def test_a_model_of_which_nothing_loads_is_unknown_and_the_answer_says_why() -> None:
-    with pytest.raises(Refusal, match='got "bad"; version 1 was refused: truncated') as refusal:
-        Catalogue(served(("one", 1)), {"bad/1": "truncated"}, None).find("bad", None)
-    assert refusal.value.status == 404
+def test_a_model_of_which_nothing_loads_is_unknown_and_the_error_says_why() -> None:
+    catalogue = Catalogue(served(("one", 1), refused={"bad/1": "truncated"}))
+    with pytest.raises(ModelNotFound, match=r"no model 'bad' \(available: one\); version 1 was refused: truncated"):
+        catalogue.find("bad")
 
 
-def test_the_config_that_http_reads_is_the_one_that_the_engine_announces() -> None:
-    config = Catalogue(served(("one", 1)), {}, None).find("one", 1).config
-    assert json.loads(SLOW.model_dump_json()) | {
-        "architecture": {"name": config.architecture.name, "arguments": SLOW.architecture.arguments},
-        "input": {name: getattr(config.input, name) for name in type(SLOW.input).model_fields}
-        | {"shape": list(config.input.shape)},
-        "classes": config.classes,
-        "serving": {name: getattr(config.serving, name) for name in json.loads(SLOW.model_dump_json())["serving"]},
-    } == json.loads(SLOW.model_dump_json())
+def test_the_config_is_the_one_that_the_engine_sent() -> None:
+    assert Catalogue(served(("one", 1))).find("one", 1).config == SLOW

@@ -1,15 +1,20 @@
 """Connections: an answer that ends one reaches a client that still sends, and one that is kept is there when it is needed."""
 
+import inspect
+import re
 import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.client import HTTPResponse
+from importlib.metadata import version
 from pathlib import Path
 
 import httpx
 import pytest
+from uvicorn.protocols.http import httptools_impl
 
+from app.http.connection import BoundedConnection
 from tests.app.running import RunningServer, running_server
 
 BODY_TIMEOUT = 1.0
@@ -104,3 +109,19 @@ def test_a_connection_may_be_idle_for_longer_than_usual_clients_keep_one(hasty: 
         for sock in (used, refused):
             sock.sendall(PREDICT + LENGTH + b"\r\n" + BODY)
             assert answered(sock) == 200
+
+
+def test_what_is_used_of_uvicorn_is_there() -> None:
+    """If this fails, uvicorn has changed: read app/http/connection.py against it, and move the bound on its version."""
+    theirs = httptools_impl.HttpToolsProtocol
+    for name, method in vars(BoundedConnection).items():
+        if inspect.isfunction(method) and hasattr(theirs, name):
+            assert list(inspect.signature(method).parameters) == list(inspect.signature(getattr(theirs, name)).parameters)
+    overridden = {"connection_made", "connection_lost", "data_received", "on_message_begin", "on_headers_complete"}
+    overridden |= {"on_message_complete", "on_response_complete", "shutdown", "send_400_response"}
+    assert overridden == {name for name in vars(BoundedConnection) if hasattr(theirs, name) and not name.startswith("__")}
+    used = ("timeout_keep_alive_task", "timeout_keep_alive_handler", "_unset_keepalive_if_required", "on_response_complete")
+    assert set(used) <= set(re.findall(r"self\.(\w+)", inspect.getsource(theirs)))
+    assert "self.response_complete" in inspect.getsource(httptools_impl.RequestResponseCycle)
+    assert version("uvicorn").startswith("0.54.")
+    assert '"uvicorn>=0.54,<0.55"' in (Path(__file__).resolve().parents[3] / "pyproject.toml").read_text()

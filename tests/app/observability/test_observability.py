@@ -10,15 +10,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from app.observability.histogram import RowHistogram
 from numpy.typing import NDArray
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
-from app.engine_client.messages import Moments
-from app.observability.metrics import phases
+from app.engine_client.messages import Timings
+from app.inference.run import observe
+from app.observability.metrics import RowHistogram, RowHistograms
 from tests.app.running import RunningServer, running_server, wait_until
 
 TRACE = "0af7651916cd43dd8448eb211c80319c"
@@ -26,11 +26,12 @@ PARENT = {"traceparent": f"00-{TRACE}-b7ad6b7169203331-01"}
 
 
 def test_a_histogram_counts_values_at_their_bounds_between_them_and_beyond() -> None:
-    registry = CollectorRegistry()
-    histogram = RowHistogram("rows", "Some.", [1, 2, 4], registry)
-    histogram.observe(("m", "1"), [1, 2, 3, 4, 5, 100, float("nan"), float("inf")])
-    histogram.observe(("m", "1"), [0.5])
-    family, _created = text_string_to_metric_families(generate_latest(registry).decode())
+    counted, registry = CollectorRegistry(), CollectorRegistry()
+    histogram = RowHistogram("rows", "Some.", [1, 2, 4], counted)
+    registry.register(RowHistograms(counted, [histogram]))
+    observe(histogram, ("m", "1"), [1, 2, 3, 4, 5, 100, float("nan"), float("inf")])
+    observe(histogram, ("m", "1"), [0.5])
+    (family,) = text_string_to_metric_families(generate_latest(registry).decode())
     values = {sample.name + sample.labels.get("le", ""): sample.value for sample in family.samples}
     assert values == {
         "rows_bucket1.0": 2,
@@ -43,8 +44,8 @@ def test_a_histogram_counts_values_at_their_bounds_between_them_and_beyond() -> 
 
 
 def test_phases_lie_one_behind_the_other_and_those_that_did_not_happen_are_left_out() -> None:
-    assert phases(Moments(1, 2, 3, 4, 5)) == {"queue": (1, 2), "inject": (2, 3), "iterate": (3, 4), "readout": (4, 5)}
-    assert phases(Moments(1)) == {}
+    assert Timings(1, 2, 3, 4, 5).phases() == {"queue": (1, 2), "inject": (2, 3), "iterate": (3, 4), "readout": (4, 5)}
+    assert Timings(1).phases() == {}
 
 
 def test_every_request_and_every_row_is_in_the_histograms(server: RunningServer, digits: NDArray[np.float64]) -> None:
@@ -168,7 +169,7 @@ def test_a_request_is_a_trace_with_the_phases_of_the_engine_below_it(
         answer = server.client.post("/models/slow/predict", json=row, headers=headers)
         assert answer.status_code == 200
         residual = answer.json()["predictions"][0]["residual"]
-        server.client.get("/models/nobody", headers={"x-request-id": "without-parent"})
+        server.client.get("/models/none", headers={"x-request-id": "without-parent"})
     by_name = {span.name: span for span in arrived.spans if span.trace_id.hex() == TRACE}
     top = by_name.pop("POST /models/{name}/predict")
     assert top.parent_span_id.hex() == "b7ad6b7169203331"

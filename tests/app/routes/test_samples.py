@@ -8,16 +8,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from app.inference.samples import samples_of
 
-from app.engine_client.catalogue import Architecture, Config, InputSpec, Model, Serving
+from app.engine_client.messages import ServedVersion
+from app.routes.examples import samples
+from jfb import ModelConfig
 from tests.app.running import RunningServer, running_server
 
-VECTORS = Config(
-    Architecture("implicit_mlp"),
-    InputSpec((2,), "vector", "float32", -1, 1),
-    ["no", "yes"],
-    Serving("picard", 1e-3, 10, "relative"),
+VECTORS = ModelConfig.model_validate(
+    {
+        "architecture": {"name": "implicit_mlp"},
+        "input": {"shape": [2], "kind": "vector", "low": -1, "high": 1},
+        "classes": ["no", "yes"],
+    }
 )
 
 
@@ -34,20 +36,20 @@ VECTORS = Config(
     ],
 )
 def test_only_what_the_model_takes_is_a_sample(tmp_path: Path, content: str, count: int) -> None:
-    model = Model("vectors", 3, VECTORS, "")
+    model = ServedVersion("vectors", 3, VECTORS.model_dump_json())
     folder = tmp_path / "vectors" / "3"
     folder.mkdir(parents=True)
-    assert samples_of(model, tmp_path) == []
+    assert samples(model, tmp_path) == []
     (folder / "samples.json").write_text(content)
-    assert len(samples_of(model, tmp_path)) == count
+    assert len(samples(model, tmp_path)) == count
 
 
 def test_the_samples_of_a_trained_model_are_inputs_with_their_labels(digits_server: RunningServer) -> None:
-    samples = digits_server.client.get("/models/digits/samples").json()
-    assert [one["label"] for one in samples] == [str(digit) for digit in range(10)]
-    answer = digits_server.predict({"inputs": [one["input"] for one in samples]})
+    found = digits_server.client.get("/models/digits/samples").json()
+    assert [one["label"] for one in found] == [str(digit) for digit in range(10)]
+    answer = digits_server.predict({"inputs": [one["input"] for one in found]})
     assert answer.status_code == 200
-    right = [one["label"] == said["label"] for one, said in zip(samples, answer.json()["predictions"], strict=True)]
+    right = [one["label"] == said["label"] for one, said in zip(found, answer.json()["predictions"], strict=True)]
     assert sum(right) >= 9
 
 
