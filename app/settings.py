@@ -29,13 +29,13 @@ class EngineConfig(BaseModel):
     model_store: Path = Path("model_store")
     """Folder of the models, <name>/<version>/ in it."""
     device: str = "auto"
-    """Where the models compute: auto (cuda if there is one, else cpu), cpu, cuda, cuda:1, ...; commas separate several, an engine each."""
+    """Where the models compute: auto (cuda if there is one, else cpu), cpu, cuda, cuda:1; separated by commas, an engine each."""
     slots: int | None = Field(default=None, ge=1)
     """Rows of one model that iterate together in one engine; measured at loading unless set."""
     backend: BackendName = "auto"
     """What computes the models; auto measures at loading which is fastest at each batch size."""
     precision: Precision = "auto"
-    """mixed has rows start in bfloat16 and end in float32, float32 does not; auto uses mixed where it is measured to be faster."""
+    """With mixed, rows start in bfloat16 and end in float32; auto uses that where it is measured to be faster."""
     threads: int | None = Field(default=None, ge=1)
     """CPU threads of each engine; PyTorch's choice for one engine, an equal share of the cores for several, unless set."""
     max_waiting_rows: int = Field(default=4096, ge=1)

@@ -28,8 +28,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.processes import processor_seconds
-from jfb.checkpoint import read_config
-from jfb.store import list_models
+from jfb.store import list_models, read_config
 
 LOOSE, STRICT = 1e-1, 1e-4
 CONNECTIONS = (1, 16, 64)

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from jfb import ImplicitNetwork
 from jfb.architectures import ImplicitMLP
 from jfb.gradients import JFB, Gradient, Jacobian, Neumann, Search
-from jfb.theory import Sheared, WrittenOut, fixed_point, write_out
+from jfb.theory import Sheared, DenseMatrices, fixed_point, dense_matrices
 
 mpl.use("Agg")
 from matplotlib import pyplot as plt
@@ -58,7 +58,7 @@ def cosine(one: Tensor, other: Tensor) -> float:
     return float(F.cosine_similarity(one, other, dim=0))
 
 
-def angles(matrices: WrittenOut, losses: int) -> Tensor:
+def angles(matrices: DenseMatrices, losses: int) -> Tensor:
     """In degrees, between the JFB direction and the gradient, for random losses."""
     m, j = matrices.weights_to_state, matrices.system
     pulled_back = torch.randn(len(j), losses, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
@@ -71,14 +71,14 @@ def draw_preconditioning(path: Path) -> None:
     for gamma in FACTORS:
         network, inputs = network_of(gamma), input_of()
         exact = direction(network, inputs, Jacobian(tolerance=1e-14, max_iterations=100_000))
-        matrices = write_out(network, inputs, LABEL)
+        matrices = dense_matrices(network, inputs, LABEL)
         m, j = matrices.weights_to_state, matrices.system
         preconditioned = m @ j.T @ torch.linalg.pinv(m) @ exact
         found = direction(network, inputs, JFB())
         same.plot(preconditioned, found, "o", color=COLOURS[gamma], alpha=0.6, markersize=5, label=f"γ = {gamma:g}")
         same.plot(exact, found, "x", color=COLOURS[gamma], alpha=0.5, markersize=4)
         values = np.concatenate(
-            [torch.linalg.svdvals(write_out(network_of(gamma, k), input_of(k), LABEL).system) for k in range(20)]
+            [torch.linalg.svdvals(dense_matrices(network_of(gamma, k), input_of(k), LABEL).system) for k in range(20)]
         )
         spread.hist(values, np.linspace(0, 2, 41), color=COLOURS[gamma], alpha=0.55, label=f"γ = {gamma:g}")
         for edge in (1 - gamma, 1 + gamma):
@@ -111,8 +111,8 @@ def _draw_angles(axes: plt.Axes) -> None:
         network = ImplicitMLP((5,), 3, width=WIDTH, contraction=gamma, slope=1.0).double().eval()
         nn.init.orthogonal_(network.latent.weight)
         network.encode.requires_grad_(False)
-        alone.append(float(angles(write_out(network, input_of(), LABEL), 20_000).amax()))
-        everything.append(max(float(angles(write_out(network_of(gamma, k), input_of(k), LABEL), 2000).amax()) for k in range(5)))
+        alone.append(float(angles(dense_matrices(network, input_of(), LABEL), 20_000).amax()))
+        everything.append(max(float(angles(dense_matrices(network_of(gamma, k), input_of(k), LABEL), 2000).amax()) for k in range(5)))
     axes.plot(factors, np.degrees(np.arcsin(factors)), "k--", linewidth=1, label="arcsin γ: bound for κ = 1")
     axes.plot(factors, alone, ".", color="#2a6f97", label="weights of W alone, κ = 1")
     axes.plot(factors, everything, "x", color="#e8a33d", label="all weights of T, κ about 2.7")
@@ -132,7 +132,7 @@ def _draw_failing(axes: plt.Axes) -> None:
     conditions = np.geomspace(1, 1000, 60)
     origin = torch.zeros(1, 2, dtype=torch.float64)
     for gamma in FACTORS:
-        found = [write_out(Sheared(gamma, condition), origin, LABEL) for condition in conditions]
+        found = [dense_matrices(Sheared(gamma, condition), origin, LABEL) for condition in conditions]
         axes.semilogx(conditions, [cosine(one.jfb, one.exact) for one in found], color=COLOURS[gamma], label=f"γ = {gamma:g}")
         axes.plot(1 / gamma, 0, "|", color=COLOURS[gamma], markersize=14)
         axes.plot(4 / gamma**2, 0, "o", color=COLOURS[gamma], markersize=6)
@@ -154,13 +154,13 @@ def _draw_inexact(axes: plt.Axes) -> None:
             network, inputs = network_of(gamma, seed), input_of(seed)
             with torch.no_grad():
                 limit = fixed_point(network, network.inject(inputs))
-            exact = write_out(network, inputs, LABEL).exact
+            exact = dense_matrices(network, inputs, LABEL).exact
             generator = torch.Generator().manual_seed(seed)
             for k, distance in enumerate(distances):
                 for _ in range(12):
                     away = torch.randn(limit.shape, generator=generator, dtype=torch.float64)
                     point = limit + distance * limit.norm() * away / away.norm()
-                    smallest[k] = min(smallest[k], cosine(write_out(network, inputs, LABEL, point).jfb, exact))
+                    smallest[k] = min(smallest[k], cosine(dense_matrices(network, inputs, LABEL, point).jfb, exact))
         axes.semilogx(distances, smallest, ".-", color=COLOURS[gamma], label=f"γ = {gamma:g}")
     axes.axhline(0, color="#b5443c", linewidth=1)
     axes.set(
@@ -176,7 +176,7 @@ def _draw_series(axes: plt.Axes) -> None:
     terms = np.arange(0, 26)
     for gamma in FACTORS:
         network, inputs = network_of(gamma), input_of()
-        exact = write_out(network, inputs, LABEL).exact
+        exact = dense_matrices(network, inputs, LABEL).exact
         errors = np.array(
             [float((direction(network, inputs, Neumann(terms=int(k))) - exact).norm() / exact.norm()) for k in terms]
         )

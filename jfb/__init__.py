@@ -1,13 +1,21 @@
-"""The mathematics of implicit networks: fixed points, how to find them, and how to differentiate them."""
+"""The mathematics of implicit networks: fixed points, how to find them, and how to differentiate them.
 
-from jfb.checkpoint import Checkpoint, CheckpointError, load
-from jfb.config import ModelConfig
-from jfb.label_stop import LabelStop
-from jfb.network import ImplicitNetwork
-from jfb.norms import ResidualNorm, residual
-from jfb.predict import Prediction, predict
-from jfb.solve import Solution, solve
-from jfb.status import Status
+Names are imported on first use, so that a program which only reads a config or the model store does not import torch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from jfb.checkpoint import Checkpoint, load
+    from jfb.config import ModelConfig, ResidualNorm
+    from jfb.fixed_point import Solution, solve
+    from jfb.label_stop import LabelStop
+    from jfb.network import ImplicitNetwork
+    from jfb.norms import residual
+    from jfb.prediction import Prediction, predict
+    from jfb.status import Status
+    from jfb.store import CheckpointError, ModelVersion
 
 __all__ = [
     "Checkpoint",
@@ -15,6 +23,7 @@ __all__ = [
     "ImplicitNetwork",
     "LabelStop",
     "ModelConfig",
+    "ModelVersion",
     "Prediction",
     "ResidualNorm",
     "Solution",
@@ -24,3 +33,33 @@ __all__ = [
     "residual",
     "solve",
 ]
+
+_MODULES = {
+    "Checkpoint": "checkpoint",
+    "CheckpointError": "store",
+    "ImplicitNetwork": "network",
+    "LabelStop": "label_stop",
+    "ModelConfig": "config",
+    "ModelVersion": "store",
+    "Prediction": "prediction",
+    "ResidualNorm": "config",
+    "Solution": "fixed_point",
+    "Status": "status",
+    "load": "checkpoint",
+    "predict": "prediction",
+    "residual": "norms",
+    "solve": "fixed_point",
+}
+"""The module that defines each public name. No module may share its name: importing it would hide the function."""
+
+
+def __getattr__(name: str) -> object:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,16 +1,30 @@
-"""ModelConfig: what config.json in a model's folder says."""
+"""ModelConfig: the content of a model's ``config.json``. It needs pydantic and no torch."""
 
+from collections.abc import Collection
+from difflib import get_close_matches
+from enum import StrEnum
 from math import isfinite
 from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
 
-from jfb.architectures import find
-from jfb.network import ImplicitNetwork
-from jfb.norms import ResidualNorm
-from jfb.solvers import SOLVERS, solvers_for
-
 FORMAT_VERSION: Literal[1] = 1
+
+SOLVER_NAMES = ("picard", "anderson", "forward_backward", "peaceman_rachford")
+"""The solvers that a config may name; ``jfb.solvers.SOLVERS`` maps each to its class."""
+
+
+class ResidualNorm(StrEnum):
+    """How to measure ``u_k - u_{k-1}``: one number per row.
+
+    * ``absolute``: L2 over all latent entries (Algorithm 1 of the paper);
+    * ``relative``: ``absolute`` divided by the L2 norm of ``u_k``, so that a tolerance means the same for every model;
+    * ``channel_max``: the largest over positions of the L2 norm over channels (the authors' code). A vector has one position.
+    """
+
+    ABSOLUTE = "absolute"
+    RELATIVE = "relative"
+    CHANNEL_MAX = "channel_max"
 
 
 class Strict(BaseModel):
@@ -20,82 +34,83 @@ class Strict(BaseModel):
 
 
 class ArchitectureSpec(Strict):
-    """Which class the network is (``jfb.architectures.find``), and the arguments it was built with."""
+    """The name of the network's class (``jfb.architectures.find``), and the arguments that it is built with."""
 
     name: str
     arguments: dict[str, JsonValue] = {}
 
 
 class InputSpec(Strict):
-    """What one raw input is: clients send it so, normalisation is inside the network."""
+    """One raw input, as clients send it: normalisation is part of the network."""
 
     shape: tuple[int, ...] = Field(min_length=1)
-    """Of one input; images are ``(channels, height, width)``."""
+    """Shape of one input; ``(channels, height, width)`` for images."""
     kind: Literal["image", "vector"]
-    """Whether a PNG or JPEG can be turned into an input."""
+    """``image`` if a PNG or JPEG file can be converted into an input."""
     dtype: Literal["float32", "uint8"] = "float32"
-    """Of the values as the model takes them; clients may send integers for floats."""
+    """Type of the values; clients may send integers for ``float32``."""
     low: float | None = None
     high: float | None = None
-    """Bounds of the values, inclusive; images have both, vectors may have neither."""
+    """Inclusive bounds of the values; required for images."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
         if any(side < 1 for side in self.shape):
-            raise ValueError(f"shape: expected positive sides, got {list(self.shape)}")
+            raise ValueError(f"shape: must be positive integers (got {list(self.shape)})")
         if self.kind == "image" and (len(self.shape) != 3 or self.shape[0] not in (1, 3)):
-            raise ValueError(f"shape: an image has shape [1 or 3, height, width], got {list(self.shape)}")
+            raise ValueError(f"shape: must be [1 or 3, height, width] for images (got {list(self.shape)})")
         if self.kind == "image" and (self.low is None or self.high is None):
-            raise ValueError("low, high: an image needs both bounds of its values")
+            raise ValueError("low, high: must both be given for images")
         if self.low is not None and self.high is not None and self.low >= self.high:
-            raise ValueError(f"low, high: expected low < high, got {self.low} and {self.high}")
+            raise ValueError(f"low: must be below high (got low {self.low} and high {self.high})")
         return self
 
 
 class LabelCalibration(Strict):
-    """What held-out data said of ending rows as soon as their label is settled: see ``jfb.label_stop``.
+    """How label stops (``jfb.label_stop``) did on held-out data, with Picard iteration.
 
-    The rest of the iteration was Picard's, and what an exact fixed point's label is was found by iterating on.
+    A label differs if it is not the label at the exact fixed point, which was found by iterating further.
     """
 
     safety: float = Field(gt=0)
-    """Factor on the bound."""
+    """Safety factor of the bound."""
     lipschitz: float = Field(gt=0)
-    """The most that a difference between two logits changed per unit that the state moved."""
+    """Largest observed change of a difference between two logits, per unit that the state moved."""
     tolerance: float = Field(gt=0)
-    """That ended the rows whose label stayed open."""
+    """Tolerance at which rows stopped whose label was never certain."""
     validation_inputs: int = Field(ge=1)
-    """That safety and lipschitz were chosen on."""
+    """Number of inputs on which ``safety`` and ``lipschitz`` were chosen."""
     validation_differing: int = Field(ge=0)
-    """Those whose label was not the exact fixed point's."""
+    """Number of those whose label differs."""
     inputs: int = Field(ge=1)
-    """That the choice was tested on."""
+    """Number of inputs on which the choice was tested."""
     differing: int = Field(ge=0)
+    """Number of those whose label differs."""
     iterations: float = Field(ge=1)
-    """Mean of them."""
+    """Mean number of iterations on the test inputs."""
 
 
 class Serving(Strict):
-    """How the fixed point is found unless a request says otherwise."""
+    """How the fixed point is found, unless a request says otherwise."""
 
     solver: str = "picard"
     tolerance: float = Field(default=1e-3, gt=0)
     max_iterations: int = Field(default=100, ge=1)
     residual_norm: ResidualNorm = ResidualNorm.RELATIVE
     label_calibration: LabelCalibration | None = Field(default=None, exclude_if=lambda value: value is None)
-    """Without one, files are as they were before there was any."""
+    """Left out of the file if there is none."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if self.solver not in SOLVERS:
-            raise ValueError(f"solver: unknown solver {self.solver!r}, expected one of {', '.join(SOLVERS)}")
+        if self.solver not in SOLVER_NAMES:
+            raise ValueError(f"solver: {must_be_one_of(SOLVER_NAMES, self.solver)}")
         if not isfinite(self.tolerance):
-            raise ValueError(f"tolerance: expected a finite number, got {self.tolerance}")
+            raise ValueError(f"tolerance: must be finite (got {self.tolerance})")
         return self
 
 
 class ModelConfig(Strict):
-    """The whole of ``config.json``."""
+    """The content of ``config.json``."""
 
     format_version: Literal[1] = FORMAT_VERSION
     architecture: ArchitectureSpec
@@ -104,29 +119,17 @@ class ModelConfig(Strict):
     """Labels, in the order of the logits."""
     serving: Serving = Serving()
     provenance: dict[str, Any] = {}
-    """Where the model comes from: recipe, seed, data, library versions, date. For people."""
+    """Where the model comes from, for people: recipe, seed, data, library versions, date."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
         if len(set(self.classes)) != len(self.classes):
-            raise ValueError("classes: expected distinct labels")
-        check_solver(self.serving.solver, self.architecture)
+            raise ValueError("classes: must be distinct")
         return self
 
 
-def check_solver(solver: str, architecture: ArchitectureSpec) -> None:
-    """Refuse a solver that splits the map where the architecture does not have the parts.
-
-    Raises:
-        ValueError: naming both, and the solvers that can be had.
-    """
-    try:
-        kind: type = find(architecture.name)
-    except ValueError:
-        kind = ImplicitNetwork  # whoever builds it says what is wrong with the name
-    fitting = solvers_for(kind)
-    if solver not in fitting:
-        raise ValueError(
-            f"solver: {solver!r} splits the map of a monotone network, which {architecture.name!r} is not, "
-            f"expected one of {', '.join(fitting)}"
-        )
+def must_be_one_of(known: Collection[str], got: str) -> str:
+    """The error message for an unknown name: it lists the known names and suggests the nearest one."""
+    nearest = get_close_matches(got, known, n=1)
+    suggestion = f"; did you mean {nearest[0]!r}?" if nearest else ""
+    return f"must be one of {', '.join(known)} (got {got!r}{suggestion})"

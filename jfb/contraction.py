@@ -19,12 +19,12 @@ def operator_norm_bound(weight: Tensor, *, grid: int = 12, squarings: int = 6) -
     odd sides, zero padding, any image size) is a matrix at every frequency, and a compression of the convolution
     over the infinite plane, so its norm is at most the largest of those matrices' norms. The frequencies are sampled on a
     grid; between its points a trigonometric polynomial of degree ``(side − 1) / 2`` exceeds the samples by at most
-    ``1 / cos(π · degree / grid)`` a dimension (Ehlich and Zeller, 1964), which is multiplied in.
+    ``1 / cos(π · degree / grid)`` per dimension (Ehlich and Zeller, 1964), which is multiplied in.
 
     Args:
         weight: the matrix or kernel.
-        grid: frequencies a dimension, more than ``side − 1``.
-        squarings: of the Gram matrix.
+        grid: frequencies per dimension, more than ``side − 1``.
+        squarings: number of squarings of the Gram matrix.
 
     Returns:
         A number (0-dimensional tensor), never less than the norm up to rounding.
@@ -61,16 +61,16 @@ def operator_norm_bound(weight: Tensor, *, grid: int = 12, squarings: int = 6) -
 def scale_to_unit_norm(weight: Tensor) -> None:
     """Scale a matrix or kernel in place so that its operator norm is at most one; leave it if it already is.
 
-    Runs after every optimiser step, so it takes a coarser bound: a tenth too large, and at a third of the cost.
+    It runs after every optimiser step, so it uses a coarser bound: a tenth too large, at a third of the cost.
     """
     weight.div_(operator_norm_bound(weight, grid=10, squarings=3).clamp_min(1.0))
 
 
 @torch.no_grad()
 def pairwise_distances(weight: Tensor) -> Tensor:
-    """The L2 distances between a matrix's rows, ``[classes, features]`` to ``[classes, classes]``.
+    """Return the L2 distances between a matrix's rows: ``[classes, features]`` to ``[classes, classes]``.
 
-    Of a linear readout they are the exact Lipschitz constants of the differences between two logits.
+    For a linear readout they are the exact Lipschitz constants of the differences between two logits.
     """
     wide = weight.double()
     distances: Tensor = torch.cdist(wide, wide, compute_mode="donot_use_mm_for_euclid_dist").to(weight.dtype)
@@ -87,10 +87,10 @@ def local_contraction_factor(
 
     Args:
         network: in evaluation mode.
-        state: where, shape ``[n, *state_shape]``.
+        state: shape ``[n, *state_shape]``.
         injection: shape ``[n, ...]``.
-        iterations: of the power method, at least 1.
-        seed: of the random start.
+        iterations: number of power iterations, at least 1.
+        seed: seed of the random start.
 
     Returns:
         Shape ``[n]``.
@@ -104,9 +104,9 @@ def local_contraction_factor(
 
     generator = torch.Generator().manual_seed(seed)
     direction = unit(torch.randn(state.shape, generator=generator, dtype=state.dtype).to(state.device))
-    image = torch.zeros_like(state)
+    product = torch.zeros_like(state)
     for _ in range(iterations):
-        _, image = jvp(step, state.detach(), direction)  # type: ignore[no-untyped-call]
-        _, pulled_back = vjp(step, state.detach(), image)  # type: ignore[no-untyped-call]
+        _, product = jvp(step, state.detach(), direction)  # type: ignore[no-untyped-call]
+        _, pulled_back = vjp(step, state.detach(), product)  # type: ignore[no-untyped-call]
         direction = unit(pulled_back)
-    return row_norms(image)
+    return row_norms(product)

@@ -1,4 +1,4 @@
-"""Folding: fixed affine maps of a trained network become part of the convolutions before them."""
+"""Folding: merge the fixed affine maps of a trained network into the convolutions before them."""
 
 from typing import TypeVar
 

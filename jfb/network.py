@@ -1,4 +1,4 @@
-"""ImplicitNetwork: the three maps that make an implicit network, and nothing else."""
+"""ImplicitNetwork: the three maps that define an implicit network."""
 
 from abc import ABC, abstractmethod
 from copy import deepcopy
@@ -16,18 +16,18 @@ class ImplicitNetwork(nn.Module, ABC):
 
     * ``inject``  [Q]: raw inputs to latent space, evaluated once per input;
     * ``step``    [T]: one application of the fixed-point map, what an *iteration* is;
-    * ``readout`` [S]: latent state to logits, evaluated once per answer.
+    * ``readout`` [S]: latent state to logits, evaluated once per result.
 
     Every tensor has the sample in its first dimension, and in evaluation mode nothing that a row computes depends on
-    another row. ``step`` keeps that promise in training mode too: no batch statistics there.
+    another row. For ``step`` this holds in training mode too: it uses no batch statistics.
 
-    How the fixed point is found (``jfb.solve``) and how it is differentiated (``jfb.gradients``) are not the
-    network's business, so the same network is trained with any gradient and served by any solver.
+    The network does not know how the fixed point is found (``jfb.solve``) or differentiated (``jfb.gradients``), so the same
+    network can be trained with any gradient and served with any solver.
     """
 
     @abstractmethod
     def inject(self, inputs: Tensor) -> Tensor:
-        """Map raw inputs ``[n, *input_shape]`` (not normalised: that is done in here) to the injection ``[n, ...]``."""
+        """Map raw inputs ``[n, *input_shape]``, which are normalised in here, to the injection ``[n, ...]``."""
 
     @abstractmethod
     def step(self, state: Tensor, injection: Tensor) -> Tensor:
@@ -38,34 +38,34 @@ class ImplicitNetwork(nn.Module, ABC):
         """Read logits ``[n, classes]`` from states ``[n, *state_shape]``."""
 
     def initial_state(self, injection: Tensor) -> Tensor:
-        """Where the iteration starts: zeros, shaped like the injection unless a network says otherwise."""
+        """Return the states that the iteration starts at: zeros, shaped like the injection, unless overridden."""
         return torch.zeros_like(injection)
 
     def constrain(self) -> None:
-        """Bring the weights of ``step`` back to where it is a contraction.
+        """Project the weights of ``step`` so that it is a contraction.
 
-        Called at construction and after every optimiser step. The default is for networks that contract whatever
-        their weights are.
+        Called at construction and after every optimiser step. The default does nothing, for networks that contract with any
+        weights.
         """
 
     def contraction_bound(self) -> float | None:
-        """A guaranteed upper bound on the Lipschitz constant of ``step`` in the state (L2), or None if there is none."""
+        """Return a guaranteed upper bound on the Lipschitz constant of ``step`` in the state (L2), or None if there is none."""
         return None
 
     def readout_lipschitz(self) -> Tensor | None:
-        """Guaranteed bounds ``[classes, classes]`` on how steep the readout is, or None if there are none.
+        """Return guaranteed bounds ``[classes, classes]`` on the readout's Lipschitz constants, or None if there are none.
 
         Entry i, j is at least the Lipschitz constant of ``logit_i − logit_j`` in the state (L2).
         """
         return None
 
     def folded(self) -> "ImplicitNetwork":
-        """Return a copy, for evaluation alone, that computes the same maps with less work (to rounding).
+        """Return a copy, for evaluation only, that computes the same maps with less work (up to rounding).
 
-        Here batch normalisations are folded into convolutions; networks that can fold more say so.
+        The default folds batch normalisations into convolutions; networks that can fold more override it.
         """
         return fold_batch_norms(deepcopy(self).eval())
 
     def forward(self, state: Tensor) -> Tensor:
-        """Alias of ``readout``, for tools that call modules; an implicit network has no other single pass."""
+        """Alias of ``readout``, for tools that call modules: an implicit network has no other single pass."""
         return self.readout(state)

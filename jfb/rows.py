@@ -7,13 +7,13 @@ from torch import Tensor
 
 
 def gaps(ended: NDArray[np.bool_]) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-    """Where ended rows leave gaps, and which rows from the end fill them.
+    """Find the gaps that ended rows leave, and the rows from the end that fill them.
 
     Args:
-        ended: shape ``[n]``; on the host, as the numbers of ended rows are what shapes are made of.
+        ended: shape ``[n]``; on the host, because shapes depend on the number of ended rows.
 
     Returns:
-        Two arrays of one length: places among the first ``n - ended.sum()``, and rows behind them.
+        Two arrays of equal length: indices among the first ``n - ended.sum()`` rows, and indices of later rows.
     """
     keep = len(ended) - int(np.count_nonzero(ended))
     return np.flatnonzero(ended[:keep]), keep + np.flatnonzero(~ended[keep:])
@@ -22,15 +22,15 @@ def gaps(ended: NDArray[np.bool_]) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
 def close_gaps(ended: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
     """Drop the ended rows by moving rows from the end into their places.
 
-    The cost grows with the number of rows that *ended*, not with the size of the batch. Order is not kept, so callers
-    carry an index with their rows. The tensors are changed in place.
+    The cost grows with the number of rows that *ended*, not with the size of the batch. Order is not kept, so callers keep an
+    index with their rows. The tensors are changed in place.
 
     Args:
         ended: Boolean, shape ``[n]``.
         tensors: each with first dimension n.
 
     Returns:
-        For each tensor, a view of its first ``n - ended.sum()`` rows: those that go on.
+        For each tensor, a view of its first ``n - ended.sum()`` rows: the ones that go on.
     """
     on_host = ended.cpu().numpy()
     holes, movers = (torch.from_numpy(places).to(ended.device) for places in gaps(on_host))
@@ -41,7 +41,7 @@ def close_gaps(ended: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
 
 
 def per_row(name: str, value: float | Tensor, rows: int, like: Tensor) -> Tensor:
-    """Spread a number, or one number per row, to shape ``[rows]`` with the dtype and device of ``like``.
+    """Expand a number, or one number per row, to shape ``[rows]`` with the dtype and device of ``like``.
 
     Raises:
         ValueError: if a tensor of another shape is given.
@@ -50,5 +50,5 @@ def per_row(name: str, value: float | Tensor, rows: int, like: Tensor) -> Tensor
     if tensor.dim() == 0:
         return tensor.expand(rows).clone()
     if tensor.shape != (rows,):
-        raise ValueError(f"{name}: expected a number or shape [{rows}], one per row, got shape {list(tensor.shape)}")
+        raise ValueError(f"{name}: must be a number or have shape [{rows}], one per row (got shape {list(tensor.shape)})")
     return tensor.clone()

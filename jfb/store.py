@@ -1,19 +1,75 @@
-"""The model store: model_store/<name>/<version>/, and how a new version becomes visible."""
+"""The model store: ``<store>/<name>/<version>/``, how a version becomes visible, and the formats of the files in it.
 
+Nothing here needs torch, so that a program can look into a store without the time and memory that torch takes.
+"""
+
+import csv
+import json
 import os
 import shutil
 import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self, TypeVar
+
+from pydantic import TypeAdapter, ValidationError
+
+from jfb.config import FORMAT_VERSION, ModelConfig
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+CONFIG = "config.json"
+WEIGHTS = "model.safetensors"
+METRICS = "metrics.json"
+SAMPLES = "samples.json"
+HISTORY = "history.csv"
+CURVES = "curves.png"
+EVALUATION = "evaluation.json"
+EVALUATION_TABLE = "evaluation.csv"
+EVALUATION_PLOT = "evaluation.png"
+CARD = "README.md"
+
+
+class CheckpointError(Exception):
+    """A model folder that cannot be used; the message names the file, says what it must be, and what was found."""
+
+
+@dataclass(frozen=True, order=True)
+class ModelVersion:
+    """One version of a model, written ``name/number``."""
+
+    name: str
+    number: int
+    """At least 1; a request or command that names no version means the highest."""
+
+    def __str__(self) -> str:
+        return f"{self.name}/{self.number}"
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Read ``name/number``.
+
+        Raises:
+            ValueError: for any other text.
+        """
+        name, _, number = text.rpartition("/")
+        if not name or "/" in name or not _is_version_number(number):
+            raise ValueError(f"model version: must be NAME/NUMBER (got {text!r})")
+        return cls(name, int(number))
+
+    def folder(self, store: Path) -> Path:
+        """The version's folder in a store, whether it exists or not."""
+        return store / self.name / str(self.number)
 
 
 def list_versions(model: Path) -> list[int]:
     """The versions in a model's folder, ascending. Folders whose names are not positive integers are not versions."""
     if not model.is_dir():
         return []
-    return sorted(
-        int(path.name) for path in model.iterdir() if path.name.isdecimal() and path.name == str(int(path.name)) and path.is_dir()
-    )
+    return sorted(int(path.name) for path in model.iterdir() if _is_version_number(path.name) and path.is_dir())
 
 
 def list_models(store: Path) -> dict[str, list[int]]:
@@ -28,59 +84,201 @@ def list_models(store: Path) -> dict[str, list[int]]:
 class NewVersion:
     """A version while it is written; see ``new_version``."""
 
-    def __init__(self, model: Path) -> None:
-        self._model = model
+    def __init__(self, store: Path, name: str) -> None:
+        self._store = store
+        self._name = name
         self._hidden: Path | None = None
-        self._folder: Path | None = None
+        self._version: ModelVersion | None = None
 
     @property
-    def folder(self) -> Path:
-        """The version's folder, ``store/<name>/<version>``, once the block has ended; the number is drawn only then.
+    def version(self) -> ModelVersion:
+        """The version that was written, once the block has ended: its number is chosen only then.
 
         Raises:
             RuntimeError: before that, and after a block that raised.
         """
-        if self._folder is None:
-            raise RuntimeError(f"no version of {self._model} was finished")
-        return self._folder
+        if self._version is None:
+            raise RuntimeError(f"no version of {self._name} was finished")
+        return self._version
+
+    @property
+    def folder(self) -> Path:
+        """The folder of ``version``."""
+        return self.version.folder(self._store)
 
     def __enter__(self) -> Path:
-        self._model.mkdir(parents=True, exist_ok=True)
-        self._hidden = Path(tempfile.mkdtemp(prefix=".incomplete-", dir=self._model))
+        model = self._store / self._name
+        model.mkdir(parents=True, exist_ok=True)
+        self._hidden = Path(tempfile.mkdtemp(prefix=".incomplete-", dir=model))
         return self._hidden
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         assert self._hidden is not None
         try:
             if kind is None:
-                self._folder = self._publish(self._hidden)
+                self._version = self._publish(self._hidden)
         finally:
             shutil.rmtree(self._hidden, ignore_errors=True)
 
-    def _publish(self, hidden: Path) -> Path:
+    def _publish(self, hidden: Path) -> ModelVersion:
         for path in (*hidden.rglob("*"), hidden):
-            path.chmod(0o755 if path.is_dir() else 0o644)  # safetensors and mkdtemp let the owner alone read
+            path.chmod(0o755 if path.is_dir() else 0o644)  # safetensors and mkdtemp give read permission to the owner only
             _sync(path)
+        model = self._store / self._name
         while True:
-            target = self._model / str(max(list_versions(self._model), default=0) + 1)
+            version = ModelVersion(self._name, max(list_versions(model), default=0) + 1)
             try:
-                hidden.rename(target)
+                hidden.rename(version.folder(self._store))
                 break
             except OSError:
-                if not target.exists():  # otherwise another training run took the number first
+                if not version.folder(self._store).exists():  # otherwise another writer took the number first
                     raise
-        _sync(self._model)
-        return target
+        _sync(model)
+        return version
 
 
 def new_version(store: Path, name: str) -> NewVersion:
-    """Fill a hidden folder, then rename it to the next version: a half-written version is never visible.
+    """Write the next version of a model; it becomes visible as a whole, or not at all.
 
-    A context manager whose ``with`` gives the hidden folder. If the block raises, the folder is removed and the store is as it
-    was. The folder's files are on disk before its name is. Which version it became, the manager's ``folder`` says
-    afterwards: the highest one may by then be another run's.
+    A context manager whose ``with`` gives a hidden folder to fill, which is renamed to the next version when the block ends. If
+    the block raises, the folder is removed and the store is as it was. The files are on disk before the version's name is.
+    The manager's ``version`` and ``folder`` then say which version it became.
     """
-    return NewVersion(store / name)
+    return NewVersion(store, name)
+
+
+def read_config(folder: Path) -> ModelConfig:
+    """Read and validate ``config.json``.
+
+    Raises:
+        CheckpointError: if it is missing, not JSON, of an unknown format version, or has an invalid field.
+    """
+    path = folder / CONFIG
+    content = _parse_json(path)
+    version = content.get("format_version") if isinstance(content, dict) else None
+    if version != FORMAT_VERSION:
+        raise CheckpointError(f"{path}: format_version: must be {FORMAT_VERSION} (got {version!r})")
+    try:
+        return ModelConfig.model_validate(content)
+    except ValidationError as error:
+        raise CheckpointError(f"{path}: {_problems(error, 'config')}") from error
+
+
+def write_config(folder: Path, config: ModelConfig) -> None:
+    """Write ``config.json``, replacing an earlier one as a whole."""
+    _write_text(folder / CONFIG, config.model_dump_json(indent=2) + "\n")
+
+
+def read_metrics(folder: Path) -> dict[str, Any] | None:
+    """Read ``metrics.json``: what training measured, by name; None if there is no such file.
+
+    Raises:
+        CheckpointError: if it is not a JSON object.
+    """
+    return _read_object(folder / METRICS)
+
+
+def write_metrics(folder: Path, metrics: Mapping[str, Any]) -> None:
+    """Write ``metrics.json``. Shares are written as shares, not percentages."""
+    _write_text(folder / METRICS, json.dumps(dict(metrics), indent=2) + "\n")
+
+
+@dataclass(frozen=True)
+class Sample:
+    """An input to try a model with."""
+
+    input: list[Any]
+    """Raw values as clients send them: nested lists of the model's input shape."""
+    label: str
+    """The correct class."""
+
+
+_SAMPLES = TypeAdapter(list[Sample])
+
+
+def read_samples(folder: Path) -> list[Sample]:
+    """Read ``samples.json``; empty if there is no such file. The inputs' shapes are not checked.
+
+    Raises:
+        CheckpointError: if it is not a JSON list of samples.
+    """
+    path = folder / SAMPLES
+    if not path.exists():
+        return []
+    try:
+        return _SAMPLES.validate_python(_parse_json(path))
+    except ValidationError as error:
+        raise CheckpointError(f"{path}: {_problems(error, 'samples')}") from error
+
+
+def write_samples(folder: Path, samples: Sequence[Sample]) -> None:
+    """Write ``samples.json``."""
+    _write_text(folder / SAMPLES, json.dumps([asdict(sample) for sample in samples], separators=(",", ":")) + "\n")
+
+
+def read_evaluation(folder: Path) -> dict[str, Any] | None:
+    """Read ``evaluation.json``, which ``python -m training evaluate`` writes; None if there is no such file.
+
+    Raises:
+        CheckpointError: if it is not a JSON object.
+    """
+    return _read_object(folder / EVALUATION)
+
+
+def write_evaluation(folder: Path, evaluation: Mapping[str, Any]) -> None:
+    """Write ``evaluation.json``."""
+    _write_text(folder / EVALUATION, json.dumps(dict(evaluation), indent=2) + "\n")
+
+
+Row = TypeVar("Row", bound="DataclassInstance")
+
+
+def write_table(path: Path, kind: type[Row], rows: Sequence[Row]) -> None:
+    """Write a CSV file, such as ``history.csv``: a column for each field of a dataclass, a line for each instance."""
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, [field.name for field in fields(kind)])
+        writer.writeheader()
+        writer.writerows(asdict(row) for row in rows)
+
+
+def _is_version_number(text: str) -> bool:
+    return text.isascii() and text.isdecimal() and not text.startswith("0")
+
+
+def _read_object(path: Path) -> dict[str, Any] | None:
+    if not path.exists():
+        return None
+    content = _parse_json(path)
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path}: must be a JSON object (got {type(content).__name__})")
+    return content
+
+
+def _parse_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_bytes())
+    except OSError as error:
+        raise CheckpointError(f"{path}: {error.strerror or error}") from error
+    except ValueError as error:
+        raise CheckpointError(f"{path}: not JSON: {error}") from error
+
+
+def _problems(error: ValidationError, whole: str) -> str:
+    problems = []
+    for problem in error.errors():
+        where = ".".join(map(str, problem["loc"]))
+        if problem["type"] == "value_error":  # one of ours, which names the field
+            problems.append(f"{where}.{problem['ctx']['error']}" if where else str(problem["ctx"]["error"]))
+        else:
+            problems.append(f"{where or whole}: {problem['msg']}")
+    return "; ".join(problems)
+
+
+def _write_text(path: Path, text: str) -> None:
+    """Write a file under a hidden name and rename it: a reader sees the old content or the new one."""
+    incomplete = path.with_name(f".{path.name}.incomplete")
+    incomplete.write_text(text)
+    incomplete.replace(path)
 
 
 def _sync(path: Path) -> None:

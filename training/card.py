@@ -6,8 +6,8 @@ from typing import Any
 
 import yaml
 
-from jfb.checkpoint import read_config
 from jfb.config import ModelConfig
+from jfb.store import read_config
 
 CARD = "README.md"
 

@@ -6,8 +6,8 @@ from pathlib import Path
 import torch
 
 from jfb import Checkpoint, CheckpointError, load
-from jfb.checkpoint import CONFIG, ONNX, WEIGHTS, read_config, save
-from jfb.store import new_version
+from jfb.checkpoint import ONNX, save
+from jfb.store import CONFIG, WEIGHTS, new_version, read_config
 from training.card import CARD, write_card
 from training.errors import HubError, ModelError
 

@@ -161,7 +161,7 @@ def _follow(
 
 
 class _Follower(Picard):
-    """Iterates, and judges the label of each image on the way."""
+    """Iterates, and judges the label of each state on the way."""
 
     def __init__(self, network: ImplicitNetwork, stop: LabelStop, serving: Serving, rows: int) -> None:
         self.ratio = torch.full((rows, serving.max_iterations), torch.nan)
@@ -172,21 +172,21 @@ class _Follower(Picard):
         self._serving = serving
         self._column = 0
 
-    def start(self, point: Tensor) -> Memory:
-        rows = torch.arange(point.shape[0], device=point.device)
-        return {"row": rows, "logits": self._network.readout(point), **self._stop.start(point)}
+    def start(self, state: Tensor) -> Memory:
+        rows = torch.arange(state.shape[0], device=state.device)
+        return {"row": rows, "logits": self._network.readout(state), **self._stop.start(state)}
 
-    def propose(self, memory: Memory, point: Tensor, image: Tensor) -> Tensor:
-        rows, logits = memory["row"].cpu(), self._network.readout(image)
-        stability = self._stop.judge(memory, point, image, logits)
+    def propose(self, memory: Memory, state: Tensor, next_state: Tensor) -> Tensor:
+        rows, logits = memory["row"].cpu(), self._network.readout(next_state)
+        stability = self._stop.judge(memory, state, next_state, logits)
         self.ratio[rows, self._column] = (stability.bound / stability.margin).cpu()
         self.index[rows, self._column] = logits.argmax(1).cpu()
         change = logits - memory["logits"]
-        slope = (change.amax(1) - change.amin(1)) / row_norms(image - point)
+        slope = (change.amax(1) - change.amin(1)) / row_norms(next_state - state)
         # Where a state hardly moves any more, rounding is all that is seen; and the first iteration is like no other.
-        counts = (residual(point, image, self._serving.residual_norm) > self._serving.tolerance) & slope.isfinite()
+        counts = (residual(state, next_state, self._serving.residual_norm) > self._serving.tolerance) & slope.isfinite()
         if self._column and bool(counts.any()):
             self.steepest = max(self.steepest, float(slope[counts].amax()))
         memory["logits"].copy_(logits)
         self._column += 1
-        return image
+        return next_state

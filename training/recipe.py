@@ -8,10 +8,9 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, Field, JsonValue, ValidationError, model_validator
 
 from jfb.architectures import NOT_SERVED, find
-from jfb.config import ArchitectureSpec, Serving, Strict, check_solver
+from jfb.config import ArchitectureSpec, ResidualNorm, Serving, Strict
 from jfb.gradients import GRADIENTS, Gradient, Search
-from jfb.norms import ResidualNorm
-from jfb.solvers import SOLVERS
+from jfb.solvers import SOLVERS, check_solver
 from training.errors import RecipeError
 
 SHIPPED = Path(__file__).parent / "recipes"
@@ -157,12 +156,12 @@ class Recipe(Strict):
         if self.network.name in NOT_SERVED:
             raise ValueError(f"network.name: {self.network.name!r} is trained by python -m training compare --rivals only")
         try:
-            find(self.network.name)
+            kind = find(self.network.name)
         except ValueError as error:
             raise ValueError(f"network.name: {error}") from error
         for section, solver in (("search", self.search.solver), ("serving", self.serving.solver)):
             try:
-                check_solver(solver, self.network)
+                check_solver(solver, self.network.name, kind)
             except ValueError as error:
                 raise ValueError(f"{section}.{error}") from error
         return self

@@ -5,8 +5,7 @@ from pathlib import Path
 import torch
 
 from jfb import Checkpoint, CheckpointError, ModelConfig, load
-from jfb.checkpoint import CONFIG
-from jfb.store import list_models, list_versions
+from jfb.store import CONFIG, list_models, list_versions
 from training.errors import ModelError, RecipeError
 from training.recipe import Recipe, load_recipe
 

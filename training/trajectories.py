@@ -92,7 +92,7 @@ def record(
 
 
 class Recorder(Solver):
-    """Solves as another solver does, and looks at each image on the way: every one of them could have been the answer."""
+    """Solves as another solver does, and records each next state's label and residual: any of them could have been the answer."""
 
     def __init__(self, solver: Solver, network: ImplicitNetwork, norm: ResidualNorm, rows: int, max_iterations: int) -> None:
         self.residual = torch.full((rows, max_iterations), torch.nan)
@@ -103,17 +103,17 @@ class Recorder(Solver):
         self._column = 0
         self.needs = solver.needs
 
-    def start(self, point: Tensor) -> Memory:
-        return {"row": torch.arange(point.shape[0], device=point.device), **self._solver.start(point)}
+    def start(self, state: Tensor) -> Memory:
+        return {"row": torch.arange(state.shape[0], device=state.device), **self._solver.start(state)}
 
-    def evaluate(self, network: ImplicitNetwork, memory: Memory, point: Tensor, injection: Tensor) -> Tensor:
-        return self._solver.evaluate(network, memory, point, injection)
+    def evaluate(self, network: ImplicitNetwork, memory: Memory, state: Tensor, injection: Tensor) -> Tensor:
+        return self._solver.evaluate(network, memory, state, injection)
 
-    def propose(self, memory: Memory, point: Tensor, image: Tensor) -> Tensor:
+    def propose(self, memory: Memory, state: Tensor, next_state: Tensor) -> Tensor:
         rows = memory["row"].cpu()
-        logits = self._network.readout(image)
+        logits = self._network.readout(next_state)
         index = torch.where(logits.isfinite().all(1), logits.argmax(1), NO_ANSWER)
-        self.residual[rows, self._column] = residual(point, image, self._norm).cpu()
+        self.residual[rows, self._column] = residual(state, next_state, self._norm).cpu()
         self.index[rows, self._column] = index.cpu()
         self._column += 1
-        return self._solver.propose(memory, point, image)
+        return self._solver.propose(memory, state, next_state)

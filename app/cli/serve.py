@@ -84,7 +84,7 @@ async def _greet(settings: Settings, port: int, supervisor: Supervisor) -> None:
 
 
 def _listen(settings: Settings) -> list[socket.socket]:
-    """One socket per worker, on the same port. They stay open here, so that what waits in one survives its worker."""
+    """One socket for each worker, on the same port. They stay open here: a restarted worker serves what waits in its socket."""
     # Without reuse_port, the first one finds out whether the port is free: another server's workers would share theirs with ours.
     with _bind(settings.host, settings.port) as first:
         port = first.getsockname()[1]

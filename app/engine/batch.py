@@ -1,20 +1,26 @@
-"""RunningBatch: the rows that iterate together."""
+"""RunningBatch: the rows that iterate together, and what an error in one of them costs."""
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
+import structlog
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from app.engine.backends import Backend
-from app.engine.isolation import Fail, isolated
 from app.engine.slots import SlotTable
 from jfb import LabelStop, ResidualNorm, residual
 from jfb.label_stop import Stability
-from jfb.mixed_precision import hands_over, size_in
+from jfb.mixed_precision import needs_full_precision, size_in
 from jfb.solvers import Memory, Solver
+
+log = structlog.get_logger(__name__)
+
+Fail = Callable[[int, str], None]
+"""Called with the number of a request that cannot be computed, and the reason."""
 
 
 @dataclass(frozen=True)
@@ -92,13 +98,13 @@ class Lane:
 
     def _evaluate(self, table: SlotTable, fail: Fail) -> Tensor:
         if not self.solver.splits:
-            return isolated(self._backend.step, table.point, table.request, fail, table.point, table.injection)
+            return _isolated(self._backend.step, table.point, table.request, fail, table.point, table.injection)
         names, memory = list(table.memory), tuple(table.memory.values())
 
         def evaluate(point: Tensor, injection: Tensor, *memory: Tensor) -> Tensor:
             return self._backend.evaluate(self.solver, dict(zip(names, memory, strict=True)), point, injection)
 
-        return isolated(evaluate, table.point, table.request, fail, table.point, table.injection, changed=memory)
+        return _isolated(evaluate, table.point, table.request, fail, table.point, table.injection, changed=memory)
 
     def _judge(self, label_stop: LabelStop, fail: Fail) -> _Judged:
         """Read out the rows that end by their label, and no others."""
@@ -106,7 +112,7 @@ class Lane:
         rows = np.flatnonzero(table.by_label)
         index = slice(None) if len(rows) == table.active else torch.from_numpy(rows)  # of all rows nothing is copied
         states = self.next_state[index]
-        logits = isolated(self._backend.readout, self._logits, table.request[rows], fail, states)
+        logits = _isolated(self._backend.readout, self._logits, table.request[rows], fail, states)
         memory = {name: tensor[index] for name, tensor in table.memory.items()}
         stability = label_stop.judge(memory, table.point[index], states, logits)
         for name, tensor in memory.items():
@@ -145,7 +151,7 @@ class Lane:
         if self._judged is not None and table.by_label[rows].all():
             logits = self._judged.logits[torch.from_numpy(np.searchsorted(self._judged.rows, rows))]
         else:
-            logits = isolated(self._backend.readout, self._logits, table.request[rows], fail, states)
+            logits = _isolated(self._backend.readout, self._logits, table.request[rows], fail, states)
         return states, logits.cpu().numpy()
 
     def hand_over(self, residual: NDArray[np.floating], ended: NDArray[np.bool_], now: float) -> NDArray[np.bool_]:
@@ -157,7 +163,7 @@ class Lane:
         if self.full_precision is None:
             return np.zeros_like(ended)
         table = self.table
-        near = hands_over(residual, self._size.cpu().numpy(), table.tolerance)
+        near = needs_full_precision(residual, self._size.cpu().numpy(), table.tolerance)
         near |= (table.iterations >= table.max_iterations - 1) | (table.deadline <= now)
         near &= ~ended
         if near.any():
@@ -210,7 +216,7 @@ class RunningBatch:
                     residual_norm,
                     point,
                     injection,
-                    label_stop=label_stop if label_stop is not None and label_stop.goes_with(type(solver)) else None,
+                    label_stop=label_stop if label_stop is not None and label_stop.supports(type(solver)) else None,
                 )
                 for name, solver in solvers.items()
             }
@@ -239,11 +245,11 @@ class RunningBatch:
     def inject(self, inputs: NDArray[np.float32], requests: NDArray[np.int64], fail: Fail) -> Tensor:
         """The injection of rows whose requests have these numbers."""
         tensor = torch.from_numpy(inputs).to(self._backend.device, self._backend.dtype)
-        return isolated(self._backend.inject, self.lanes[0].table.injection, requests, fail, tensor)
+        return _isolated(self._backend.inject, self.lanes[0].table.injection, requests, fail, tensor)
 
     def initial_state(self, injection: Tensor, requests: NDArray[np.int64], fail: Fail) -> Tensor:
         """Where those rows start unless there is a better point."""
-        return isolated(self._backend.initial_state, self.lanes[0].table.point, requests, fail, injection)
+        return _isolated(self._backend.initial_state, self.lanes[0].table.point, requests, fail, injection)
 
     def admit(self, solvers: list[str | None], point: Tensor, injection: Tensor, **host: NDArray[np.generic]) -> None:
         """Write rows into free slots, each into its lane: ``host`` names what the slot table keeps on the host."""
@@ -275,3 +281,45 @@ class RunningBatch:
                 lane.iterate(fail)
                 sizes.append(lane.active)
         return sizes
+
+
+def _isolated(
+    compute: Callable[..., Tensor],
+    like: Tensor,
+    requests: NDArray[np.int64],
+    fail: Fail,
+    *rows: Tensor,
+    changed: tuple[Tensor, ...] = (),
+) -> Tensor:
+    """Compute rows; if that raises, compute each request's rows alone, and fail the requests that raise, with NaN as their rows.
+
+    Args:
+        compute: maps ``rows``, then ``changed``, to rows.
+        like: rows that look like the result.
+        requests: whose rows these are, ``[n]``, on the host.
+        fail: called once for each request that raises.
+        rows: arguments of ``compute``, each ``[n, ...]``.
+        changed: more of them, which ``compute`` may change in place.
+
+    Raises:
+        torch.AcceleratorError: if the device is lost.
+    """
+    try:
+        return compute(*rows, *changed)
+    except torch.AcceleratorError:
+        raise
+    except Exception as error:
+        log.warning("batch failed, computing its requests one by one", error=repr(error), rows=len(requests))
+    result = like.new_full((len(requests), *like.shape[1:]), math.nan)
+    for number in dict.fromkeys(requests.tolist()):
+        own = torch.from_numpy(np.flatnonzero(requests == number))
+        parts = [tensor[own] for tensor in changed]
+        try:
+            result[own] = compute(*(tensor[own] for tensor in rows), *parts)
+        except torch.AcceleratorError:
+            raise
+        except Exception as error:
+            fail(number, f"{type(error).__name__}: {error}")
+        for tensor, part in zip(changed, parts, strict=True):
+            tensor[own] = part
+    return result

@@ -113,7 +113,7 @@ def _described(batch: RunningBatch, serving: Serving) -> messages.LabelStop | No
     """What a request with label stops may rely on; None if the version offers none."""
     if batch.label_stop is None:
         return None
-    solvers = tuple(name for name, solver in batch.solvers.items() if batch.label_stop.goes_with(type(solver)))
+    solvers = tuple(name for name, solver in batch.solvers.items() if batch.label_stop.supports(type(solver)))
     offer = messages.LabelStop(batch.label_stop.kind.value, solvers, label_tolerance(serving))
     tested = serving.label_calibration
     if batch.label_stop.kind is Kind.GUARANTEE or tested is None:

@@ -92,7 +92,8 @@ class EngineProcess:
         self._rescan_requested = False
         self._next_beat = self._next_poll = 0.0
         self._numbers = itertools.count()  # each client numbers its own requests
-        self._running: dict[int, tuple[_Client, int]] = {}
+        self._running: dict[int, _Client] = {}
+        """Which client waits for the request with a number."""
         self._clients: set[_Client] = set()
         self._selector = selectors.DefaultSelector()
         self._woken, self._wake = socket.socketpair()  # by signals and by the loading thread
@@ -113,6 +114,7 @@ class EngineProcess:
         signal.signal(signal.SIGHUP, self._on_sighup)
         self._next_poll = time.monotonic() + (self._poll_seconds or 0)
         self._lifeline.report_ready()
+        self._find_changes(None, lambda _: None)  # what was published while the models were being loaded
         try:
             while not self._stopping or self._models.busy or any(client.unsent for client in self._clients):
                 self._wait()
@@ -151,7 +153,8 @@ class EngineProcess:
             self._next_beat = now + HEARTBEAT_SECONDS
         if self._poll_seconds is not None and now >= self._next_poll:
             self._next_poll = now + self._poll_seconds
-            self._find_changes(None, lambda _: None)
+            if not self._changes:
+                self._find_changes(None, lambda _: None)
         if self._rescan_requested:
             self._rescan_requested = False
             self._find_changes(None, lambda changes: log.info("model store rescanned", refused=changes.reasons))
@@ -212,7 +215,7 @@ class EngineProcess:
         except ValueError as error:
             self._answer(client, Failed(request.id, str(error)))
         else:
-            self._running[number] = client, request.id
+            self._running[number] = client
             client.requests[request.id] = scheduler, number
 
     def _cancel(self, client: _Client, id: int) -> None:
@@ -261,12 +264,11 @@ class EngineProcess:
                 continue
             finished = scheduler.tick(time.monotonic())
             for request, iteration in scheduler.take_iterations():
-                client, _ = self._running[request.number]
-                self._answer(client, iteration)
+                self._answer(self._running[request.number], iteration)
             for request in finished:
-                client, id = self._running.pop(request.number)
-                del client.requests[id]
-                self._answer(client, request.result() if request.failure is None else Failed(id, request.failure))
+                client = self._running.pop(request.number)
+                del client.requests[request.id]
+                self._answer(client, request.answer())
         self._models.drop_drained()
 
     def _answer(self, client: _Client, message: ToClient) -> None:

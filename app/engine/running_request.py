@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from app.engine_client.messages import Request, Result, Timings
+from app.engine_client.messages import Failed, Request, Result, Timings
 from jfb import Status
 
 
@@ -19,7 +19,9 @@ class RunningRequest:
         input_shape: of one row of the model.
 
     Attributes:
-        number, request: the arguments.
+        number: the argument.
+        id, solver, stop, session, streamed: as in ``messages.Request``.
+        rows: n.
         inputs: float32 ``[n, *input_shape]``.
         tolerance, max_iterations, deadline: one per row; a deadline is infinite where there is none.
         logits: ``[n, classes]``, NaN for rows without an iteration; the scheduler makes room for them.
@@ -47,7 +49,12 @@ class RunningRequest:
             if len(values) != rows:
                 raise ValueError(f"{name}: must have {rows} values, one per row (got {len(values)})")
         self.number = number
-        self.request = request
+        self.id = request.id
+        self.solver = request.solver
+        self.stop = request.stop
+        self.session = request.session
+        self.streamed = request.streamed
+        self.rows = rows
         self.inputs: NDArray[np.float32] = np.frombuffer(request.inputs, "<f4").reshape(rows, *input_shape)
         self.tolerance = np.asarray(request.tolerance, np.float64)
         if not (np.isfinite(self.tolerance) & (self.tolerance > 0)).all():
@@ -70,10 +77,6 @@ class RunningRequest:
         self.start: Tensor | None = None
         self.fixed_points: Tensor | None = None
         self._unfinished = rows
-
-    @property
-    def rows(self) -> int:
-        return self.request.rows
 
     @property
     def finished(self) -> bool:
@@ -103,16 +106,18 @@ class RunningRequest:
         self.status[row] = status
         if self.margin is not None and self.bound is not None:
             self.margin[row], self.bound[row] = margin, bound
-        if self.request.session is not None:
+        if self.session is not None:
             if self.fixed_points is None:
                 self.fixed_points = fixed_point.new_empty(self.rows, *fixed_point.shape)
             self.fixed_points[row] = fixed_point
         self._unfinished -= 1
 
-    def result(self) -> Result:
-        """The answer, once all rows have ended."""
+    def answer(self) -> Result | Failed:
+        """What the client gets, once all rows have ended or one has failed."""
+        if self.failure is not None:
+            return Failed(self.id, self.failure)
         return Result(
-            self.request.id,
+            self.id,
             self.logits.astype("<f4").tobytes(),
             self.iterations,
             self.residual,

@@ -83,16 +83,16 @@ class Scheduler:
             QueueFull: if not all of its rows may wait now.
             ValueError: if it names a solver or a stop that is not offered.
         """
-        solver, solvers = request.request.solver, self._batch.solvers
+        solver, solvers = request.solver, self._batch.solvers
         if solver is not None and solver not in solvers:
             raise ValueError(f"solver: must be one of {', '.join(solvers)} (got {solver!r})")
-        if request.request.stop == "label" and not self._batch.offers_label_stop(solver):
+        if request.stop == "label" and not self._batch.offers_label_stop(solver):
             raise ValueError(f"stop: must be 'tolerance' with solver {solver or next(iter(solvers))} (got 'label')")
         self._queue.add(request)
         request.logits = np.full((request.rows, self._batch.classes), np.nan)
         request.timings.submitted = self._clock()
         self._requests[request.number] = request
-        if request.request.streamed:
+        if request.streamed:
             self._streamed.add(request.number)
 
     def cancel(self, number: int) -> None:
@@ -190,7 +190,7 @@ class Scheduler:
             if request := self._requests.get(number):  # reading out may have failed it
                 own = numbers == number
                 columns = [values[streamed[own]].tolist() for values in (table.row, table.iterations, residual)]
-                iteration = Iteration(request.request.id, logits[own].astype("<f4").tobytes(), *columns)
+                iteration = Iteration(request.id, logits[own].astype("<f4").tobytes(), *columns)
                 self._streamed_iterations.append((request, iteration))
 
     def _admit(self, now: float) -> None:
@@ -211,10 +211,10 @@ class Scheduler:
             if request.timings.admitted is None:
                 request.timings.admitted, request.timings.injected = admitted_at, injected_at
         point = self._batch.initial_state(injection, numbers, self._fail)
-        if any(request.request.session is not None for request, _ in admitted):
+        if any(request.session is not None for request, _ in admitted):
             point = self._warm(point, admitted, now)
         self._batch.admit(
-            [request.request.solver for request in by_row],
+            [request.solver for request in by_row],
             point,
             injection,
             request=numbers,
@@ -222,7 +222,7 @@ class Scheduler:
             tolerance=gather(lambda request: request.tolerance),
             max_iterations=gather(lambda request: request.max_iterations),
             deadline=gather(lambda request: request.deadline),
-            by_label=np.array([request.request.stop == "label" for request in by_row]),
+            by_label=np.array([request.stop == "label" for request in by_row]),
         )
 
     def _warm(self, point: Tensor, admitted: Rows, now: float) -> Tensor:
@@ -230,8 +230,8 @@ class Scheduler:
         point = point.clone()
         begin = 0
         for request, rows in admitted:
-            if request.request.session is not None and request.start is None:
-                request.start = self._warm_starts.recall(request.request.session, request.rows, now)
+            if request.session is not None and request.start is None:
+                request.start = self._warm_starts.recall(request.session, request.rows, now)
             if request.start is not None:
                 point[begin : begin + len(rows)] = request.start[torch.from_numpy(rows)]
             begin += len(rows)
@@ -251,7 +251,7 @@ class Scheduler:
         del self._requests[request.number]
         self._streamed.discard(request.number)
         self._finished.append(request)
-        session = request.request.session
+        session = request.session
         if session is not None and request.fixed_points is not None:
             if Status.DIVERGED in request.status:
                 self._warm_starts.forget(session)

@@ -29,7 +29,7 @@ class SlotTable:
         max_iterations, iterations: int64.
         by_label: Boolean; which rows end, too, when their label cannot change any more.
         some_by_label: whether any does.
-        margin, bound: float64; of those rows, as in ``jfb.label_stop.Stability``. NaN where nobody judged yet.
+        margin, bound: float64; of those rows, as in ``jfb.label_stop.Stability``. NaN until they are judged.
         deadline: float64, infinite where there is none.
     """
 

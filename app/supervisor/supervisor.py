@@ -106,9 +106,13 @@ class Supervisor:
             shutil.rmtree(self.run_folder.path, ignore_errors=True)
 
     def signal(self, number: Signals) -> None:
-        """Pass a signal on: SIGHUP has the engines rescan the store and the workers read their API keys again."""
+        """Pass a signal on: SIGHUP has the engines rescan the store and the workers read their API keys again.
+
+        Processes that are still starting do not need it, and would be ended by it.
+        """
         for process in (*self._engines, *self._workers):
-            process.signal(number)
+            if process.is_ready.is_set():
+                process.signal(number)
 
     def signal_workers(self, number: Signals) -> None:
         """Pass a signal on to the HTTP workers alone."""

@@ -1,4 +1,4 @@
-"""Architectures: implicit networks that a config can name. One file each, and those that installed packages announce."""
+"""Architectures: the implicit networks that a config can name, one file each, and those that installed packages register."""
 
 import inspect
 from collections.abc import Mapping, Sequence
@@ -12,6 +12,7 @@ from jfb.architectures.implicit_mlp import ImplicitMLP
 from jfb.architectures.implicit_resnet import ImplicitResNet
 from jfb.architectures.monotone_conv import MonotoneConv
 from jfb.architectures.monotone_mlp import MonotoneMLP
+from jfb.config import must_be_one_of
 from jfb.network import ImplicitNetwork
 
 ARCHITECTURES: dict[str, type[ImplicitNetwork]] = {
@@ -23,34 +24,35 @@ ARCHITECTURES: dict[str, type[ImplicitNetwork]] = {
 }
 
 NOT_SERVED = ("neural_ode", "augmented_neural_ode")
-"""Architectures that exist for comparison alone (``training.rivals``)."""
-
+"""Architectures that exist only for comparison (``training.rivals``)."""
 
 GROUP = "jfb.architectures"
-"""Group of entry points by which an installed package announces architectures of its own, a name and a class each."""
+"""The entry point group in which an installed package registers its own architectures: a name and a class each."""
 
 
 def find(name: str) -> type[ImplicitNetwork]:
-    """The class of an architecture: one of ``ARCHITECTURES``, or else one that an installed package announces by that name.
+    """Find the class of an architecture: one of ``ARCHITECTURES``, or else one that an installed package registers.
 
-    A config says a name and nothing else, so what is run is what whoever runs the program has installed.
+    A config can name an architecture but not import one, so only installed code runs.
 
     Raises:
-        ValueError: for an unknown name, and for an announcement that does not lead to an implicit network.
+        ValueError: for an unknown name, and for a registered name that does not lead to an implicit network.
     """
     if name in ARCHITECTURES:
         return ARCHITECTURES[name]
-    announced = entry_points(group=GROUP)
-    if name not in announced.names:
-        known = sorted({*ARCHITECTURES, *announced.names})
-        raise ValueError(f"unknown architecture {name!r}, expected one of {', '.join(known)}")
-    entry = announced[name]
+    registered = entry_points(group=GROUP)
+    if name not in registered.names:
+        known = sorted({*ARCHITECTURES, *registered.names})
+        raise ValueError(must_be_one_of(known, name))
+    entry = registered[name]
     try:
         found = entry.load()
-    except Exception as error:  # a module that is imported may raise anything
-        raise ValueError(f"{name!r} is announced as {entry.value}, which cannot be loaded: {error}") from error
+    except Exception as error:  # importing a module may raise anything
+        raise ValueError(f"{name!r} is registered as {entry.value}, which cannot be imported: {error}") from error
     if not (isinstance(found, type) and issubclass(found, ImplicitNetwork)):
-        raise ValueError(f"{name!r} is announced as {entry.value}: expected a subclass of jfb.ImplicitNetwork, got {found!r}")
+        raise ValueError(
+            f"{name!r} is registered as {entry.value}, which must be a subclass of jfb.ImplicitNetwork (got {found!r})"
+        )
     return found
 
 
@@ -58,18 +60,18 @@ def build(name: str, input_shape: Sequence[int], classes: int, arguments: Mappin
     """Build an architecture by name, with fresh weights.
 
     Args:
-        name: as ``find`` takes it.
-        input_shape: of one raw input.
-        classes: how many, at least 1.
+        name: see ``find``.
+        input_shape: shape of one raw input.
+        classes: number of classes, at least 1.
         arguments: keyword arguments of the architecture.
 
     Raises:
-        ValueError: for an unknown name, an unknown or missing argument, or one that the architecture refuses.
+        ValueError: for an unknown name, an unknown or missing argument, or one that the architecture rejects.
     """
     if name in NOT_SERVED:
         raise ValueError(
             f"architecture.name: {name!r} is not served: it follows a differential equation and has no fixed point to iterate "
-            "to; it is there to be compared with (python -m training compare --rivals)"
+            "to; it exists for comparison (python -m training compare --rivals)"
         )
     try:
         architecture = find(name)
@@ -85,7 +87,7 @@ def build(name: str, input_shape: Sequence[int], classes: int, arguments: Mappin
             TypeAdapter(expected.get(argument, Any)).validate_python(value)
         except ValidationError as error:
             problem = error.errors()[0]["msg"]
-            raise ValueError(f"architecture.arguments.{argument}: {problem}, got {value!r}") from error
+            raise ValueError(f"architecture.arguments.{argument}: {problem} (got {value!r})") from error
     return architecture(tuple(input_shape), classes, **arguments)
 
 

@@ -20,18 +20,18 @@ EPSILON = 1e-5
 class AuthorsResNet(ImplicitNetwork):
     """``u = γ · BN(x + φφ C₂ φ C₁ x)`` with ``x = u + Q(d)`` (Wu Fung et al., AAAI 2022: their MNIST, SVHN, CIFAR-10 networks).
 
-    The batch normalisation in the latent block has fixed statistics here, in training too, so that rows stay
-    independent. Nothing in it is a contraction by construction: their network for MNIST has ``‖∂T/∂u‖₂`` of about
-    1.35 at its fixed points, and converges because its spectral radius is about 0.84.
+    The batch normalisation in the latent block has fixed statistics, in training too, so that rows stay independent. The map
+    is not a contraction by construction: the MNIST network has ``‖∂T/∂u‖₂`` of about 1.35 at its fixed points, and converges
+    because its spectral radius is about 0.84.
 
-    Parameter names are the authors', who publish their weights under them.
+    Parameters have the names in the authors' published files.
 
     Args:
         input_shape: ``(channels, height, width)``.
         classes: number of logits.
         stem: ``plain`` (two convolutions and a max-pool, their MNIST network: 32 latent channels on a third of the
             height and width) or ``resnet`` (three residual blocks, SVHN and CIFAR-10: 64 channels on a quarter).
-        mean, std: of pixels / 255 (raw pixels are in [0, 255]), a number each or one per channel.
+        mean, std: of pixels / 255 (raw pixels are in [0, 255]): one number, or one per channel.
         scale: γ, the factor in front of the block.
     """
 
@@ -47,14 +47,14 @@ class AuthorsResNet(ImplicitNetwork):
     ) -> None:
         super().__init__()
         if len(input_shape) != 3:
-            raise ValueError(f"input.shape: authors_resnet takes images, [channels, height, width], got {list(input_shape)}")
+            raise ValueError(f"input.shape: must be [channels, height, width] for authors_resnet (got {list(input_shape)})")
         if stem not in ("plain", "resnet"):
-            raise ValueError(f"stem: expected 'plain' or 'resnet', got {stem!r}")
+            raise ValueError(f"stem: must be 'plain' or 'resnet' (got {stem!r})")
         colours, height, width = input_shape
         shrink = 3 if stem == "plain" else 4
         latent = 32 if stem == "plain" else 64
         if min(height, width) < 3 * shrink or (stem == "resnet" and (height % 4 or width % 4)):
-            raise ValueError(f"input.shape: {list(input_shape)} does not fit a {stem} stem")
+            raise ValueError(f"input.shape: must fit a {stem} stem (got {list(input_shape)})")
         self.stem = stem
         self.scale = scale
         self.standardise = Standardise(input_shape, mean, std)
@@ -78,7 +78,7 @@ class AuthorsResNet(ImplicitNetwork):
 
     def inject(self, inputs: Tensor) -> Tensor:
         # Divided first, as the authors do: folding 255 into mean and std rounds differently, which at a tolerance of
-        # 1e-4 moves the iteration count of one image in a hundred.
+        # 1e-4 changes the iteration count of one image in a hundred.
         features: Tensor = self.standardise(inputs / 255)
         if self.stem == "plain":
             features = F.max_pool2d(_activate(self.bn_1(self.conv_d1(features))), 3)
@@ -102,10 +102,10 @@ class AuthorsResNet(ImplicitNetwork):
 
 
 class FoldedAuthorsResNet(ImplicitNetwork):
-    """An ``AuthorsResNet`` in evaluation mode with every batch normalisation folded, the scale γ of its step among them.
+    """An ``AuthorsResNet`` in evaluation mode with every batch normalisation folded, and the scale γ with the one in ``step``.
 
     Args:
-        network: whose maps these are; it is copied.
+        network: the network to fold; it is copied.
     """
 
     scale: Tensor
@@ -134,7 +134,7 @@ class FoldedAuthorsResNet(ImplicitNetwork):
     def step(self, state: Tensor, injection: Tensor) -> Tensor:
         hidden = state + injection
         residual = self.second(F.leaky_relu_(self.first(hidden), SLOPE))
-        # Their two activations in a row are one, with the slope squared.
+        # Two leaky ReLUs in a row are one, with the slope squared.
         return torch.addcmul(self.shift, F.leaky_relu_(residual, SLOPE**2).add_(hidden), self.scale)
 
     def readout(self, state: Tensor) -> Tensor:
@@ -142,7 +142,7 @@ class FoldedAuthorsResNet(ImplicitNetwork):
 
 
 def _fold(module: nn.Module, *pairs: tuple[str, str]) -> None:
-    """Fold batch normalisations into convolutions, both named as attributes of a module."""
+    """Fold batch normalisations into convolutions, given as pairs of a module's attribute names."""
     for convolution, normalise in pairs:
         fused = fuse_conv_bn_eval(getattr(module, convolution), getattr(module, normalise))
         setattr(module, convolution, fused)

@@ -12,15 +12,15 @@ from jfb.network import ImplicitNetwork
 
 
 class ImplicitMLP(ImplicitNetwork):
-    """``u = γ · W φ(u) + Q(d)`` with ``‖W‖₂ ≤ 1``, φ a leaky ReLU: a contraction with factor γ, whatever the data.
+    """``u = γ · W φ(u) + Q(d)`` with ``‖W‖₂ ≤ 1``, φ a leaky ReLU: a contraction with factor γ for all data.
 
     Args:
         input_shape: ``(features,)``.
         classes: number of logits.
-        mean, std: of the raw inputs, a number each or one per feature.
-        width: latent entries.
+        mean, std: of the raw inputs: one number, or one per feature.
+        width: number of latent entries.
         contraction: γ, in (0, 1).
-        slope: of the leaky ReLU below zero, in [0, 1].
+        slope: slope of the leaky ReLU below zero, in [0, 1].
     """
 
     def __init__(
@@ -36,11 +36,11 @@ class ImplicitMLP(ImplicitNetwork):
     ) -> None:
         super().__init__()
         if len(input_shape) != 1:
-            raise ValueError(f"input.shape: implicit_mlp takes vectors, shape [features], got {list(input_shape)}")
+            raise ValueError(f"input.shape: must be [features] for implicit_mlp (got {list(input_shape)})")
         if not 0 < contraction < 1:
-            raise ValueError(f"contraction: expected a number in (0, 1), got {contraction}")
+            raise ValueError(f"contraction: must be a number in (0, 1) (got {contraction})")
         if not 0 <= slope <= 1:
-            raise ValueError(f"slope: expected a number in [0, 1], got {slope}")
+            raise ValueError(f"slope: must be a number in [0, 1] (got {slope})")
         self.contraction = contraction
         self.slope = slope
         self.standardise = Standardise(input_shape, mean, std)

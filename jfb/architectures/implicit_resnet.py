@@ -17,22 +17,22 @@ class ImplicitResNet(ImplicitNetwork):
     """A convolutional stem, one residual layer iterated to its fixed point, and a linear classifier.
 
     ``u = φ(Q(d) + γ · C u)`` with C a convolution of operator norm at most one (spectral normalisation) and φ a leaky
-    ReLU: a contraction with factor γ, whatever the data.
+    ReLU: a contraction with factor γ for all data.
 
-    One convolution and not two: with norms at most one, the typical gain of a chain of two is a few hundredths, and the
-    fixed point is then hardly more than its first iterate. C starts near an orthogonal map for the same reason.
+    One convolution, not two: with norms at most one, the typical gain of a chain of two is a few hundredths, and the fixed point
+    then hardly differs from its first iterate. C starts near an orthogonal map for the same reason.
 
     Args:
         input_shape: ``(channels, height, width)``.
         classes: number of logits.
-        mean, std: of the raw inputs, a number each or one per channel.
-        channels: of the stem's stages; the last is the number of latent channels.
-        pool: max-pooling factor at the end of each stage, as many as ``channels``; 1 is none.
+        mean, std: of the raw inputs: one number, or one per channel.
+        channels: channels of the stem's stages; the last is the number of latent channels.
+        pool: max-pooling factor at the end of each stage, as many as ``channels``; 1 means none.
         blocks: residual blocks in each stage, after its first convolution.
         contraction: γ, in (0, 1).
         average: average the latent state over positions before the classifier, instead of flattening it.
-        dropout: share of the classifier's inputs dropped in training, in [0, 1).
-        slope: of the leaky ReLUs below zero, in [0, 1].
+        dropout: share of the classifier's inputs to drop in training, in [0, 1).
+        slope: slope of the leaky ReLUs below zero, in [0, 1].
     """
 
     def __init__(
@@ -52,9 +52,9 @@ class ImplicitResNet(ImplicitNetwork):
     ) -> None:
         super().__init__()
         if len(input_shape) != 3:
-            raise ValueError(f"input.shape: implicit_resnet takes images, [channels, height, width], got {list(input_shape)}")
+            raise ValueError(f"input.shape: must be [channels, height, width] for implicit_resnet (got {list(input_shape)})")
         if not 0 < contraction < 1:
-            raise ValueError(f"contraction: expected a number in (0, 1), got {contraction}")
+            raise ValueError(f"contraction: must be a number in (0, 1) (got {contraction})")
         stem, (height, width) = build_stem(input_shape, channels, pool, blocks, slope)
         latent = channels[-1]
         self.contraction = contraction
@@ -96,7 +96,7 @@ class ImplicitResNet(ImplicitNetwork):
 
 
 def _near_orthogonal(kernel: Tensor) -> None:
-    """Fill a kernel with an orthogonal map of the channels, the same at every position, and a little noise."""
+    """Fill a kernel with an orthogonal map of the channels, the same at every position, plus a little noise."""
     with torch.no_grad():
         nn.init.normal_(kernel, std=0.02)
         kernel[:, :, kernel.shape[2] // 2, kernel.shape[3] // 2] += nn.init.orthogonal_(torch.empty_like(kernel[:, :, 0, 0]))

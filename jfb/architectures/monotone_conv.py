@@ -12,24 +12,23 @@ from jfb.architectures.stem import build_stem
 from jfb.contraction import pairwise_distances
 from jfb.monotone_network import MonotoneNetwork
 
-SIDE = 3
-"""Of the kernels."""
+KERNEL_SIDE = 3
 
 
 class MonotoneConv(MonotoneNetwork):
     """The single-convolution monotone operator network (Winston and Kolter, NeurIPS 2020), on the stem of ``implicit_resnet``.
 
-    A and B are convolutions whose image goes on beyond its edges at the opposite ones: such a convolution is a matrix at every
-    frequency of the discrete Fourier transform, so Peaceman-Rachford splitting can invert it (section 4.2 of theirs).
+    A and B are convolutions with circular padding: such a convolution is a matrix at every frequency of the discrete Fourier
+    transform, so Peaceman-Rachford splitting can invert it (section 4.2 of that paper).
 
     Args:
         input_shape: ``(channels, height, width)``.
         classes: number of logits.
-        mean, std: of the raw inputs, a number each or one per channel.
-        channels, pool, blocks, slope: of the stem, see ``build_stem``; the last of ``channels`` is the number of latent ones.
-        monotonicity: m, positive; the smaller, the more W may be, and the more iterations it takes.
+        mean, std: of the raw inputs: one number, or one per channel.
+        channels, pool, blocks, slope: see ``build_stem``; the last of ``channels`` is the number of latent channels.
+        monotonicity: m, positive; a smaller m allows a larger W and takes more iterations.
         average: average the latent state over positions before the classifier, instead of flattening it.
-        dropout: share of the classifier's inputs dropped in training, in [0, 1).
+        dropout: share of the classifier's inputs to drop in training, in [0, 1).
     """
 
     def __init__(
@@ -49,20 +48,20 @@ class MonotoneConv(MonotoneNetwork):
     ) -> None:
         super().__init__(monotonicity)
         if len(input_shape) != 3:
-            raise ValueError(f"input.shape: monotone_conv takes images, [channels, height, width], got {list(input_shape)}")
+            raise ValueError(f"input.shape: must be [channels, height, width] for monotone_conv (got {list(input_shape)})")
         stem, (height, width) = build_stem(input_shape, channels, pool, blocks, slope)
-        if min(height, width) < SIDE:
+        if min(height, width) < KERNEL_SIDE:
             raise ValueError(
-                f"pool: {list(pool)} leaves {height}x{width} of an image of shape {list(input_shape)}, "
-                f"and a convolution that closes on itself needs at least {SIDE}x{SIDE}"
+                f"pool: must leave at least {KERNEL_SIDE}x{KERNEL_SIDE} of an image of shape {list(input_shape)} "
+                f"(got {list(pool)}, which leaves {height}x{width})"
             )
         latent = channels[-1]
         self.average = average
         self.standardise = Standardise(input_shape, mean, std)
         self.stem = stem
-        size = (latent * SIDE**2) ** 0.5
-        self.A = nn.Parameter(torch.randn(latent, latent, SIDE, SIDE) * (0.4 / size))
-        self.B = nn.Parameter(torch.randn(latent, latent, SIDE, SIDE) * (0.2 / size))
+        size = (latent * KERNEL_SIDE**2) ** 0.5
+        self.A = nn.Parameter(torch.randn(latent, latent, KERNEL_SIDE, KERNEL_SIDE) * (0.4 / size))
+        self.B = nn.Parameter(torch.randn(latent, latent, KERNEL_SIDE, KERNEL_SIDE) * (0.2 / size))
         self.dropout = nn.Dropout(dropout)
         self.classify = nn.Linear(latent if average else latent * height * width, classes)
         self._sides = height, width
@@ -91,8 +90,8 @@ class MonotoneConv(MonotoneNetwork):
         spectrum = torch.fft.rfft2(state)
         by_frequency = spectrum.permute(2, 3, 1, 0)
         product = matrices @ by_frequency.flatten(0, 1)
-        image: Tensor = torch.fft.irfft2(product.view(by_frequency.shape).permute(3, 2, 0, 1), s=self._sides)
-        return image
+        result: Tensor = torch.fft.irfft2(product.view(by_frequency.shape).permute(3, 2, 0, 1), s=self._sides)
+        return result
 
     def readout(self, state: Tensor) -> Tensor:
         features = state.mean((2, 3)) if self.average else state.flatten(1)
@@ -110,13 +109,15 @@ def _transpose(kernel: Tensor) -> Tensor:
 
 
 def _convolve(state: Tensor, kernel: Tensor) -> Tensor:
-    edge = SIDE // 2
+    edge = KERNEL_SIDE // 2
     return F.conv2d(F.pad(state, (edge, edge, edge, edge), mode="circular"), kernel)
 
 
 def _spectrum(kernel: Tensor, sides: tuple[int, int]) -> Tensor:
-    """The matrix of a convolution at each frequency of a real image, ``[k, out, in]``."""
-    padded = F.pad(kernel, (0, sides[1] - SIDE, 0, sides[0] - SIDE)).roll((-(SIDE // 2), -(SIDE // 2)), (2, 3))
-    # What PyTorch calls a convolution is a correlation: its spectrum is the conjugate one.
+    """The matrix of a convolution at each frequency of a real image, shape ``[k, out, in]``."""
+    padded = F.pad(kernel, (0, sides[1] - KERNEL_SIDE, 0, sides[0] - KERNEL_SIDE)).roll(
+        (-(KERNEL_SIDE // 2), -(KERNEL_SIDE // 2)), (2, 3)
+    )
+    # PyTorch's convolution is a correlation, so its spectrum is the conjugate.
     spectrum: Tensor = torch.fft.rfft2(padded)
     return spectrum.conj().permute(2, 3, 0, 1).flatten(0, 1)

@@ -17,10 +17,10 @@ class MonotoneMLP(MonotoneNetwork):
     Args:
         input_shape: ``(features,)``.
         classes: number of logits.
-        mean, std: of the raw inputs, a number each or one per feature.
-        width: latent entries.
-        monotonicity: m, positive; the smaller, the more W may be, and the more iterations it takes.
-        slope: of the encoder's leaky ReLU below zero, in [0, 1].
+        mean, std: of the raw inputs: one number, or one per feature.
+        width: number of latent entries.
+        monotonicity: m, positive; a smaller m allows a larger W and takes more iterations.
+        slope: slope of the encoder's leaky ReLU below zero, in [0, 1].
     """
 
     def __init__(
@@ -36,12 +36,12 @@ class MonotoneMLP(MonotoneNetwork):
     ) -> None:
         super().__init__(monotonicity)
         if len(input_shape) != 1:
-            raise ValueError(f"input.shape: monotone_mlp takes vectors, shape [features], got {list(input_shape)}")
+            raise ValueError(f"input.shape: must be [features] for monotone_mlp (got {list(input_shape)})")
         if not 0 <= slope <= 1:
-            raise ValueError(f"slope: expected a number in [0, 1], got {slope}")
+            raise ValueError(f"slope: must be a number in [0, 1] (got {slope})")
         self.standardise = Standardise(input_shape, mean, std)
         self.encode = nn.Sequential(nn.Linear(input_shape[0], width), nn.LeakyReLU(slope), nn.Linear(width, width))
-        self.A = nn.Parameter(torch.randn(width, width) * (0.4 / width**0.5))  # of norm 0.8, about
+        self.A = nn.Parameter(torch.randn(width, width) * (0.4 / width**0.5))  # a norm of about 0.8
         self.B = nn.Parameter(torch.randn(width, width) * (0.2 / width**0.5))
         self.classify = nn.Linear(width, classes)
         self.constrain()

@@ -1,4 +1,4 @@
-"""Standardise: the normalisation of raw inputs, as the first layer of a network."""
+"""Standardise: normalise raw inputs, as the first layer of a network."""
 
 from collections.abc import Sequence
 
@@ -7,7 +7,11 @@ from torch import Tensor, nn
 
 
 class Standardise(nn.Module):
-    """``(inputs − mean) / std``, a number each, or one per channel (dimension 1), in the units of the raw inputs."""
+    """``(inputs − mean) / std``, with one number each, or one per channel (dimension 1), in the units of the raw inputs.
+
+    Raises:
+        ValueError: for another number of values, values that are not finite, and a ``std`` that is not positive.
+    """
 
     mean: Tensor
     std: Tensor
@@ -17,9 +21,9 @@ class Standardise(nn.Module):
         for name, values in (("mean", mean), ("std", std)):
             tensor = torch.as_tensor(values, dtype=torch.float32, device="cpu").flatten()
             if tensor.numel() not in (1, input_shape[0]):
-                raise ValueError(f"{name}: expected 1 or {input_shape[0]} numbers, one per channel, got {tensor.numel()}")
+                raise ValueError(f"{name}: must be 1 or {input_shape[0]} numbers, one per channel (got {tensor.numel()})")
             if not bool(tensor.isfinite().all()) or (name == "std" and not bool((tensor > 0).all())):
-                raise ValueError(f"{name}: expected finite numbers{', positive' * (name == 'std')}, got {values}")
+                raise ValueError(f"{name}: must be {'positive and ' * (name == 'std')}finite (got {values})")
             shape = (1, -1) + (1,) * (len(input_shape) - 1)
             self.register_buffer(name, torch.as_tensor(values, dtype=torch.float32).flatten().view(shape))
 

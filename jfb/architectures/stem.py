@@ -1,4 +1,4 @@
-"""The stem: what turns an image into its injection, before anything is iterated."""
+"""The stem: the convolutions from an image to its injection, computed once per input."""
 
 from collections.abc import Sequence
 from itertools import pairwise
@@ -10,33 +10,32 @@ from torch.nn import functional as F
 def build_stem(
     input_shape: Sequence[int], channels: Sequence[int], pool: Sequence[int], blocks: int, slope: float
 ) -> tuple[nn.Sequential, tuple[int, int]]:
-    """Convolutions with batch normalisation, some of them residual, and max-pooling, a stage for each of ``channels``.
+    """Build stages of convolutions with batch normalisation, residual blocks and max-pooling, one for each of ``channels``.
 
-    Batch normalisation stands here only and not in what is iterated: here it is a fixed affine map once the network is
-    trained.
+    Batch normalisation is in the stem only, not in the iterated block: here it is a fixed affine map once the network is trained.
 
     Args:
         input_shape: ``(channels, height, width)``.
-        channels: of the stages.
-        pool: max-pooling factor at the end of each stage, as many as ``channels``; 1 is none.
+        channels: channels of the stages.
+        pool: max-pooling factor at the end of each stage, as many as ``channels``; 1 means none.
         blocks: residual blocks in each stage, after its first convolution.
-        slope: of the leaky ReLUs below zero, in [0, 1].
+        slope: slope of the leaky ReLUs below zero, in [0, 1].
 
     Returns:
-        The stem, and the height and width of what it makes.
+        The stem, and the height and width of its output.
 
     Raises:
-        ValueError: for an argument out of range, and where pooling leaves nothing.
+        ValueError: for an argument out of range, and if pooling leaves no pixel.
     """
     if not channels or len(channels) != len(pool) or min(*channels, *pool) < 1:
-        raise ValueError(f"channels, pool: expected equally many positive integers, got {channels} and {pool}")
+        raise ValueError(f"channels, pool: must be equally many positive integers (got {channels} and {pool})")
     if not 0 <= slope <= 1:
-        raise ValueError(f"slope: expected a number in [0, 1], got {slope}")
+        raise ValueError(f"slope: must be a number in [0, 1] (got {slope})")
     height, width = input_shape[1:]
     for factor in pool:
         height, width = height // factor, width // factor
     if min(height, width) < 1:
-        raise ValueError(f"pool: {list(pool)} leaves nothing of an image of shape {list(input_shape)}")
+        raise ValueError(f"pool: must leave at least 1x1 of an image of shape {list(input_shape)} (got {list(pool)})")
     stem: list[nn.Module] = []
     for (before, after), factor in zip(pairwise((input_shape[0], *channels)), pool, strict=True):
         stem += [nn.Conv2d(before, after, 3, padding=1, bias=False), nn.BatchNorm2d(after), nn.LeakyReLU(slope)]
@@ -46,7 +45,7 @@ def build_stem(
 
 
 class StemBlock(nn.Module):
-    """An ordinary residual block: ``φ(x + BN(C₂ φ(BN(C₁ x))))``."""
+    """A residual block: ``φ(x + BN(C₂ φ(BN(C₁ x))))``."""
 
     def __init__(self, channels: int, slope: float) -> None:
         super().__init__()

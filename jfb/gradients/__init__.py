@@ -1,4 +1,4 @@
-"""Gradients: how the fixed point is differentiated. One scheme a file."""
+"""Gradients: schemes that differentiate the fixed point, one per file."""
 
 from jfb.gradients.explicit import Explicit
 from jfb.gradients.gradient import Gradient, Search

@@ -3,17 +3,17 @@
 import torch
 from torch import Tensor
 
+from jfb.fixed_point import Solution
 from jfb.gradients.gradient import Gradient, Search
 from jfb.network import ImplicitNetwork
 from jfb.norms import residual
-from jfb.solve import Solution
 from jfb.status import Status
 
 
 class Explicit(Gradient):
     """One application of ``step`` to the initial state and no fixed point: an ordinary feedforward network.
 
-    The baseline that tells what the fixed point is worth. Such a network is served with a cap of one iteration.
+    The baseline for the value of the fixed point. Serve such a network with a cap of one iteration.
     """
 
     def __call__(self, network: ImplicitNetwork, injection: Tensor, search: Search) -> tuple[Tensor, Solution]:

@@ -3,32 +3,33 @@
 import torch
 from torch import Tensor
 
+from jfb.config import ResidualNorm
+from jfb.fixed_point import Solution
 from jfb.gradients.gradient import Gradient, Search
 from jfb.network import ImplicitNetwork
-from jfb.norms import ResidualNorm, residual
-from jfb.solve import Solution
+from jfb.norms import residual
 
 
 class Jacobian(Gradient):
     """Solve ``(I − Jᵀ) w = dℓ/du`` with ``J = ∂T/∂u`` at the fixed point (eq. 14 of the paper), matrix-free.
 
-    The system is solved row by row with the iteration ``w ← Jᵀw + dℓ/du``, which converges wherever the forward
-    iteration does: a matrix and its transpose have the same spectrum.
+    Each row's system is solved by the iteration ``w ← Jᵀw + dℓ/du``, which converges wherever the forward iteration does: a
+    matrix and its transpose have the same spectrum.
 
     Args:
         tolerance: on ``‖w_k − w_{k−1}‖ / ‖w_k‖``, per row; positive.
-        max_iterations: cap of vector-Jacobian products, at least 1.
+        max_iterations: largest number of vector-Jacobian products, at least 1.
 
     Attributes:
-        iterations: products made in the last backward pass.
+        iterations: vector-Jacobian products in the last backward pass.
         residual: largest ``‖w_k − w_{k−1}‖ / ‖w_k‖`` of the last backward pass.
     """
 
     def __init__(self, tolerance: float = 1e-6, max_iterations: int = 200) -> None:
         if not tolerance > 0:
-            raise ValueError(f"tolerance: expected a positive number, got {tolerance}")
+            raise ValueError(f"tolerance: must be a positive number (got {tolerance})")
         if max_iterations < 1:
-            raise ValueError(f"max_iterations: expected an integer of at least 1, got {max_iterations}")
+            raise ValueError(f"max_iterations: must be an integer of at least 1 (got {max_iterations})")
         self.tolerance = tolerance
         self.max_iterations = max_iterations
         self.iterations = 0
@@ -39,14 +40,14 @@ class Jacobian(Gradient):
         state = network.step(solution.fixed_point, injection)
         if state.requires_grad:
             point = solution.fixed_point.requires_grad_()
-            image = network.step(point, injection.detach())
-            state.register_hook(lambda gradient: self._solve_adjoint(image, point, gradient))  # type: ignore[no-untyped-call]
+            next_state = network.step(point, injection.detach())
+            state.register_hook(lambda gradient: self._solve_adjoint(next_state, point, gradient))  # type: ignore[no-untyped-call]
         return state, solution
 
-    def _solve_adjoint(self, image: Tensor, point: Tensor, gradient: Tensor) -> Tensor:
+    def _solve_adjoint(self, next_state: Tensor, point: Tensor, gradient: Tensor) -> Tensor:
         adjoint = gradient
         for k in range(1, self.max_iterations + 1):
-            (pulled_back,) = torch.autograd.grad(image, point, adjoint, retain_graph=True)
+            (pulled_back,) = torch.autograd.grad(next_state, point, adjoint, retain_graph=True)
             following = pulled_back + gradient
             movement = residual(adjoint, following, ResidualNorm.RELATIVE)
             adjoint = following

@@ -3,15 +3,15 @@
 import torch
 from torch import Tensor
 
+from jfb.fixed_point import Solution
 from jfb.gradients.gradient import Gradient, Search
 from jfb.network import ImplicitNetwork
-from jfb.solve import Solution
 
 
 class Neumann(Gradient):
     """Replace ``(I − Jᵀ)⁻¹`` by ``I + Jᵀ + … + (Jᵀ)ᵏ`` (eq. 22 of the paper), ``J = ∂T/∂u`` at the fixed point.
 
-    ``k = 0`` is JFB. The error against the exact gradient falls as γᵏ⁺¹.
+    ``k = 0`` is JFB. The error of the gradient is proportional to γᵏ⁺¹.
 
     Args:
         terms: k, at least 0; each costs one vector-Jacobian product.
@@ -19,7 +19,7 @@ class Neumann(Gradient):
 
     def __init__(self, terms: int = 5) -> None:
         if terms < 0:
-            raise ValueError(f"terms: expected an integer of at least 0, got {terms}")
+            raise ValueError(f"terms: must be an integer of at least 0 (got {terms})")
         self.terms = terms
 
     def __call__(self, network: ImplicitNetwork, injection: Tensor, search: Search) -> tuple[Tensor, Solution]:
@@ -27,12 +27,12 @@ class Neumann(Gradient):
         state = network.step(solution.fixed_point, injection)
         if self.terms and state.requires_grad:
             point = solution.fixed_point.requires_grad_()
-            image = network.step(point, injection.detach())
+            next_state = network.step(point, injection.detach())
 
             def sum_series(gradient: Tensor) -> Tensor:
                 term = total = gradient
                 for _ in range(self.terms):
-                    (term,) = torch.autograd.grad(image, point, term, retain_graph=True)
+                    (term,) = torch.autograd.grad(next_state, point, term, retain_graph=True)
                     total = total + term
                 return total
 

@@ -3,16 +3,16 @@
 import torch
 from torch import Tensor
 
+from jfb.fixed_point import Solution
 from jfb.gradients.gradient import Gradient, Search
 from jfb.network import ImplicitNetwork
-from jfb.solve import Solution
 
 
 class Unrolled(Gradient):
-    """Search first, then iterate again with the graph, each row as often as the search did.
+    """Search first, then iterate again with the graph: each row as many times as in the search.
 
     The gradient is that of the network with that many layers and tied weights. Memory grows with the number of
-    iterations, which is what implicit networks exist to avoid; it is here to be compared with.
+    iterations, which implicit networks exist to avoid; use it for comparison.
     """
 
     def __call__(self, network: ImplicitNetwork, injection: Tensor, search: Search) -> tuple[Tensor, Solution]:

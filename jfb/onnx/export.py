@@ -1,4 +1,4 @@
-"""Export: a version in the model store becomes ONNX."""
+"""Export: write a version in the model store as ONNX."""
 
 import json
 from importlib.metadata import version
@@ -7,12 +7,13 @@ from pathlib import Path
 import onnx
 from onnx import ModelProto
 
-from jfb.checkpoint import ONNX, CheckpointError, load
+from jfb.checkpoint import ONNX, load
 from jfb.config import FORMAT_VERSION, ModelConfig
 from jfb.network import ImplicitNetwork
 from jfb.onnx.file import OnnxFileError, write
 from jfb.onnx.loop import assemble
 from jfb.onnx.maps import MAPS, trace
+from jfb.store import CheckpointError, read_metrics
 
 WHOLE = "model.onnx"
 
@@ -20,24 +21,24 @@ WHOLE = "model.onnx"
 def export(folder: Path, *, parts: bool = False) -> list[Path]:
     """Write ``model.onnx`` into a version's folder: inject, solve and read out in one graph (``jfb.onnx.loop``).
 
-    It iterates plainly (Picard), whatever solver the model is served with, and takes tolerance and cap per row.
+    The graph uses Picard iteration, whichever solver the model is served with, and takes a tolerance and a cap per row.
 
     Args:
         folder: ``model_store/<name>/<version>``.
-        parts: also write the maps alone, ``inject.onnx``, ``step.onnx``, ``readout.onnx`` and, where the iteration does not start
-            at zeros shaped like the injection, ``initial_state.onnx``: what a host that iterates itself needs
+        parts: also write each map: ``inject.onnx``, ``step.onnx``, ``readout.onnx`` and, if the iteration does not start at zeros
+            shaped like the injection, ``initial_state.onnx``. A program that iterates itself needs these
             (``jfb.onnx.network.OnnxNetwork``).
 
     Returns:
-        The files that were written.
+        The written files.
 
     Raises:
-        CheckpointError: for a folder that cannot be loaded, one that is ONNX already, and a network too large for a file.
+        CheckpointError: for a folder that cannot be loaded, a version that is ONNX already, and a network too large for a file.
     """
     checkpoint = load(folder)
     config, network = checkpoint.config, checkpoint.network
     if config.architecture.name == ONNX:
-        raise CheckpointError(f"{folder}: architecture.name: this network is ONNX already")
+        raise CheckpointError(f"{folder}: architecture.name: must not be onnx: this version is ONNX already")
     maps = trace(network, config.input.shape, config.serving.residual_norm)
     graphs = {WHOLE: assemble(maps)}
     if parts:
@@ -59,7 +60,7 @@ def _describe(model: ModelProto, facts: dict[str, str]) -> None:
 
 
 def _facts(folder: Path, config: ModelConfig) -> dict[str, str]:
-    """What the model card says, for whoever gets the file without the folder; structured values are JSON."""
+    """The facts of the model card, for readers of the file without the folder; structured values are JSON."""
     folder = folder.resolve()
     facts = {
         "format_version": str(FORMAT_VERSION),
@@ -72,7 +73,7 @@ def _facts(folder: Path, config: ModelConfig) -> dict[str, str]:
         "max_iterations": str(config.serving.max_iterations),
         "residual_norm": config.serving.residual_norm.value,
     }
-    metrics = folder / "metrics.json"
-    if metrics.exists() and "accuracy" in (measured := json.loads(metrics.read_text())):
-        facts["accuracy"] = str(measured["accuracy"])
+    metrics = read_metrics(folder)
+    if metrics is not None and "accuracy" in metrics:
+        facts["accuracy"] = str(metrics["accuracy"])
     return facts

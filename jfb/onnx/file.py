@@ -1,4 +1,4 @@
-"""ONNX files: read without trust, written as a whole."""
+"""ONNX files: untrusted files are checked when they are read, and files are written atomically."""
 
 import os
 import stat
@@ -12,57 +12,57 @@ from google.protobuf.message import DecodeError, Message
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto
 
 OPSET = 18
-"""Of the standard operators, in what is exported; onnx and ONNX Runtime have known it since 2022."""
+"""Version of the standard operators in exported files; onnx and ONNX Runtime have supported it since 2022."""
 
 MAX_BYTES = 1 << 30
-"""Largest file that is read or written; protobuf itself ends at 2 GiB."""
+"""Largest file that is read or written; protobuf's own limit is 2 GiB."""
 
-MAX_ENTRIES = 1 << 28
-"""Largest tensor, in entries a row, that a graph may announce: 1 GiB of float32."""
+MAX_ROW_ENTRIES = 1 << 28
+"""Largest tensor that a graph may declare, in entries per row: 1 GiB of float32."""
 
 METADATA = "metadata_props"
 
 
 class OnnxFileError(ValueError):
-    """An ONNX file that is not used; the message says what is wrong and what was expected, not which file."""
+    """An ONNX file that cannot be used; the message says what is wrong and what is allowed, but does not name the file."""
 
 
 def read(path: Path) -> ModelProto:
-    """Read a model that anybody may have written, and refuse what could harm whoever runs it.
+    """Read a model from an untrusted file, and reject models that could harm the process that runs them.
 
-    Standard operators only; nothing that refers to another file; no ``Loop``, whose end nobody can promise; no tensor that
-    is announced to be enormous. What is left can still ask for much memory or time by numbers that it computes, which is one
-    of the reasons why engines are processes of their own.
+    Allowed are standard operators without references to other files. ``Loop`` is rejected, because it may never end, and so are
+    tensors that are declared to be enormous. A model can still use much memory or time through shapes that it computes, which is
+    one of the reasons why an engine is a separate process.
 
     Raises:
-        OnnxFileError: for a file that is missing, too large, or not ONNX, and for what is refused.
+        OnnxFileError: for a file that is missing, too large or not ONNX, and for a rejected model.
     """
     try:
         found = path.stat()
     except OSError as error:
         raise OnnxFileError(error.strerror or str(error)) from error
     if not stat.S_ISREG(found.st_mode):
-        raise OnnxFileError("expected a file")
+        raise OnnxFileError("must be a regular file")
     if not 0 < found.st_size <= MAX_BYTES:
-        raise OnnxFileError(f"expected a size of 1 to {MAX_BYTES:,} bytes, got {found.st_size:,}")
+        raise OnnxFileError(f"must have 1 to {MAX_BYTES:,} bytes (got {found.st_size:,})")
     try:
         model: ModelProto = ModelProto.FromString(path.read_bytes())
     except (DecodeError, OSError) as error:
         raise OnnxFileError(f"not a readable ONNX file: {error}") from error
-    _check_reach(model)
+    _check_contents(model)
     check(model)
-    _check_announced_sizes(model)
+    _check_declared_sizes(model)
     return model
 
 
 def write(path: Path, model: ModelProto) -> None:
-    """Write a checked model, so that nobody ever sees half of it.
+    """Check a model and write it atomically: a reader never sees half of it.
 
     Raises:
         OnnxFileError: for a model that is too large or invalid.
     """
     if model.ByteSize() > MAX_BYTES:
-        raise OnnxFileError(f"expected at most {MAX_BYTES:,} bytes, got {model.ByteSize():,}")
+        raise OnnxFileError(f"must have at most {MAX_BYTES:,} bytes (got {model.ByteSize():,})")
     check(model)
     descriptor, temporary = tempfile.mkstemp(prefix=".incomplete-", dir=path.parent)
     try:
@@ -80,16 +80,16 @@ def check(model: ModelProto) -> None:
     """Run ONNX's own full check: structure, operators, types and shapes.
 
     Raises:
-        OnnxFileError: if it finds something.
+        OnnxFileError: if the check fails.
     """
     try:
         onnx.checker.check_model(model, full_check=True)
-    except Exception as error:  # its C++ raises a dozen types, and what a broken file sets off is not documented
+    except Exception as error:  # its C++ code raises a dozen undocumented types for a broken file
         raise OnnxFileError(f"not a valid ONNX model: {error}") from error
 
 
 def without_metadata(model: ModelProto) -> ModelProto:
-    """Drop what an exporter notes about itself, in place: stack traces, with the paths of the machine it ran on."""
+    """Remove the exporter's metadata in place: stack traces with paths of the machine that it ran on."""
     for message in messages(model):
         for field in (METADATA, "doc_string"):
             if field in message.DESCRIPTOR.fields_by_name:
@@ -98,7 +98,7 @@ def without_metadata(model: ModelProto) -> ModelProto:
 
 
 def messages(message: Message) -> Iterator[Message]:
-    """Every message inside a message, itself first: subgraphs, functions and attributes included."""
+    """Yield a message and every message inside it: subgraphs, functions and attributes included."""
     yield message
     for field, value in message.ListFields():
         if field.message_type is not None:
@@ -107,26 +107,26 @@ def messages(message: Message) -> Iterator[Message]:
 
 
 def shape(value: ValueInfoProto) -> tuple[int | None, ...] | None:
-    """The sides of a float32 tensor that a graph announces, None for a side that is free; None for anything else."""
+    """The declared shape of a float32 tensor, with None for a free side; None for anything else."""
     tensor = value.type.tensor_type
     if tensor.elem_type != TensorProto.FLOAT or not tensor.HasField("shape"):
         return None
     return tuple(side.dim_value if side.HasField("dim_value") else None for side in tensor.shape.dim)
 
 
-def _check_reach(model: ModelProto) -> None:
+def _check_contents(model: ModelProto) -> None:
     if model.functions:
-        raise OnnxFileError("functions: expected none (inline them when exporting), got " + model.functions[0].name)
+        raise OnnxFileError(f"functions: must be inlined when exporting (got {model.functions[0].name})")
     for message in messages(model):
         if isinstance(message, TensorProto) and (message.data_location == TensorProto.EXTERNAL or message.external_data):
-            raise OnnxFileError(f"tensor {message.name!r}: expected its data in the file, got a reference to another one")
+            raise OnnxFileError(f"tensor {message.name!r}: must have its data in the file (got a reference to another file)")
         if isinstance(message, NodeProto) and message.domain not in ("", "ai.onnx"):
-            raise OnnxFileError(f"operator {message.op_type!r}: expected a standard one, got domain {message.domain!r}")
+            raise OnnxFileError(f"operator {message.op_type!r}: must be a standard operator (got domain {message.domain!r})")
         if isinstance(message, NodeProto) and message.op_type == "Loop":
-            raise OnnxFileError("operator 'Loop': refused, because nobody can promise that it ends")
+            raise OnnxFileError("operator 'Loop': not supported, because it may never end")
 
 
-def _check_announced_sizes(model: ModelProto) -> None:
+def _check_declared_sizes(model: ModelProto) -> None:
     try:
         inferred = onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True, data_prop=True)
     except Exception as error:  # as above
@@ -135,5 +135,7 @@ def _check_announced_sizes(model: ModelProto) -> None:
         if isinstance(message, GraphProto):
             for value in (*message.value_info, *message.input, *message.output):
                 entries = prod(side.dim_value for side in value.type.tensor_type.shape.dim if side.HasField("dim_value"))
-                if entries > MAX_ENTRIES:
-                    raise OnnxFileError(f"tensor {value.name!r}: expected at most {MAX_ENTRIES:,} entries a row, got {entries:,}")
+                if entries > MAX_ROW_ENTRIES:
+                    raise OnnxFileError(
+                        f"tensor {value.name!r}: must have at most {MAX_ROW_ENTRIES:,} entries per row (got {entries:,})"
+                    )

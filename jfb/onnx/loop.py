@@ -1,4 +1,4 @@
-"""The whole adaptive inference as one ONNX graph: the maps, and a ``Loop`` around ``step``."""
+"""The whole inference as one ONNX graph: the maps, and a ``Loop`` around ``step``."""
 
 import onnx
 import onnx.inliner
@@ -7,9 +7,9 @@ from onnx import FunctionProto, ModelProto, OperatorSetIdProto
 
 from jfb.onnx.file import OPSET, check, shape
 
-# The loop of ``jfb.solve``, in ONNX's own notation. ``row`` holds the indices of the rows that go on, so a row that has ended
-# is neither computed nor touched again: its state, count and residual stay as they were at its last iteration. A residual that
-# is NaN is not above any tolerance, so its row ends.
+# The loop of ``jfb.solve``, in ONNX's text format. ``row`` holds the indices of the rows that go on, so a row that has ended is
+# not computed or changed again: its state, count and residual stay as they were at its last iteration. A residual of NaN is not
+# above any tolerance, so its row ends.
 LOOP = """
 <ir_version: {ir_version}, opset_import: ["": {opset}, "jfb": 1]>
 adaptive (float[n,{inputs}] inputs, float[n] tolerance, int64[n] max_iterations)
@@ -35,12 +35,12 @@ adaptive (float[n,{inputs}] inputs, float[n] tolerance, int64[n] max_iterations)
         {{
             u = Gather (state, row)
             q = Gather (injection, row)
-            image = jfb.step (u, q)
-            moved = jfb.residual (u, image)
+            u_next = jfb.step (u, q)
+            moved = jfb.residual (u, u_next)
             k = Add (before, one)
 
             column = Unsqueeze (row, last)
-            next_state = ScatterND (state, column, image)
+            next_state = ScatterND (state, column, u_next)
             rows = Shape (row)
             ks = Expand (k, rows)
             next_count = ScatterElements (count, row, ks)
@@ -65,15 +65,15 @@ adaptive (float[n,{inputs}] inputs, float[n] tolerance, int64[n] max_iterations)
 
 
 def assemble(maps: dict[str, ModelProto]) -> ModelProto:
-    """Build the graph whose every row is answered as ``jfb.predict`` answers it with Picard iteration.
+    """Build the graph that computes for every row what ``jfb.predict`` computes with Picard iteration.
 
     Inputs: ``inputs`` FLOAT ``[n, *input_shape]``, ``tolerance`` FLOAT ``[n]``, ``max_iterations`` INT64 ``[n]``.
     Outputs: ``logits`` FLOAT ``[n, classes]``, ``iterations`` INT64 ``[n]``, ``residual`` FLOAT ``[n]``, ``converged`` BOOL
     ``[n]``.
-    A graph cannot refuse its inputs: with a tolerance of NaN, or a cap below 1, a row ends at its first iteration.
+    A graph cannot reject its inputs: with a tolerance of NaN or a cap below 1, a row ends at its first iteration.
 
     Args:
-        maps: what ``jfb.onnx.maps.trace`` returns.
+        maps: the result of ``jfb.onnx.maps.trace``.
     """
     model: ModelProto = onnx.parser.parse_model(
         LOOP.format(
@@ -86,7 +86,7 @@ def assemble(maps: dict[str, ModelProto]) -> ModelProto:
     )
     model.functions.extend(_function(name, graph) for name, graph in maps.items())
     model = onnx.inliner.inline_local_functions(model)
-    del model.opset_import[:]  # the domain of the functions, which are gone
+    del model.opset_import[:]  # the functions are inlined, so their domain is not needed
     model.opset_import.append(OperatorSetIdProto(domain="", version=OPSET))
     check(model)
     return model
@@ -99,7 +99,7 @@ def _sides(value: onnx.ValueInfoProto) -> str:
 
 
 def _function(name: str, model: ModelProto) -> FunctionProto:
-    """A graph as a function that the loop calls until it is inlined. Functions have no initialisers: weights are constants."""
+    """Make a graph a function for the loop to call. Functions have no initialisers, so weights become constants."""
     graph = model.graph
     weights = [onnx.helper.make_node("Constant", [], [weight.name], value=weight) for weight in graph.initializer]
     return onnx.helper.make_function(

@@ -1,4 +1,4 @@
-"""The maps of an implicit network as ONNX graphs: their names, and how PyTorch networks become them."""
+"""The maps of an implicit network as ONNX graphs: their signatures, and their export from PyTorch networks."""
 
 import warnings
 from collections.abc import Callable, Sequence
@@ -8,14 +8,15 @@ import torch
 from onnx import ModelProto
 from torch import Tensor, nn
 
+from jfb.config import ResidualNorm
 from jfb.network import ImplicitNetwork
-from jfb.norms import ResidualNorm, residual
+from jfb.norms import residual
 from jfb.onnx.file import OPSET, without_metadata
 
 
 @dataclass(frozen=True)
 class Signature:
-    """What a graph's inputs and its one output are called; all are FLOAT with a free first dimension, the row."""
+    """The names of a graph's inputs and its output; all are FLOAT, with the row in a free first dimension."""
 
     inputs: tuple[str, ...]
     output: str
@@ -27,19 +28,19 @@ MAPS = {
     "step": Signature(("state", "injection"), "next_state"),
     "readout": Signature(("state",), "logits"),
 }
-"""The graphs that make a network, each in a file ``<name>.onnx``. ``initial_state`` may be absent: zeros like the injection."""
+"""The graphs of a network, each in a file ``<name>.onnx``. Without ``initial_state`` the iteration starts at zeros."""
 
 RESIDUAL = Signature(("state", "next_state"), "residual")
 
 
 def trace(network: ImplicitNetwork, input_shape: Sequence[int], residual_norm: ResidualNorm) -> dict[str, ModelProto]:
-    """Export each of ``MAPS``, and ``residual``, by PyTorch's own exporter.
+    """Export each of ``MAPS``, and ``residual``, with PyTorch's exporter.
 
     Args:
         network: float32, on the CPU, in evaluation mode.
-        input_shape: of one raw input.
+        input_shape: shape of one raw input.
     """
-    inputs = torch.zeros(2, *input_shape)  # two rows: the exporter takes a single one for a constant
+    inputs = torch.zeros(2, *input_shape)  # two rows, because the exporter makes a single one a constant
     with torch.no_grad():
         injection = network.inject(inputs)
         state = network.initial_state(injection)
@@ -48,12 +49,14 @@ def trace(network: ImplicitNetwork, input_shape: Sequence[int], residual_norm: R
         "initial_state": _export(network, network.initial_state, MAPS["initial_state"], injection),
         "step": _export(network, network.step, MAPS["step"], state, injection),
         "readout": _export(network, network.readout, MAPS["readout"], state),
-        "residual": _export(network, lambda state, image: _residual(state, image, residual_norm), RESIDUAL, state, state),
+        "residual": _export(
+            network, lambda state, next_state: _residual(state, next_state, residual_norm), RESIDUAL, state, state
+        ),
     }
 
 
 def _residual(previous: Tensor, current: Tensor, norm: ResidualNorm) -> Tensor:
-    """``jfb.residual``, for runtimes whose maximum passes over NaN, as ONNX Runtime's does: a diverged row must not go on."""
+    """``jfb.residual`` for runtimes whose maximum ignores NaN, such as ONNX Runtime: a diverged row must not go on."""
     moved = residual(previous, current, norm)
     if norm is not ResidualNorm.CHANNEL_MAX:
         return moved
@@ -61,7 +64,7 @@ def _residual(previous: Tensor, current: Tensor, norm: ResidualNorm) -> Tensor:
 
 
 class _Map(nn.Module):
-    """A module of one function, because the exporter takes nothing else."""
+    """A module that wraps one function, because the exporter takes only modules."""
 
     def __init__(self, network: ImplicitNetwork, function: Callable[..., Tensor]) -> None:
         super().__init__()
@@ -76,10 +79,10 @@ class _Map(nn.Module):
 def _export(network: ImplicitNetwork, function: Callable[..., Tensor], signature: Signature, *examples: Tensor) -> ModelProto:
     rows = torch.export.Dim("n")
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the exporter's, about its own parts
+        warnings.simplefilter("ignore")  # the exporter warns about its own modules
         program = torch.onnx.export(
             _Map(network, function),
-            # Copies, because of one tensor given twice it makes one input, and calls the other unused.
+            # Copies, because the exporter merges inputs that are the same tensor.
             tuple(example.clone() for example in examples),
             dynamo=True,
             opset_version=OPSET,

@@ -1,5 +1,6 @@
-"""Solvers: where to evaluate the map next. One algorithm a file."""
+"""Solvers: algorithms that choose where to evaluate the map next, one per file."""
 
+from jfb.network import ImplicitNetwork
 from jfb.solvers.anderson import Anderson
 from jfb.solvers.forward_backward import ForwardBackward
 from jfb.solvers.peaceman_rachford import PeacemanRachford
@@ -14,9 +15,38 @@ SOLVERS: dict[str, type[Solver]] = {
 }
 
 
-def solvers_for(kind: type) -> list[str]:
-    """Names of the solvers that can solve networks of a class: those that split the map need its parts."""
+def solvers_for(kind: type[ImplicitNetwork]) -> list[str]:
+    """Names of the solvers for networks of a class. A splitting method needs a map that splits: a ``MonotoneNetwork``."""
     return [name for name, solver in SOLVERS.items() if issubclass(kind, solver.needs)]
 
 
-__all__ = ["SOLVERS", "Anderson", "ForwardBackward", "Memory", "PeacemanRachford", "Picard", "Solver", "solvers_for"]
+def check_solver(solver: str, architecture: str, kind: type[ImplicitNetwork]) -> None:
+    """Check that a solver, by name, can solve networks of an architecture.
+
+    Args:
+        solver: one of ``SOLVERS``.
+        architecture: its name, for the message.
+        kind: its class.
+
+    Raises:
+        ValueError: naming both, and the solvers that can.
+    """
+    suitable = solvers_for(kind)
+    if solver not in suitable:
+        raise ValueError(
+            f"solver: must be one of {', '.join(suitable)} for {architecture!r} (got {solver!r}, which splits the map of a "
+            "monotone network)"
+        )
+
+
+__all__ = [
+    "SOLVERS",
+    "Anderson",
+    "ForwardBackward",
+    "Memory",
+    "PeacemanRachford",
+    "Picard",
+    "Solver",
+    "check_solver",
+    "solvers_for",
+]

@@ -12,78 +12,78 @@ from torch import Tensor
 
 from jfb.solvers.solver import Memory, Solver
 
-SMALLEST = 1e-300
-"""That a Gram matrix is divided by: of a row that does not move, it is 0."""
+MIN_SCALE = 1e-300
+"""Lower bound of the divisor of a Gram matrix, which is 0 for a row that does not move."""
 SKETCH = 256
-"""Entries of a state that the weights are found by, at least; all of them in states that are not twice as large."""
+"""Smallest number of entries of a state that the weights are computed from; states of less than twice that use every entry."""
 
 
 class Anderson(Solver):
-    """Combine the last images so that the combined residual is smallest (Walker and Ni, 2011, type II, no damping).
+    """Combine the last values of T so that the combined residual is smallest (Walker and Ni, 2011, type II, no damping).
 
-    With ``f_i = T(x_i) − x_i``, the next point is ``Σ α_i T(x_i)`` where α minimises ``‖Σ α_i f_i‖`` subject to
+    With ``f_i = T(x_i) − x_i``, the next state is ``Σ α_i T(x_i)`` where α minimises ``‖Σ α_i f_i‖`` subject to
     ``Σ α_i = 1``. Each row has its own history and its own α.
 
-    A handful of weights is overdetermined by thousands of entries, so of a large state every s-th entry is looked at: on
-    the authors' network that takes as many iterations as looking at all, and the products cost a seventh. The Gram matrix
-    of the ``f_i`` is kept and brought up to date by one product an iteration.
+    A few weights are overdetermined by thousands of entries, so only every s-th entry of a large state is used: on the authors'
+    network that takes as many iterations as using all, and the products cost a seventh. The Gram matrix of the ``f_i`` is kept,
+    and updated with one product per iteration.
 
-    Safeguard: a row whose residual grew forgets its history and takes a plain Picard step, so a map that does not suit
-    acceleration costs little more than plain iteration.
+    Safeguard: a row whose residual grew drops its history and takes a plain Picard step, so a map that does not suit acceleration
+    costs little more than plain iteration.
 
-    It pays where iteration is slow (γ near 1, tight tolerances). It reads ``window`` states an iteration, so a network that
-    converges in a handful of steps is better served by Picard.
+    Use it where iteration is slow (γ near 1, tight tolerances). It reads ``window`` states per iteration, so Picard is faster for
+    a network that converges in a few steps.
 
     Args:
-        window: how many images are combined, at least 2.
+        window: how many of them to combine, at least 2.
         regularisation: added to the Gram matrix's diagonal, relative to its largest entry; positive.
     """
 
     def __init__(self, window: int = 4, regularisation: float = 1e-7) -> None:
         if window < 2:
-            raise ValueError(f"window: expected an integer of at least 2, got {window}")
+            raise ValueError(f"window: must be an integer of at least 2 (got {window})")
         if not regularisation > 0:
-            raise ValueError(f"regularisation: expected a positive number, got {regularisation}")
+            raise ValueError(f"regularisation: must be a positive number (got {regularisation})")
         self.window = window
         self.regularisation = regularisation
 
-    def start(self, point: Tensor) -> Memory:
-        rows, size = point.shape[0], point.shape[1:].numel()
+    def start(self, state: Tensor) -> Memory:
+        rows, size = state.shape[0], state.shape[1:].numel()
         return {
-            "images": point.new_zeros(rows, self.window, size),
-            "movements": point.new_zeros(rows, self.window, -(-size // stride(size))),
-            "gram": point.new_zeros(rows, self.window, self.window, dtype=torch.float64),
-            "count": torch.zeros(rows, dtype=torch.int64, device=point.device),
-            "smallest": point.new_full((rows,), torch.inf),
+            "values": state.new_zeros(rows, self.window, size),
+            "movements": state.new_zeros(rows, self.window, -(-size // stride(size))),
+            "gram": state.new_zeros(rows, self.window, self.window, dtype=torch.float64),
+            "count": torch.zeros(rows, dtype=torch.int64, device=state.device),
+            "smallest": state.new_full((rows,), torch.inf),
         }
 
-    def propose(self, memory: Memory, point: Tensor, image: Tensor) -> Tensor:
-        places = memory_order(point)
-        flat, before = (tensor.detach().permute(places).flatten(1) for tensor in (image, point))
-        if point.device.type == "cpu":
-            # Forty small operations, each of which costs NumPy a third of what it costs PyTorch; the memory is shared.
+    def propose(self, memory: Memory, state: Tensor, next_state: Tensor) -> Tensor:
+        places = memory_order(state)
+        flat, before = (tensor.detach().permute(places).flatten(1) for tensor in (next_state, state))
+        if state.device.type == "cpu":
+            # Forty small operations, each of which takes NumPy a third of PyTorch's time; the memory is shared.
             arrays = {name: tensor.numpy() for name, tensor in memory.items()}
-            with np.errstate(all="ignore"):  # a row that diverges is the driver's business
+            with np.errstate(all="ignore"):  # the caller ends rows that diverge
                 following = torch.from_numpy(self._combine(np, arrays, flat.numpy(), before.numpy()))
         else:
             following = self._combine(torch, memory, flat, before)
-        return following.view(point.permute(places).shape).permute(inverse(places))
+        return following.view(state.permute(places).shape).permute(inverse(places))
 
-    def _combine(self, xp: Any, memory: Mapping[str, Any], image: Any, point: Any) -> Any:
-        """The next points, from arrays of ``xp``, which is ``numpy`` or ``torch``: here in what the two have in common."""
-        images, movements, gram, count, smallest = (memory[name] for name in ("images", "movements", "gram", "count", "smallest"))
-        step = stride(image.shape[1])
-        movement = image[:, ::step] - point[:, ::step]
+    def _combine(self, xp: Any, memory: Mapping[str, Any], next_state: Any, state: Any) -> Any:
+        """Compute the next states from arrays of ``xp``, ``numpy`` or ``torch``, with the functions that both have."""
+        values, movements, gram, count, smallest = (memory[name] for name in ("values", "movements", "gram", "count", "smallest"))
+        step = stride(next_state.shape[1])
+        movement = next_state[:, ::step] - state[:, ::step]
         size = xp.sqrt((movement * movement).sum(1))
         grew = size > smallest
         count *= ~grew
         gram *= ~grew[:, None, None]
         smallest[:] = xp.where(grew, size, xp.minimum(smallest, size))
 
-        rows, entries = first_numbers(xp, len(image), image), first_numbers(xp, self.window, image)
+        rows, entries = first_numbers(xp, len(next_state), next_state), first_numbers(xp, self.window, next_state)
         place = count % self.window
         count += 1
-        images[rows, place] = image
+        values[rows, place] = next_state
         movements[rows, place] = movement
         used = xp.asarray(entries < count[:, None], dtype=xp.float64)
         products = xp.matmul(movements, movement[:, :, None])[:, :, 0] * used
@@ -93,15 +93,15 @@ class Anderson(Solver):
         weights = self._weights(xp, gram, used)
         plain = grew | ~xp.isfinite(weights.sum(1))
         weights = xp.where(plain[:, None], xp.asarray(entries == place[:, None], dtype=xp.float64), weights)
-        return xp.matmul(xp.asarray(weights, dtype=images.dtype)[:, None], images)[:, 0]
+        return xp.matmul(xp.asarray(weights, dtype=values.dtype)[:, None], values)[:, 0]
 
     def _weights(self, xp: Any, gram: Any, used: Any) -> Any:
-        """``argmin αᵀGα`` with ``Σα = 1`` over the used entries (the others are 0 in G): solve ``Gα ∝ 1``. ``[n, window]``.
+        """Solve ``argmin αᵀGα`` with ``Σα = 1`` over the used entries (the others are 0 in G): ``Gα ∝ 1``, ``[n, window]``.
 
-        By elimination, as G is positive definite once it is regularised. A library's solver may raise for one row of many.
+        By elimination, because the regularised G is positive definite, and a library's solver may raise for a single row.
         """
         entries = first_numbers(xp, self.window, gram)
-        scale = xp.amax(gram[:, entries, entries], 1).clip(SMALLEST)
+        scale = xp.amax(gram[:, entries, entries], 1).clip(MIN_SCALE)
         system = xp.concatenate([gram / scale[:, None, None], used[:, :, None]], 2)
         system[:, entries, entries] += self.regularisation
         for k in range(self.window):
@@ -113,27 +113,27 @@ class Anderson(Solver):
 
 
 def first_numbers(xp: Any, end: int, like: Any) -> Any:
-    """0, 1, ... end − 1, where an array is."""
+    """0, 1, … end − 1, on the device of ``like``."""
     return on_host(end) if xp is np else xp.arange(end, device=like.device)
 
 
 @cache
 def on_host(end: int) -> NDArray[np.int64]:
-    """The same array in every iteration."""
+    """0, 1, … end − 1 in NumPy: the same array in every iteration."""
     return np.arange(end)
 
 
 @cache
 def stride(size: int) -> int:
-    """Every how many entries of a state one is looked at; without a common divisor, lest it keep to some channel or column."""
+    """The step between the entries of a state that are used, coprime to its size, so that it visits every channel and column."""
     return next(step for step in range(max(size // SKETCH, 1), 0, -1) if gcd(step, size) == 1)
 
 
 def inverse(order: list[int]) -> list[int]:
-    """The permutation that undoes another."""
+    """The inverse of a permutation."""
     return sorted(range(len(order)), key=order.__getitem__)
 
 
 def memory_order(tensor: Tensor) -> list[int]:
-    """The dimensions of rows ``[n, ...]`` in the order in which they lie in memory, so that flattening does not copy."""
+    """The dimensions of rows ``[n, ...]`` in memory order, so that flattening does not copy."""
     return [0, *sorted(range(1, tensor.dim()), key=tensor.stride, reverse=True)]

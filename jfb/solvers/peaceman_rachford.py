@@ -11,12 +11,12 @@ from jfb.solvers.solver import Memory, Solver
 class PeacemanRachford(Solver):
     """Reflect at the resolvent of the linear part, then at that of the rest (Winston and Kolter, NeurIPS 2020, algorithm 2).
 
-    With a dual variable v a row, ``w = 2u − v``, ``z = (I + α (I − W))⁻¹ (w + α q)``, ``v ← 2z − w``, ``u ← φ(v)``. It
+    With a dual variable v per row, ``w = 2u − v``, ``z = (I + α (I − W))⁻¹ (w + α q)``, ``v ← 2z − w``, ``u ← φ(v)``. It
     converges for every α > 0, mostly in fewer iterations than forward-backward splitting, and costs one multiplication by the
-    inverse an iteration: of convolutions a Fourier transform there and back.
+    inverse per iteration: for convolutions, a Fourier transform and its inverse.
 
-    The residual is the movement of u. The dual variable starts where it would stand if the row's first point were the fixed
-    point, so that a row that starts there stays.
+    The residual is the movement of u. The dual variable starts at its value if the row's first state were the fixed
+    point, so a row that starts at the fixed point stays there.
 
     Args:
         alpha: step size α, positive.
@@ -26,26 +26,26 @@ class PeacemanRachford(Solver):
 
     def __init__(self, alpha: float = 0.5) -> None:
         if not alpha > 0:
-            raise ValueError(f"alpha: expected a positive number, got {alpha}")
+            raise ValueError(f"alpha: must be a positive number (got {alpha})")
         self.alpha = alpha
 
-    def start(self, point: Tensor) -> Memory:
+    def start(self, state: Tensor) -> Memory:
         return {
-            "dual": torch.zeros_like(point),
-            "begun": torch.zeros(point.shape[0], dtype=torch.bool, device=point.device),
+            "dual": torch.zeros_like(state),
+            "started": torch.zeros(state.shape[0], dtype=torch.bool, device=state.device),
         }
 
-    def evaluate(self, network: ImplicitNetwork, memory: Memory, point: Tensor, injection: Tensor) -> Tensor:
+    def evaluate(self, network: ImplicitNetwork, memory: Memory, state: Tensor, injection: Tensor) -> Tensor:
         self.check(type(network))
         assert isinstance(network, MonotoneNetwork)
-        dual, begun = memory["dual"], memory["begun"]
-        new = (~begun).nonzero().squeeze(1)
+        dual, started = memory["dual"], memory["started"]
+        new = (~started).nonzero().squeeze(1)
         if len(new):  # not in start(), which does not know the injection
-            dual[new] = network.forward_step(point[new], injection[new], self.alpha)
-            begun.fill_(True)
-        reflected = 2 * point - dual
+            dual[new] = network.forward_step(state[new], injection[new], self.alpha)
+            started.fill_(True)
+        reflected = 2 * state - dual
         dual.copy_(2 * network.resolvent(reflected + self.alpha * injection, self.alpha) - reflected)
         return network.proximal(dual)
 
-    def propose(self, memory: Memory, point: Tensor, image: Tensor) -> Tensor:
-        return image
+    def propose(self, memory: Memory, state: Tensor, next_state: Tensor) -> Tensor:
+        return next_state

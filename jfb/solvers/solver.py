@@ -1,4 +1,4 @@
-"""What a solver is: given a point and its image, it proposes the next point."""
+"""The interface of a solver: from a state and ``T`` of it, propose the state to evaluate next."""
 
 from abc import ABC, abstractmethod
 
@@ -7,53 +7,63 @@ from torch import Tensor
 from jfb.network import ImplicitNetwork
 
 Memory = dict[str, Tensor]
-"""What a solver remembers from iteration to iteration; every tensor has the row in its first dimension."""
+"""The tensors that a solver keeps between iterations; the first dimension of each is the row."""
 
 
 class Solver(ABC):
     """An algorithm for ``u = T(u)``, without the loop that drives it.
 
-    The driver (``jfb.solve`` offline, the engine in the server) has the solver evaluate the image of a point, which is
-    ``step(point, injection)`` unless the solver splits the map, measures the residual ``‖image − point‖``, ends the rows
-    that are done with ``image`` as their answer, and asks the solver for the next point of the others. So every solver
-    counts the same: one iteration is one evaluation.
+    The loop (``jfb.solve`` offline, the engine in the server) calls ``evaluate`` for ``next_state``, which is ``step(state,
+    injection)`` unless the solver splits the map, and measures the residual ``‖next_state − state‖``. A row that has ended is
+    answered from its ``next_state``; for the others ``propose`` returns the state to evaluate next. So every solver counts the
+    same: one iteration is one evaluation.
 
     Rows are independent: a solver may use a row's own history and nothing else, so that rows can be gathered, joined
     and dropped between any two iterations.
 
     Attributes:
-        needs: the class of networks whose maps ``evaluate`` takes.
+        needs: the class of networks that the solver can solve.
     """
 
     needs: type = ImplicitNetwork
 
     @property
     def splits(self) -> bool:
-        """Whether an iteration evaluates something else than ``step`` as a whole."""
+        """Whether an iteration evaluates parts of the map, not ``step`` as a whole."""
         return type(self).evaluate is not Solver.evaluate
 
-    def check(self, kind: type) -> None:
-        """Refuse networks of a class that lacks what ``evaluate`` needs.
+    def check(self, kind: type[ImplicitNetwork]) -> None:
+        """Check that the solver can solve networks of a class.
 
         Raises:
-            ValueError: naming both.
+            ValueError: if it needs another class, naming both.
         """
         if not issubclass(kind, self.needs):
-            raise ValueError(
-                f"solver: {type(self).__name__} splits the map of a {self.needs.__name__}, and cannot solve a {kind.__name__}"
-            )
+            raise ValueError(f"network: must be a {self.needs.__name__} for {type(self).__name__} (got {kind.__name__})")
 
     @abstractmethod
-    def start(self, point: Tensor) -> Memory:
-        """Return the memory of rows that start at ``point`` (``[n, *state_shape]``)."""
+    def start(self, state: Tensor) -> Memory:
+        """Return the memory of rows that start at ``state`` (``[n, *state_shape]``)."""
 
-    def evaluate(self, network: ImplicitNetwork, memory: Memory, point: Tensor, injection: Tensor) -> Tensor:
-        """Return the images of the points, shaped like ``point``: ``network.step`` unless the solver splits the map.
+    def evaluate(self, network: ImplicitNetwork, memory: Memory, state: Tensor, injection: Tensor) -> Tensor:
+        """Apply the map once: ``network.step``, or its parts where the solver splits the map.
 
-        A solver that does may keep in ``memory`` what ``propose`` needs, in place.
+        Such a solver may update ``memory`` in place.
+
+        Args:
+            state: shape ``[n, *state_shape]``.
+            injection: shape ``[n, ...]``.
+
+        Returns:
+            ``next_state``, shaped like ``state``.
         """
-        return network.step(point, injection)
+        return network.step(state, injection)
 
     @abstractmethod
-    def propose(self, memory: Memory, point: Tensor, image: Tensor) -> Tensor:
-        """Return the next points, shaped like ``point``, and bring ``memory`` up to date in place."""
+    def propose(self, memory: Memory, state: Tensor, next_state: Tensor) -> Tensor:
+        """Return the states to evaluate next, shaped like ``state``, and update ``memory`` in place.
+
+        Args:
+            state: where the map was evaluated, shape ``[n, *state_shape]``.
+            next_state: what ``evaluate`` returned.
+        """

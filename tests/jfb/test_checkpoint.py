@@ -1,6 +1,5 @@
 import json
 import pickle
-import threading
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ from jfb import CheckpointError, ModelConfig, load, predict
 from jfb.architectures import ImplicitResNet, build
 from jfb.checkpoint import save
 from jfb.config import ArchitectureSpec, InputSpec, LabelCalibration
-from jfb.store import list_models, list_versions, new_version
+from jfb.store import new_version
 
 ARGUMENTS: dict[str, Any] = {"channels": [4], "pool": [2], "mean": [0.5], "std": 0.25}
 
@@ -75,67 +74,15 @@ def test_a_config_without_a_calibration_is_as_it_was_before_there_was_any_and_on
             load(folder)
 
 
-def test_versions_count_up_and_strangers_in_the_store_are_not_versions(folder: Path) -> None:
-    store = folder.parent.parent
-    for name in ("12", "latest", "007", ".incomplete-x"):
-        (store / "letters" / name).mkdir()
-    (store / "letters" / "99").write_text("a file, not a version")
-    (store / "empty").mkdir()
-    assert list_versions(store / "letters") == [1, 12]
-    assert list_models(store) == {"letters": [1, 12]}
-    with new_version(store, "letters") as new:
-        save(new, config(), build("implicit_resnet", (1, 6, 6), 3, ARGUMENTS))
-    assert list_versions(store / "letters") == [1, 12, 13]
-
-
-def test_a_version_that_fails_half_way_leaves_nothing(folder: Path) -> None:
-    store = folder.parent.parent
-
-    half = new_version(store, "letters")
-
-    def fail_half_way() -> None:
-        with half as new:
-            (new / "config.json").write_text("{}")
-            assert list_versions(store / "letters") == [1], "visible before it was whole"
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        fail_half_way()
-    assert [path.name for path in (store / "letters").iterdir()] == ["1"]
-    with pytest.raises(RuntimeError, match=r"no version of .*letters was finished"):
-        _ = half.folder
-
-
-def test_writers_at_the_same_time_each_get_a_version(tmp_path: Path) -> None:
-    together = threading.Barrier(4)
-    told: dict[int, Path] = {}
-
-    def write(writer: int) -> None:
-        new = new_version(tmp_path, "letters")
-        with new as hidden:
-            (hidden / "config.json").write_text(f"{writer}")
-            together.wait()
-        together.wait()  # by now all four are there
-        told[writer] = new.folder
-
-    writers = [threading.Thread(target=write, args=(writer,)) for writer in range(4)]
-    for writer in writers:
-        writer.start()
-    for writer in writers:
-        writer.join()
-    assert list_versions(tmp_path / "letters") == [1, 2, 3, 4]
-    assert {writer: (folder / "config.json").read_text() for writer, folder in told.items()} == {n: f"{n}" for n in range(4)}
-
-
-def test_an_unknown_format_version_is_refused(folder: Path) -> None:
+def test_an_unknown_format_version_is_rejected(folder: Path) -> None:
     change(folder, format_version=2)
-    with pytest.raises(CheckpointError, match=r"config\.json: format_version: this program reads version 1, got 2"):
+    with pytest.raises(CheckpointError, match=r"config\.json: format_version: must be 1 \(got 2\)"):
         load(folder)
 
 
-def test_an_unknown_architecture_is_refused_with_the_known_ones(folder: Path) -> None:
+def test_an_unknown_architecture_is_rejected_with_the_known_ones(folder: Path) -> None:
     change(folder, architecture={"name": "transformer", "arguments": {}})
-    with pytest.raises(CheckpointError, match=r"unknown architecture 'transformer', expected one of .*implicit_resnet"):
+    with pytest.raises(CheckpointError, match=r"architecture.name: must be one of .*implicit_resnet.*got 'transformer'"):
         load(folder)
 
 
@@ -143,22 +90,22 @@ def test_an_unknown_architecture_is_refused_with_the_known_ones(folder: Path) ->
     ("arguments", "message"),
     [
         ({**ARGUMENTS, "depth": 3}, "unexpected keyword argument 'depth'"),
-        ({**ARGUMENTS, "contraction": 1.5}, r"contraction: expected a number in \(0, 1\), got 1.5"),
-        ({**ARGUMENTS, "channels": [8]}, r"stem\.0\.weight: expected shape \[8, 1, 3, 3\], got \[4, 1, 3, 3\]"),
-        ({**ARGUMENTS, "channels": ["four"]}, r"arguments\.channels: .* valid integer.*, got \['four'\]"),
-        ({**ARGUMENTS, "mean": [1, 2]}, "mean: expected 1 or 1 numbers"),
+        ({**ARGUMENTS, "contraction": 1.5}, r"contraction: must be a number in \(0, 1\) \(got 1.5\)"),
+        ({**ARGUMENTS, "channels": [8]}, r"stem\.0\.weight: must have shape \[8, 1, 3, 3\] \(got \[4, 1, 3, 3\]\)"),
+        ({**ARGUMENTS, "channels": ["four"]}, r"arguments\.channels: .* valid integer.* \(got \['four'\]\)"),
+        ({**ARGUMENTS, "mean": [1, 2]}, "mean: must be 1 or 1 numbers"),
     ],
 )
-def test_arguments_that_do_not_fit_are_refused(folder: Path, arguments: dict[str, Any], message: str) -> None:
+def test_arguments_that_do_not_fit_are_rejected(folder: Path, arguments: dict[str, Any], message: str) -> None:
     change(folder, architecture={"name": "implicit_resnet", "arguments": arguments})
     with pytest.raises(CheckpointError, match=message):
         load(folder)
 
 
-def test_a_config_that_asks_for_a_giant_is_refused_before_memory_is_taken(folder: Path) -> None:
+def test_a_config_that_asks_for_a_giant_is_rejected_before_memory_is_taken(folder: Path) -> None:
     arguments = {**ARGUMENTS, "channels": [10**6]}
     change(folder, architecture={"name": "implicit_resnet", "arguments": arguments})
-    with pytest.raises(CheckpointError, match="expected shape"):
+    with pytest.raises(CheckpointError, match="must have shape"):
         load(folder)
 
 
@@ -167,10 +114,13 @@ def test_a_config_that_asks_for_a_giant_is_refused_before_memory_is_taken(folder
     [
         ({"surprise": 1}, "surprise: Extra inputs are not permitted"),
         ({"classes": []}, "classes"),
-        ({"classes": ["a", "a", "b"]}, "classes: expected distinct labels"),
+        ({"classes": ["a", "a", "b"]}, "classes: must be distinct"),
         ({"serving": {"tolerance": 0}}, "serving.tolerance"),
-        ({"serving": {"solver": "newton"}}, "unknown solver 'newton', expected one of picard, anderson"),
-        ({"input": {"shape": [1, 6], "kind": "image", "low": 0, "high": 1}}, r"an image has shape"),
+        ({"serving": {"solver": "newton"}}, r"serving\.solver: must be one of picard, anderson, .*got 'newton'"),
+        (
+            {"input": {"shape": [1, 6], "kind": "image", "low": 0, "high": 1}},
+            r"input\.shape: must be \[1 or 3, height, width\] for images",
+        ),
     ],
 )
 def test_wrong_fields_are_named(folder: Path, fields: dict[str, Any], message: str) -> None:
@@ -180,7 +130,7 @@ def test_wrong_fields_are_named(folder: Path, fields: dict[str, Any], message: s
 
 
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
-def test_a_truncated_file_is_refused_by_name(folder: Path, name: str) -> None:
+def test_a_truncated_file_is_rejected_by_name(folder: Path, name: str) -> None:
     content = (folder / name).read_bytes()
     for keep in (0, 4, len(content) // 2, len(content) - 2):
         (folder / name).write_bytes(content[:keep])
@@ -189,7 +139,7 @@ def test_a_truncated_file_is_refused_by_name(folder: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
-def test_a_missing_file_is_refused_by_name(folder: Path, name: str) -> None:
+def test_a_missing_file_is_rejected_by_name(folder: Path, name: str) -> None:
     (folder / name).unlink()
     with pytest.raises(CheckpointError, match=name):
         load(folder)
@@ -201,11 +151,11 @@ def test_missing_foreign_and_mistyped_weights_are_named(folder: Path) -> None:
     save_file({name: w for name, w in weights.items() if name != "classify.bias"}, path)
     with pytest.raises(CheckpointError, match=r"classify\.bias is missing"):
         load(folder)
-    save_file({**weights, "stranger": torch.zeros(1)}, path)
-    with pytest.raises(CheckpointError, match="stranger is not part of this architecture"):
+    save_file({**weights, "unknown": torch.zeros(1)}, path)
+    with pytest.raises(CheckpointError, match="unknown is not part of this architecture"):
         load(folder)
     save_file({**weights, "classify.bias": weights["classify.bias"].double()}, path)
-    with pytest.raises(CheckpointError, match=r"classify\.bias: expected dtype torch\.float32, got torch\.float64"):
+    with pytest.raises(CheckpointError, match=r"classify\.bias: must have dtype torch\.float32 \(got torch\.float64\)"):
         load(folder)
 
 
@@ -219,7 +169,7 @@ class Bomb:
         return (Path.touch, (self.path,))
 
 
-def test_a_pickle_in_place_of_the_weights_is_refused_and_not_run(folder: Path, tmp_path: Path) -> None:
+def test_a_pickle_in_place_of_the_weights_is_rejected_and_not_run(folder: Path, tmp_path: Path) -> None:
     (folder / "model.safetensors").write_bytes(pickle.dumps(Bomb(tmp_path / "executed")))
     with pytest.raises(CheckpointError, match=r"model\.safetensors: not a readable safetensors file"):
         load(folder)

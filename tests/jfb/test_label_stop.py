@@ -231,7 +231,7 @@ def test_an_estimate_does_not_go_with_an_accelerated_sequence() -> None:
     network = small_mlp()
     stop = LabelStop.estimate(CALIBRATION)
     assert stop.solvers == ["picard"]
-    with pytest.raises(ValueError, match=r"solver: expected one that label stops go with, \['picard'\], got Anderson"):
+    with pytest.raises(ValueError, match=r"solver: must be one of picard for label stops \(got Anderson\)"):
         solve(
             network,
             network.inject(inputs_of(network, 1, 0)),

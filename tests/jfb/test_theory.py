@@ -10,9 +10,9 @@ from torch.nn import functional as F
 from jfb import ImplicitNetwork
 from jfb.architectures import ImplicitMLP
 from jfb.gradients import JFB, Gradient, Jacobian, Neumann
-from jfb.theory import Sheared, WrittenOut, fixed_point, write_out
+from jfb.theory import DenseMatrices, Sheared, dense_matrices, fixed_point
+from tests.jfb.gradients.test_gradients import EXACT, cosine
 from tests.jfb.networks import small_mlp, small_monotone_mlp, small_resnet
-from tests.jfb.test_gradients import EXACT, cosine
 
 LABEL = 1
 ORIGIN = torch.zeros(1, 2, dtype=torch.float64)
@@ -48,7 +48,7 @@ def test_jfb_is_the_preconditioned_gradient(make: Callable[..., ImplicitNetwork]
     network, inputs = make(seed=seed), one_input(seed, shape)
     found, found_readout = directions(network, inputs, JFB())
     exact, exact_readout = directions(network, inputs, Jacobian(tolerance=1e-14, max_iterations=5000))
-    matrices = write_out(network, inputs, LABEL)
+    matrices = dense_matrices(network, inputs, LABEL)
     m, j = matrices.weights_to_state, matrices.system
     assert m.shape[0] > m.shape[1] == torch.linalg.matrix_rank(m), "full column rank, and more weights than latent entries"
     torch.testing.assert_close(exact, matrices.exact, rtol=1e-8, atol=1e-10)
@@ -60,7 +60,7 @@ def test_jfb_is_the_preconditioned_gradient(make: Callable[..., ImplicitNetwork]
 @pytest.mark.parametrize("seed", range(5))
 def test_jfb_descends_where_the_assumption_on_the_conditioning_holds(seed: int) -> None:
     """Theorem 0.2, with the angle that its proof gives: ``cos ≥ (1/κ − γ) / (1 + γ)``."""
-    matrices = write_out(small_mlp(seed=seed, contraction=0.3), one_input(seed), LABEL)
+    matrices = dense_matrices(small_mlp(seed=seed, contraction=0.3), one_input(seed), LABEL)
     gamma, kappa = matrices.contraction_factor, matrices.condition
     assert kappa < 1 / gamma
     assert cosine(matrices.jfb, matrices.exact) >= (1 / kappa - gamma) / (1 + gamma) > 0
@@ -68,15 +68,15 @@ def test_jfb_descends_where_the_assumption_on_the_conditioning_holds(seed: int) 
 
 def test_a_relu_takes_columns_from_m() -> None:
     """Where φ is flat the weights cannot move an entry: the assumption of full rank is one on φ, too."""
-    matrices = write_out(small_monotone_mlp(seed=2), one_input(2), LABEL)
+    matrices = dense_matrices(small_monotone_mlp(seed=2), one_input(2), LABEL)
     state = matrices.weights_to_state.norm(dim=0)
     assert 0 < int((state == 0).sum()) == 6 - torch.linalg.matrix_rank(matrices.weights_to_state)
     assert matrices.condition > 1e20
 
 
-def smallest_cosine(network: ImplicitNetwork, inputs: Tensor) -> tuple[float, WrittenOut]:
+def smallest_cosine(network: ImplicitNetwork, inputs: Tensor) -> tuple[float, DenseMatrices]:
     """Over many losses, whose gradients point anywhere."""
-    matrices = write_out(network, inputs, LABEL)
+    matrices = dense_matrices(network, inputs, LABEL)
     m, j = matrices.weights_to_state, matrices.system
     losses = torch.randn(len(j), 1000, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     cosines = F.cosine_similarity(m @ losses, m @ torch.linalg.solve(j.T, losses), dim=0)
@@ -100,7 +100,7 @@ def test_where_the_conditioning_is_bad_jfb_climbs(gamma: float) -> None:
     threshold = 4 / gamma**2
     for condition in (1.0, 0.9 * threshold, 1.1 * threshold, 100 * threshold):
         network = Sheared(gamma, condition)
-        matrices = write_out(network, ORIGIN, LABEL)
+        matrices = dense_matrices(network, ORIGIN, LABEL)
         assert matrices.condition == pytest.approx(condition, rel=1e-9)
         assert matrices.contraction_factor == pytest.approx(gamma, rel=1e-9)
         assert (cosine(matrices.jfb, matrices.exact) > 0) == (condition < threshold)
@@ -124,7 +124,7 @@ def test_an_ordinary_convolutional_network_can_be_such_a_case_too() -> None:
     """φ multiplies rows of M by 1 or by its slope, so κ is in the hundreds. Then some loss makes JFB climb."""
     network, inputs = small_resnet(seed=3, contraction=0.99), one_input(3, (1, 6, 6))
     network.stem.requires_grad_(False)
-    matrices = write_out(network, inputs, LABEL)
+    matrices = dense_matrices(network, inputs, LABEL)
     assert matrices.contraction_factor < 1
     gram = matrices.weights_to_state.T @ matrices.weights_to_state
     product = matrices.system @ gram
@@ -145,8 +145,8 @@ def test_an_inexact_fixed_point_costs_little_until_it_is_far() -> None:
         network, inputs = small_mlp(seed=seed, contraction=0.6), one_input(seed)
         with torch.no_grad():
             limit = fixed_point(network, network.inject(inputs))
-        exact = write_out(network, inputs, LABEL).exact
-        at_limit = cosine(write_out(network, inputs, LABEL).jfb, exact)
+        exact = dense_matrices(network, inputs, LABEL).exact
+        at_limit = cosine(dense_matrices(network, inputs, LABEL).jfb, exact)
         generator = torch.Generator().manual_seed(seed)
         deviations = []
         for epsilon in (1e-1, 1e-2, 1e-3):
@@ -154,12 +154,14 @@ def test_an_inexact_fixed_point_costs_little_until_it_is_far() -> None:
             for _ in range(10):
                 away = torch.randn(limit.shape, generator=generator, dtype=torch.float64)
                 point = limit + epsilon * limit.norm() * away / away.norm()
-                found.append(cosine(write_out(network, inputs, LABEL, point).jfb, exact))
+                found.append(cosine(dense_matrices(network, inputs, LABEL, point).jfb, exact))
             assert min(found) > 0
             deviations.append(max(abs(value - at_limit) for value in found))
         assert deviations[2] < 0.1 * deviations[0]
         far = [
-            cosine(write_out(network, inputs, LABEL, limit + 1e3 * torch.randn(1, 6, generator=generator).double()).jfb, exact)
+            cosine(
+                dense_matrices(network, inputs, LABEL, limit + 1e3 * torch.randn(1, 6, generator=generator).double()).jfb, exact
+            )
             for _ in range(30)
         ]
         assert min(far) < 0, "from far enough away the direction says nothing"
@@ -176,7 +178,7 @@ def test_the_neumann_gradient_nears_the_exact_one_by_a_factor_of_gamma_a_term(ga
         assert errors[k + 1] / errors[k] == pytest.approx(gamma, rel=1e-6)
 
     network = small_mlp(contraction=gamma)
-    matrices = write_out(network, inputs, LABEL)
+    matrices = dense_matrices(network, inputs, LABEL)
     scale = float(torch.linalg.matrix_norm(matrices.weights_to_state, 2) * matrices.pulled_back.norm())
     for k in terms:
         error = float((directions(network, inputs, Neumann(terms=k))[0] - matrices.exact).norm())

@@ -60,10 +60,13 @@ def test_every_problem_of_a_file_is_told_at_once(tmp_path: Path) -> None:
     ("addition", "expected"),
     [
         ("gradient: {name: exact}", "unknown gradient 'exact', expected one of jfb, neumann"),
-        ("gradient: {name: neumann, options: {terms: -1}}", "expected an integer of at least 0, got -1"),
+        ("gradient: {name: neumann, options: {terms: -1}}", "terms: must be an integer of at least 0 (got -1)"),
         ("gradient: {name: jfb, options: {terms: 1}}", "gradient: options: jfb"),
         ("search: {tolerance: .nan}", "search.tolerance"),
-        ("serving: {solver: newton}", "unknown solver 'newton'"),
+        (
+            "serving: {solver: newton}",
+            "serving: solver: must be one of picard, anderson, forward_backward, peaceman_rachford (got 'newton')",
+        ),
         ("name: ../elsewhere", "name: "),
         ("augment: {rotate: 200}", "augment.rotate"),
     ],
@@ -80,7 +83,8 @@ def test_a_part_is_a_split_or_a_share_between_0_and_1(tmp_path: Path, share: str
 
 def test_an_unknown_architecture_is_told_with_those_that_exist(tmp_path: Path) -> None:
     message = refusal(tmp_path, MINIMAL.replace("implicit_resnet", "resnet50"))
-    assert "network.name: unknown architecture 'resnet50', expected one of " in message
+    assert "network.name: must be one of " in message
+    assert "(got 'resnet50'" in message
     assert "implicit_resnet" in message
 
 

@@ -186,8 +186,8 @@ def test_a_recipe_without_a_stem_to_share_is_refused(console: Console) -> None:
     ("changes", "message"),
     [
         ({"search.solver": "newton"}, "search: solver: unknown solver 'newton', expected one of picard"),
-        ({"search.solver": "peaceman_rachford"}, "search.solver: 'peaceman_rachford' splits the map of a monotone network"),
-        ({"serving.solver": "forward_backward"}, "serving.solver: 'forward_backward' splits the map of a monotone network"),
+        ({"search.solver": "peaceman_rachford"}, "search.solver: must be one of picard, anderson for"),
+        ({"serving.solver": "forward_backward"}, "serving.solver: must be one of picard, anderson for"),
         (
             {"network": {"name": "neural_ode"}},
             r"network.name: 'neural_ode' is trained by python -m training compare --rivals only",

@@ -9,7 +9,7 @@ from rich.table import Table
 from typer import Argument, BadParameter, Option
 
 from jfb import ModelConfig
-from jfb.checkpoint import CONFIG
+from jfb.store import CONFIG
 from training.card import write_card
 from training.commands.train import choose_device
 from training.data import load_data

@@ -7,7 +7,7 @@ from typing import Annotated
 from rich.console import Console
 from typer import Argument, Option
 
-from jfb.checkpoint import CheckpointError, read_config
+from jfb.store import CheckpointError, read_config
 from training.errors import ModelError
 from training.stored import find_version
 

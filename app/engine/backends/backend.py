@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from jfb import ImplicitNetwork
-from jfb.mixed_precision import rough_step
+from jfb.mixed_precision import low_precision_step
 from jfb.solvers import Memory, Solver
 
 Map = Literal["inject", "step", "readout"]
@@ -102,7 +102,7 @@ class BFloat16Backend(TorchBackend):
         self.dtype = torch.float32  # of the states
 
     def step(self, state: Tensor, injection: Tensor) -> Tensor:
-        return rough_step(self._network, state, injection)
+        return low_precision_step(self._network, state, injection)
 
 
 class FastestBackend(Backend):

@@ -18,8 +18,8 @@ from fastapi import FastAPI, Request, Response
 from onnx import ModelProto, TensorProto, helper
 
 from benchmarks.serving.rivals.lockstep import answers
-from jfb.checkpoint import CONFIG
 from jfb.config import ModelConfig
+from jfb.store import CONFIG
 
 
 class OneAtATime:

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from tests.app.running import running_server
-from tests.jfb.onnx_folders import foreign_folder, solution
+from tests.jfb.onnx.folders import foreign_folder, solution
 
 
 def test_a_folder_of_graphs_is_served_and_a_broken_one_beside_it_is_refused_without_harm(tmp_path: Path) -> None:

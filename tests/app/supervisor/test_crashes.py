@@ -12,7 +12,7 @@ from onnx.helper import make_node
 from onnx.numpy_helper import from_array
 
 from tests.app.running import RunningServer, running_server, wait_until
-from tests.jfb.onnx_folders import foreign_folder, graph, solution
+from tests.jfb.onnx.folders import foreign_folder, graph, solution
 
 
 def test_an_engine_that_cannot_start_is_tried_ever_more_rarely_and_everyone_can_see_it(store: Path, tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from jfb import ResidualNorm, Status, solve
 from jfb.solvers import Anderson
 from jfb.solvers.anderson import SKETCH, stride
 from tests.jfb.networks import Affine, affine, small_mlp, small_resnet
-from tests.jfb.test_solve import Cube
+from tests.jfb.test_fixed_point import Cube
 
 
 def test_on_a_linear_map_it_ends_after_as_many_steps_as_there_are_dimensions() -> None:
@@ -73,7 +73,7 @@ def test_a_diverging_row_ends_alone() -> None:
 
 
 @pytest.mark.parametrize(("arguments", "message"), [({"window": 1}, "window"), ({"regularisation": 0.0}, "regularisation")])
-def test_options_out_of_range_are_refused(arguments: dict[str, float], message: str) -> None:
+def test_options_out_of_range_are_rejected(arguments: dict[str, float], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Anderson(**arguments)  # type: ignore[arg-type]
 
@@ -112,24 +112,24 @@ def test_a_large_state_is_solved_by_a_part_of_its_entries_in_as_few_iterations(c
 def test_pytorch_computes_on_an_accelerator_what_numpy_computes_on_the_host() -> None:
     network, solver = affine(0.99, size=6), Anderson()
     injection = torch.randn(5, 6, dtype=torch.float64)
-    point = torch.zeros_like(injection)
-    on_host, on_accelerator = solver.start(point), solver.start(point)
+    state = torch.zeros_like(injection)
+    on_host, on_accelerator = solver.start(state), solver.start(state)
     for _ in range(12):
-        image = network.step(point, injection)
-        following = solver.propose(on_host, point, image)
-        torch.testing.assert_close(solver._combine(torch, on_accelerator, image, point), following, rtol=1e-6, atol=1e-6)
-        point = following
+        next_state = network.step(state, injection)
+        following = solver.propose(on_host, state, next_state)
+        torch.testing.assert_close(solver._combine(torch, on_accelerator, next_state, state), following, rtol=1e-6, atol=1e-6)
+        state = following
 
 
-def test_what_cannot_be_combined_costs_a_plain_step_and_is_nobody_elses_business() -> None:
-    """A row that does not move at all has a Gram matrix of zeros; one whose image is not finite has one of NaN."""
-    point = torch.randn(3, 4, dtype=torch.float64)
-    image = point + torch.tensor([[0.0], [torch.inf], [0.5]], dtype=torch.float64)
+def test_what_cannot_be_combined_costs_a_plain_step_and_affects_no_other_row() -> None:
+    """A row that does not move at all has a Gram matrix of zeros; one whose next_state is not finite has one of NaN."""
+    state = torch.randn(3, 4, dtype=torch.float64)
+    next_state = state + torch.tensor([[0.0], [torch.inf], [0.5]], dtype=torch.float64)
     solver = Anderson()
-    alone, together = solver.start(point[2:]), solver.start(point)
+    alone, together = solver.start(state[2:]), solver.start(state)
     for _ in range(3):
-        own = solver.propose(alone, point[2:], image[2:])
-        following = solver.propose(together, point, image)
-    torch.testing.assert_close(following[0], image[0])
+        own = solver.propose(alone, state[2:], next_state[2:])
+        following = solver.propose(together, state, next_state)
+    torch.testing.assert_close(following[0], next_state[0])
     assert not following[1].isfinite().any()
     torch.testing.assert_close(following[2:], own, rtol=0, atol=0)

@@ -92,7 +92,7 @@ def test_peaceman_rachford_needs_fewer_iterations(network: MonotoneNetwork) -> N
 
 @pytest.mark.parametrize("norm", ResidualNorm)
 @pytest.mark.parametrize("solver", SPLITTINGS.values(), ids=list(SPLITTINGS))
-def test_a_row_gets_the_same_answer_alone_and_in_company(network: MonotoneNetwork, solver: Solver, norm: ResidualNorm) -> None:
+def test_a_row_gets_the_same_answer_alone_and_in_a_batch(network: MonotoneNetwork, solver: Solver, norm: ResidualNorm) -> None:
     injection = injections(network, 12)
     tolerance = torch.tensor([1e-1, 1e-9, 1e-4], dtype=torch.float64).repeat(4)
     caps = torch.tensor([1000, 1000, 1000, 1000, 1000, 2]).repeat(2)
@@ -120,7 +120,7 @@ def test_a_start_at_the_fixed_point_converges_at_once(network: MonotoneNetwork, 
     assert again.iterations.tolist() == [1] * 4
 
 
-def test_rows_that_join_later_are_solved_as_if_they_had_begun_together(network: MonotoneNetwork) -> None:
+def test_rows_that_join_later_are_solved_as_if_they_had_started_together(network: MonotoneNetwork) -> None:
     """As the engine drives it: memories of old and new rows are joined between iterations."""
     solver = PeacemanRachford()
     injection = injections(network, 6)
@@ -163,9 +163,9 @@ def test_the_inverse_follows_the_weights() -> None:
 
 
 @pytest.mark.parametrize("solver", SPLITTINGS.values(), ids=list(SPLITTINGS))
-def test_a_network_without_the_parts_is_refused(solver: Solver) -> None:
+def test_a_network_without_the_parts_is_rejected(solver: Solver) -> None:
     network = small_mlp()
-    with pytest.raises(ValueError, match=r"splits the map of a MonotoneNetwork, and cannot solve a ImplicitMLP"):
+    with pytest.raises(ValueError, match=r"network: must be a MonotoneNetwork for .* \(got ImplicitMLP\)"):
         solve(network, torch.randn(2, 6, dtype=torch.float64), tolerance=1e-3, max_iterations=5, solver=solver)
 
 
@@ -176,6 +176,6 @@ def test_every_solver_solves_a_monotone_network_and_those_that_split_nothing_sol
 
 @pytest.mark.parametrize("kind", [ForwardBackward, PeacemanRachford])
 @pytest.mark.parametrize("alpha", [0.0, -1.0, float("nan")])
-def test_a_step_size_out_of_range_is_refused(kind: type[ForwardBackward | PeacemanRachford], alpha: float) -> None:
-    with pytest.raises(ValueError, match="alpha: expected a positive number"):
+def test_a_step_size_out_of_range_is_rejected(kind: type[ForwardBackward | PeacemanRachford], alpha: float) -> None:
+    with pytest.raises(ValueError, match="alpha: must be a positive number"):
         kind(alpha=alpha)

@@ -1,4 +1,4 @@
-"""Architectures that installed packages announce, found by name as our own are."""
+"""Architectures that installed packages register, found by name as our own are."""
 
 from pathlib import Path
 
@@ -29,27 +29,27 @@ class Halving(ImplicitNetwork):
     def readout(self, state):
         return self.classify(state)
 """
-ANNOUNCED = """
+ENTRY_POINTS = """
 [jfb.architectures]
-halving = announced_networks:Halving
-function = announced_networks:torch.zeros
-missing = announced_networks:Doubling
-implicit_mlp = announced_networks:Halving
+halving = registered_networks:Halving
+function = registered_networks:torch.zeros
+missing = registered_networks:Doubling
+implicit_mlp = registered_networks:Halving
 """
 
 
 @pytest.fixture(autouse=True)
 def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A package as pip leaves it: a module, and beside it what it announces."""
-    (tmp_path / "announced_networks.py").write_text(MODULE)
-    facts = tmp_path / "announced_networks-1.0.dist-info"
+    """A package as pip installs it: a module, and a folder of metadata with its entry points."""
+    (tmp_path / "registered_networks.py").write_text(MODULE)
+    facts = tmp_path / "registered_networks-1.0.dist-info"
     facts.mkdir()
-    (facts / "METADATA").write_text("Metadata-Version: 2.1\nName: announced-networks\nVersion: 1.0\n")
-    (facts / "entry_points.txt").write_text(ANNOUNCED)
+    (facts / "METADATA").write_text("Metadata-Version: 2.1\nName: registered-networks\nVersion: 1.0\n")
+    (facts / "entry_points.txt").write_text(ENTRY_POINTS)
     monkeypatch.syspath_prepend(tmp_path)
 
 
-def test_an_announced_class_is_built_saved_and_loaded(tmp_path: Path) -> None:
+def test_an_registered_class_is_built_saved_and_loaded(tmp_path: Path) -> None:
     network = build("halving", [3], 2, {"factor": 0.25})
     config = ModelConfig(
         architecture=ArchitectureSpec(name="halving", arguments={"factor": 0.25}),
@@ -63,25 +63,28 @@ def test_an_announced_class_is_built_saved_and_loaded(tmp_path: Path) -> None:
     assert loaded.step(torch.ones(1, 3), torch.zeros(1, 3)).tolist() == [[0.25] * 3]
 
 
-def test_nobody_can_announce_another_class_by_one_of_our_names() -> None:
+def test_no_package_can_replace_a_built_in_architecture() -> None:
     assert find("implicit_mlp") is ImplicitMLP
 
 
 @pytest.mark.parametrize(
     ("name", "problem"),
     [
-        ("doubling", "unknown architecture 'doubling', expected one of authors_resnet, function, halving, implicit_mlp"),
-        ("missing", "'missing' is announced as announced_networks:Doubling, which cannot be loaded"),
-        ("function", "expected a subclass of jfb.ImplicitNetwork"),
-        ("announced_networks:Halving", "unknown architecture"),  # a config cannot name what is not announced
+        ("doubling", "must be one of authors_resnet, function, halving, implicit_mlp.*got 'doubling'"),
+        ("missing", "'missing' is registered as registered_networks:Doubling, which cannot be imported"),
+        ("function", "must be a subclass of jfb.ImplicitNetwork"),
+        (
+            "registered_networks:Halving",
+            "got 'registered_networks:Halving'",
+        ),  # a config cannot name what is not registered
     ],
 )
-def test_what_is_no_architecture_is_refused_by_name(name: str, problem: str) -> None:
+def test_what_is_no_architecture_is_rejected_by_name(name: str, problem: str) -> None:
     with pytest.raises(ValueError, match=f"architecture.name: .*{problem}"):
         build(name, [3], 2, {})
 
 
-def test_arguments_of_an_announced_class_are_checked() -> None:
+def test_arguments_of_an_registered_class_are_checked() -> None:
     with pytest.raises(ValueError, match=r"architecture\.arguments: halving: .*colour"):
         build("halving", [3], 2, {"colour": "red"})
     assert issubclass(find("halving"), ImplicitNetwork)

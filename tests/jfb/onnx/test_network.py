@@ -13,7 +13,7 @@ from onnx.numpy_helper import from_array
 
 import jfb
 from jfb import CheckpointError
-from tests.jfb.onnx_folders import FOREIGN, MATRIX, foreign_folder, foreign_graphs, graph, solution
+from tests.jfb.onnx.folders import FOREIGN, MATRIX, foreign_folder, foreign_graphs, graph, solution
 
 ROWS: list[object] = ["n", 3]
 
@@ -69,25 +69,25 @@ def test_what_is_returned_is_not_overwritten_by_the_next_call(tmp_path: Path) ->
 
 def test_tensors_that_the_graph_does_not_take_are_named(tmp_path: Path) -> None:
     network = jfb.load(foreign_folder(tmp_path / "1")).network
-    with pytest.raises(ValueError, match=r"inputs: expected torch.float32 \[2, 3\] on cpu, got torch.float64 \[2, 3\] on cpu"):
+    with pytest.raises(ValueError, match=r"inputs: must be torch.float32 \[2, 3\] on cpu \(got torch.float64 \[2, 3\] on cpu\)"):
         network.inject(torch.zeros(2, 3, dtype=torch.float64))
-    with pytest.raises(ValueError, match=r"injection: expected torch.float32 \[2, 3\] on cpu, got torch.float32 \[2, 4\]"):
+    with pytest.raises(ValueError, match=r"injection: must be torch.float32 \[2, 3\] on cpu \(got torch.float32 \[2, 4\]"):
         network.step(torch.zeros(2, 3), torch.zeros(2, 4))
 
 
-def test_step_refuses_an_injection_with_another_number_of_rows(tmp_path: Path) -> None:
+def test_step_rejects_an_injection_with_another_number_of_rows(tmp_path: Path) -> None:
     network = jfb.load(foreign_folder(tmp_path / "1")).network
-    with pytest.raises(ValueError, match=r"injection: expected torch.float32 \[2, 3\] on cpu, got torch.float32 \[3, 3\]"):
+    with pytest.raises(ValueError, match=r"injection: must be torch.float32 \[2, 3\] on cpu \(got torch.float32 \[3, 3\]"):
         network.step(torch.zeros(2, 3), torch.zeros(3, 3))
 
 
-def test_other_devices_and_arguments_are_refused(tmp_path: Path) -> None:
+def test_other_devices_and_arguments_are_rejected(tmp_path: Path) -> None:
     folder = foreign_folder(tmp_path / "1")
-    with pytest.raises(CheckpointError, match=r"onnx is computed on the CPU, got device meta"):
+    with pytest.raises(CheckpointError, match=r"device: must be cpu for the architecture onnx \(got meta\)"):
         jfb.load(folder, "meta")
     with_arguments = FOREIGN.model_dump_json().replace('"arguments":{}', '"arguments":{"width":3}')
     (folder / "config.json").write_text(with_arguments)
-    with pytest.raises(CheckpointError, match=r"architecture.arguments: onnx has none, got \{'width': 3\}"):
+    with pytest.raises(CheckpointError, match=r"architecture.arguments: must be empty for onnx \(got \{'width': 3\}"):
         jfb.load(folder)
 
 
@@ -112,21 +112,21 @@ def negated(rows: list[object]) -> ModelProto:
     return graph("readout", [make_node("Neg", ["state"], ["logits"])], {"state": rows}, {"logits": rows})
 
 
-EXPECTED = r"expected a FLOAT tensor \[n, ...\] with n free and the other sides fixed"
+EXPECTED = r"must be a FLOAT tensor \[n, ...\] with n free and the other sides fixed"
 
 
 @pytest.mark.parametrize(
     ("part", "model", "message"),
     [
-        ("inject", renamed("inject", "inputs", "x"), "inputs: expected inputs, got x"),
-        ("step", renamed("step", "next_state", "state_2"), "outputs: expected next_state, got state_2"),
-        ("readout", foreign_graphs()["inject"], "inputs: expected state, got inputs"),
+        ("inject", renamed("inject", "inputs", "x"), r"inputs: must be inputs \(got x\)"),
+        ("step", renamed("step", "next_state", "state_2"), r"outputs: must be next_state \(got state_2\)"),
+        ("readout", foreign_graphs()["inject"], r"inputs: must be state \(got inputs\)"),
         ("readout", of_type(TensorProto.DOUBLE), f"state: {EXPECTED}"),
         ("readout", of_type(TensorProto.FLOAT16), f"state: {EXPECTED}"),
         ("readout", negated([8, 3]), f"state: {EXPECTED}"),
         ("readout", negated(["n", "m"]), f"state: {EXPECTED}"),
         ("readout", negated([]), f"state: {EXPECTED}"),
-        ("readout", negated(["n", 4]), r"state: expected shape \[n, 3\], as elsewhere in the model, got \[n, 4\]"),
+        ("readout", negated(["n", 4]), r"state: must have shape \[n, 3\], as elsewhere in the model \(got \[n, 4\]\)"),
         ("inject", b"garbage", "not a readable ONNX file"),
         ("step", foreign_graphs()["step"].SerializeToString()[:-40], "not a"),
     ],
@@ -146,7 +146,7 @@ def test_a_missing_part_is_an_error_that_names_it(tmp_path: Path) -> None:
         jfb.load(folder)
 
 
-def test_a_graph_that_computes_another_shape_than_it_announces_is_found_when_loading(tmp_path: Path) -> None:
+def test_a_graph_that_computes_another_shape_than_it_declares_is_found_when_loading(tmp_path: Path) -> None:
     """ONNX's checker cannot see it: the shape is computed."""
     nodes = [
         make_node("Shape", ["state"], ["shape"]),
@@ -155,7 +155,7 @@ def test_a_graph_that_computes_another_shape_than_it_announces_is_found_when_loa
         make_node("Gather", ["state", "one"], ["logits"], axis=1),  # two columns of three
     ]
     model = graph("readout", nodes, {"state": ROWS}, {"logits": ROWS})
-    with pytest.raises(CheckpointError, match=r"readout\.onnx: logits: expected shape \[1, 3\], got \[1, 2\]"):
+    with pytest.raises(CheckpointError, match=r"readout\.onnx: logits: must have shape \[1, 3\] \(got \[1, 2\]\)"):
         jfb.load(foreign_folder(tmp_path / "1", readout=model))
 
 

@@ -105,10 +105,10 @@ def test_the_jfb_gradient_is_the_finite_difference_of_one_step_from_where_the_se
     case: tuple[ImplicitNetwork, Tensor, Tensor],
 ) -> None:
     network, inputs, labels = case
-    along, rough = somewhere(network), Search(tolerance=1e-1)
-    point = rough(network, network.inject(inputs)).fixed_point
+    along, loose = somewhere(network), Search(tolerance=1e-1)
+    point = loose(network, network.inject(inputs)).fixed_point
     expected = slope(network, labels, lambda: network.step(point, network.inject(inputs)), along)
-    assert float(direction(network, inputs, labels, JFB(), rough) @ along) == pytest.approx(expected, rel=1e-4, abs=1e-8)
+    assert float(direction(network, inputs, labels, JFB(), loose) @ along) == pytest.approx(expected, rel=1e-4, abs=1e-8)
 
 
 @pytest.mark.parametrize("iterations", [1, 4])

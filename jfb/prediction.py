@@ -1,20 +1,20 @@
-"""predict(): inputs to answers, offline."""
+"""predict(): from raw inputs to logits, offline."""
 
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from jfb.config import ResidualNorm
+from jfb.fixed_point import Solution, solve
 from jfb.label_stop import LabelStop
 from jfb.network import ImplicitNetwork
-from jfb.norms import ResidualNorm
-from jfb.solve import Solution, solve
 from jfb.solvers import Solver
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """Logits ``[n, classes]`` and the solution that they were read from."""
+    """Logits ``[n, classes]``, and the solution that they were read from."""
 
     logits: Tensor
     solution: Solution
@@ -30,15 +30,15 @@ def predict(
     residual_norm: ResidualNorm = ResidualNorm.RELATIVE,
     solver: Solver | None = None,
     label_stop: LabelStop | None = None,
-    rough: ImplicitNetwork | None = None,
+    low_precision: ImplicitNetwork | None = None,
 ) -> Prediction:
-    """Inject, solve, read out: what the server answers, computed offline.
+    """Inject, solve and read out: the same results as the server's, computed offline.
 
     Args:
-        network: in evaluation mode, or its rows are not independent.
+        network: in evaluation mode, because otherwise rows are not independent.
         inputs: raw, shape ``[n, *input_shape]``.
 
-    The other arguments, and what is raised, are those of ``jfb.solve``.
+    The other arguments and exceptions are those of ``jfb.solve``.
     """
     solution = solve(
         network,
@@ -48,6 +48,6 @@ def predict(
         residual_norm=residual_norm,
         solver=solver,
         label_stop=label_stop,
-        rough=rough,
+        low_precision=low_precision,
     )
     return Prediction(network.readout(solution.fixed_point), solution)

@@ -16,8 +16,8 @@ from jfb.gradients import JFB, Jacobian, Unrolled
 from jfb.monotone_network import MonotoneNetwork
 from jfb.solvers import PeacemanRachford
 from jfb.store import new_version
+from tests.jfb.gradients.test_gradients import EXACT, cosine, dense_direction, direction
 from tests.jfb.networks import small_monotone_conv, small_monotone_mlp
-from tests.jfb.test_gradients import EXACT, cosine, dense_direction, direction
 
 NETWORKS = {"mlp": small_monotone_mlp, "conv": small_monotone_conv}
 INPUTS = {"mlp": (5,), "conv": (1, 6, 8)}
@@ -146,17 +146,18 @@ def test_a_loaded_network_answers_as_the_one_that_was_saved(tmp_path: Path, solv
     assert torch.equal(before.solution.iterations, after.solution.iterations)
 
 
-def test_a_config_whose_solver_the_architecture_cannot_be_split_by_is_refused(tmp_path: Path) -> None:
+def test_a_solver_that_cannot_solve_the_architecture_is_rejected_when_saved_and_when_loaded(tmp_path: Path) -> None:
+    network = build("implicit_mlp", (5,), 3, {"width": 6})
     with pytest.raises(
-        ValueError, match=r"solver: 'peaceman_rachford' splits .* 'implicit_mlp' is not, expected one of picard, an"
+        CheckpointError, match=r"serving\.solver: must be one of picard, anderson for 'implicit_mlp' \(got 'peaceman_rachford'"
     ):
-        config("implicit_mlp", (5,), "peaceman_rachford", width=6)
-    fine = config("implicit_mlp", (5,), "anderson", width=6)
+        save(tmp_path, config("implicit_mlp", (5,), "peaceman_rachford", width=6), network)
+    assert not list(tmp_path.iterdir())
     with new_version(tmp_path, "whole") as folder:
-        save(folder, fine, build("implicit_mlp", (5,), 3, {"width": 6}))
+        save(folder, config("implicit_mlp", (5,), "anderson", width=6), network)
     path = tmp_path / "whole" / "1" / "config.json"
     path.write_text(path.read_text().replace('"anderson"', '"forward_backward"'))
-    with pytest.raises(CheckpointError, match=r"config\.json: .*'forward_backward' splits the map of a monotone network"):
+    with pytest.raises(CheckpointError, match=r"config\.json: serving\.solver: must be one of .*'forward_backward'"):
         load(tmp_path / "whole" / "1")
 
 
@@ -174,14 +175,14 @@ def test_a_neural_ode_is_not_served_and_says_so(tmp_path: Path, name: str) -> No
 @pytest.mark.parametrize(
     ("name", "shape", "arguments", "message"),
     [
-        ("monotone_mlp", (5,), {"monotonicity": 0.0}, "monotonicity: expected a positive number, got 0"),
-        ("monotone_mlp", (1, 5, 5), {}, "monotone_mlp takes vectors"),
-        ("monotone_mlp", (5,), {"slope": 2.0}, r"slope: expected a number in \[0, 1\]"),
-        ("monotone_conv", (5,), {}, "monotone_conv takes images"),
-        ("monotone_conv", (1, 8, 4), {"pool": [2]}, r"leaves 4x2 of an image .* needs at least 3x3"),
+        ("monotone_mlp", (5,), {"monotonicity": 0.0}, r"monotonicity: must be a positive number \(got 0"),
+        ("monotone_mlp", (1, 5, 5), {}, r"input.shape: must be \[features\] for monotone_mlp"),
+        ("monotone_mlp", (5,), {"slope": 2.0}, r"slope: must be a number in \[0, 1\]"),
+        ("monotone_conv", (5,), {}, r"input.shape: must be \[channels, height, width\] for monotone_conv"),
+        ("monotone_conv", (1, 8, 4), {"pool": [2]}, r"pool: must leave at least 3x3 of an image .*got \[2\], which leaves 4x2"),
     ],
 )
-def test_arguments_out_of_range_are_refused(name: str, shape: tuple[int, ...], arguments: dict[str, Any], message: str) -> None:
+def test_arguments_out_of_range_are_rejected(name: str, shape: tuple[int, ...], arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         build(name, shape, 3, arguments)
 

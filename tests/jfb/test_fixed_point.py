@@ -68,7 +68,7 @@ def test_no_row_is_iterated_for_another() -> None:
 
 
 @pytest.mark.parametrize("norm", ResidualNorm)
-def test_a_row_gets_the_same_answer_alone_and_in_company(norm: ResidualNorm) -> None:
+def test_a_row_gets_the_same_answer_alone_and_in_a_batch(norm: ResidualNorm) -> None:
     network = small_resnet()
     inputs = torch.rand(40, 1, 6, 6, dtype=torch.float64)
     injection = network.inject(inputs)
@@ -161,11 +161,11 @@ def test_an_empty_batch_has_an_empty_solution() -> None:
 
 
 @pytest.mark.parametrize("tolerance", [0.0, -1.0, math.nan, math.inf])
-def test_a_tolerance_that_is_not_positive_and_finite_is_refused(tolerance: float) -> None:
-    with pytest.raises(ValueError, match="tolerance: expected positive finite numbers"):
+def test_a_tolerance_that_is_not_positive_and_finite_is_rejected(tolerance: float) -> None:
+    with pytest.raises(ValueError, match="tolerance: must be positive finite numbers"):
         solve(affine(), torch.ones(1, 4, dtype=torch.float64), tolerance=tolerance, max_iterations=5)
 
 
-def test_a_cap_below_one_is_refused() -> None:
-    with pytest.raises(ValueError, match="max_iterations: expected at least 1, got"):
+def test_a_cap_below_one_is_rejected() -> None:
+    with pytest.raises(ValueError, match=r"max_iterations: must be at least 1 \(got"):
         solve(affine(), torch.ones(1, 4, dtype=torch.float64), tolerance=1e-3, max_iterations=0)

@@ -23,7 +23,7 @@ from jfb.onnx.export import export
 from jfb.onnx.file import OPSET, messages
 from jfb.onnx.network import OnnxNetwork
 from tests.jfb.networks import small_mlp, small_resnet
-from tests.jfb.onnx_folders import foreign_folder, our_folder
+from tests.jfb.onnx.folders import foreign_folder, our_folder
 
 logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it tells of operators of libraries that are not installed
 
@@ -212,8 +212,8 @@ def test_a_row_with_a_nan_among_finite_entries_has_diverged(tmp_path: Path) -> N
     assert not found["converged"].any()
 
 
-def test_a_folder_that_is_onnx_already_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"architecture\.name: this network is ONNX already"):
+def test_a_folder_that_is_onnx_already_is_rejected(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"architecture\.name: must not be onnx: this version is ONNX already"):
         export(foreign_folder(tmp_path / "1"))
 
 

@@ -1,0 +1,148 @@
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from jfb import store
+from jfb.config import ArchitectureSpec, InputSpec, ModelConfig
+from jfb.store import CheckpointError, ModelVersion, Sample, list_models, list_versions, new_version
+
+
+def config(classes: int = 2) -> ModelConfig:
+    return ModelConfig(
+        architecture=ArchitectureSpec(name="implicit_mlp"),
+        input=InputSpec(shape=(3,), kind="vector"),
+        classes=[str(place) for place in range(classes)],
+    )
+
+
+def test_versions_count_up_and_other_files_in_the_store_are_not_versions(tmp_path: Path) -> None:
+    with new_version(tmp_path, "letters"):
+        pass
+    for name in ("12", "latest", "007", "0", "²", ".incomplete-x"):
+        (tmp_path / "letters" / name).mkdir()
+    (tmp_path / "letters" / "99").write_text("a file, not a version")
+    (tmp_path / "empty").mkdir()
+    assert list_versions(tmp_path / "letters") == [1, 12]
+    assert list_models(tmp_path) == {"letters": [1, 12]}
+    with new_version(tmp_path, "letters"):
+        pass
+    assert list_versions(tmp_path / "letters") == [1, 12, 13]
+
+
+def test_a_version_that_fails_half_way_leaves_nothing(tmp_path: Path) -> None:
+    with new_version(tmp_path, "letters"):
+        pass
+    half = new_version(tmp_path, "letters")
+
+    def fail_half_way() -> None:
+        with half as new:
+            (new / "config.json").write_text("{}")
+            assert list_versions(tmp_path / "letters") == [1], "visible before it was whole"
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fail_half_way()
+    assert [path.name for path in (tmp_path / "letters").iterdir()] == ["1"]
+    with pytest.raises(RuntimeError, match=r"no version of letters was finished"):
+        _ = half.folder
+
+
+def test_writers_at_the_same_time_each_get_a_version(tmp_path: Path) -> None:
+    together = threading.Barrier(4)
+    written: dict[int, ModelVersion] = {}
+
+    def write(writer: int) -> None:
+        new = new_version(tmp_path, "letters")
+        with new as hidden:
+            (hidden / "config.json").write_text(f"{writer}")
+            together.wait()
+        together.wait()  # by now all four versions exist
+        written[writer] = new.version
+        assert new.folder == new.version.folder(tmp_path)
+
+    writers = [threading.Thread(target=write, args=(writer,)) for writer in range(4)]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join()
+    assert sorted(written.values()) == [ModelVersion("letters", number) for number in (1, 2, 3, 4)]
+    assert {n: (version.folder(tmp_path) / "config.json").read_text() for n, version in written.items()} == {
+        n: f"{n}" for n in range(4)
+    }
+
+
+def test_a_version_is_written_as_name_and_number_and_read_back(tmp_path: Path) -> None:
+    version = ModelVersion("a-b.c", 10)
+    assert str(version) == "a-b.c/10"
+    assert ModelVersion.parse(str(version)) == version
+    assert version.folder(tmp_path) == tmp_path / "a-b.c" / "10"
+    assert ModelVersion("a", 9) < ModelVersion("a", 10) < ModelVersion("b", 1)
+
+
+@pytest.mark.parametrize("text", ["", "a", "/1", "a/", "a/b/1", "a/0", "a/01", "a/-1", "a/1.0", "a/²", "a/1 "])
+def test_other_texts_are_no_versions(text: str) -> None:
+    with pytest.raises(ValueError, match=r"^model version: must be NAME/NUMBER \(got "):
+        ModelVersion.parse(text)
+
+
+def test_side_files_are_read_as_they_were_written(tmp_path: Path) -> None:
+    metrics = {"accuracy": 0.875, "contraction_bound": None}
+    samples = [Sample([[0, 1.5], [2, 3]], "ä"), Sample([], "b")]
+    evaluation = {"recommended_tolerance": 1e-3, "outcomes": [{"label": None}]}
+    store.write_config(tmp_path, config())
+    store.write_metrics(tmp_path, metrics)
+    store.write_samples(tmp_path, samples)
+    store.write_evaluation(tmp_path, evaluation)
+    assert store.read_config(tmp_path) == config()
+    assert store.read_metrics(tmp_path) == metrics
+    assert store.read_samples(tmp_path) == samples
+    assert store.read_evaluation(tmp_path) == evaluation
+    store.write_config(tmp_path, config(classes=3))
+    assert store.read_config(tmp_path) == config(classes=3)
+    names = ["config.json", "evaluation.json", "metrics.json", "samples.json"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == names, "nothing incomplete is left"
+
+
+def test_side_files_may_be_missing(tmp_path: Path) -> None:
+    assert store.read_metrics(tmp_path) is None
+    assert store.read_samples(tmp_path) == []
+    assert store.read_evaluation(tmp_path) is None
+    with pytest.raises(CheckpointError, match=r"config\.json: No such file"):
+        store.read_config(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", "not JSON"),
+        ("\udcff", "not JSON"),
+        ('{"input": [1]}', r"samples: .*list"),
+        ('[{"input": [1]}]', r"0\.label: Field required"),
+        ('[{"input": 1, "label": "a"}]', r"0\.input: .*list"),
+    ],
+)
+def test_samples_in_another_form_are_rejected_by_name(tmp_path: Path, content: str, message: str) -> None:
+    (tmp_path / "samples.json").write_text(content, errors="surrogateescape")
+    with pytest.raises(CheckpointError, match=rf"samples\.json: {message}"):
+        store.read_samples(tmp_path)
+
+
+def test_metrics_that_are_no_object_are_rejected(tmp_path: Path) -> None:
+    (tmp_path / "metrics.json").write_text("[1]")
+    with pytest.raises(CheckpointError, match=r"metrics\.json: must be a JSON object \(got list\)"):
+        store.read_metrics(tmp_path)
+
+
+@dataclass(frozen=True)
+class Line:
+    epoch: int
+    loss: float | None
+
+
+def test_a_table_has_a_column_for_each_field_and_a_line_for_each_row(tmp_path: Path) -> None:
+    store.write_table(tmp_path / store.HISTORY, Line, [Line(1, 0.5), Line(2, None)])
+    assert (tmp_path / "history.csv").read_text().split() == ["epoch,loss", "1,0.5", "2,"]
+    store.write_table(tmp_path / store.HISTORY, Line, [])
+    assert (tmp_path / "history.csv").read_text().split() == ["epoch,loss"]
