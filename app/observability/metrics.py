@@ -1,5 +1,6 @@
 """Metrics: what an HTTP worker counts for Prometheus."""
 
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from functools import cache
 from itertools import accumulate
@@ -89,21 +90,27 @@ class RowHistograms(Collector):
         families = {family.name: family for family in self._source.collect()}
         for histogram in self._histograms:
             sums, buckets = families.pop(f"{histogram.name}_sum", None), families.pop(f"{histogram.name}_bucket", None)
-            if sums is None or buckets is None:
-                continue
-            counts: dict[tuple[str, str], list[float]] = {}
-            for sample in buckets.samples:
-                if sample.name.endswith("_total"):
-                    labels = sample.labels
-                    series = counts.setdefault((labels["model"], labels["version"]), [0.0] * (len(histogram.bounds) + 1))
-                    series[int(labels["bucket"])] += sample.value
-            family = HistogramMetricFamily(histogram.name, histogram.documentation, labels=LABELS)
-            for sample in sums.samples:
-                if sample.name.endswith("_total"):
-                    key = sample.labels["model"], sample.labels["version"]
-                    add_histogram(family, key, histogram.bounds, counts.get(key, []), sample.value)
-            yield family
+            if sums is not None and buckets is not None:
+                yield _histogram_family(histogram, buckets, sums)
         yield from families.values()
+
+
+def _histogram_family(histogram: RowHistogram, buckets: Metric, sums: Metric) -> HistogramMetricFamily:
+    counts: defaultdict[tuple[str, str], list[float]] = defaultdict(lambda: [0.0] * (len(histogram.bounds) + 1))
+    for labels, value in _totals(buckets):
+        counts[labels["model"], labels["version"]][int(labels["bucket"])] += value
+    family = HistogramMetricFamily(histogram.name, histogram.documentation, labels=LABELS)
+    for labels, value in _totals(sums):
+        key = labels["model"], labels["version"]
+        add_histogram(family, key, histogram.bounds, counts[key], value)
+    return family
+
+
+def _totals(family: Metric) -> Iterator[tuple[dict[str, str], float]]:
+    """The values of a counter, each with its labels."""
+    for sample in family.samples:
+        if sample.name.endswith("_total"):
+            yield sample.labels, sample.value
 
 
 def add_histogram(

@@ -31,8 +31,11 @@ def test_a_histogram_counts_values_at_their_bounds_between_them_and_beyond() -> 
     registry.register(RowHistograms(counted, [histogram]))
     observe(histogram, ("m", "1"), [1, 2, 3, 4, 5, 100, float("nan"), float("inf")])
     observe(histogram, ("m", "1"), [0.5])
+    observe(histogram, ("all rows diverged", "1"), [float("nan")])
     (family,) = text_string_to_metric_families(generate_latest(registry).decode())
-    values = {sample.name + sample.labels.get("le", ""): sample.value for sample in family.samples}
+    samples = [sample for sample in family.samples if sample.labels["model"] == "m"]
+    values = {sample.name + sample.labels.get("le", ""): sample.value for sample in samples}
+    assert {sample.value for sample in family.samples if sample.labels["model"] != "m"} == {0}
     assert values == {
         "rows_bucket1.0": 2,
         "rows_bucket2.0": 3,
