@@ -32,7 +32,7 @@ class RowHistogram:
 
     def __init__(self, name: str, documentation: str, bounds: Sequence[float], registry: CollectorRegistry) -> None:
         self.name, self.documentation = name, documentation
-        self.bounds = list(bounds)
+        self.bounds = [float(bound) for bound in bounds]
         self.buckets = cache(Counter(f"{name}_bucket", "", [*LABELS, "bucket"], registry=registry).labels)
         """By model, version and index of the bucket (``bisect_left(bounds, value)``); each counts its own values only."""
         self.sums = cache(Counter(f"{name}_sum", "", LABELS, registry=registry).labels)
