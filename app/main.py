@@ -1,21 +1,32 @@
-"""The application: routes, errors and middleware around the engines."""
+"""The application: routes, errors and middleware in front of the engines."""
 
+import asyncio
 import gc
+import os
+import signal
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 
-from fastapi import Depends, FastAPI
+from fastapi import APIRouter, FastAPI
 from fastapi.middleware.cors import CORSMiddleware
 from fastapi_offline import FastAPIOffline
 from prometheus_client import CollectorRegistry
 from prometheus_client.multiprocess import MultiProcessCollector
+from prometheus_client.registry import Collector
 
+from app.engine_client.client import Engines
 from app.http import errors
+from app.http.auth import AccessRoute, ApiKeys
 from app.http.middleware import RequestMiddleware
 from app.http.state import AppState
-from app.routes import ...
+from app.observability.metrics import Metrics, RowHistograms
+from app.observability.tracing import Tracing
+from app.routes import health, metrics, models, open_inference, openapi, pages, predict, repository
 from app.settings import Settings
 from app.supervisor.supervisor import RunFolder, Supervisor
+
+CONNECT_SECONDS = 1.0
+"""How long a worker that was restarted waits for running engines before it serves."""
 
 
 def create_app(settings: Settings | None = None, run_folder: RunFolder | None = None) -> FastAPI:
@@ -24,4 +35,103 @@ def create_app(settings: Settings | None = None, run_folder: RunFolder | None = 
     Args:
         settings: those of the environment if None.
         run_folder: of the supervisor whose engines the application uses; None supervises engines of its own.
+
+    Raises:
+        ApiKeyError: if the settings require API keys, and none can be read.
+        TracingUnavailable: if the settings require traces, and the packages are not installed.
     """
+    settings = settings or Settings()
+    supervisor = None
+    if run_folder is None:
+        supervisor = Supervisor(settings)
+        run_folder = supervisor.run_folder
+    state = _create_state(settings, run_folder)
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        async with AsyncExitStack() as stack:
+            if supervisor is not None:
+                await stack.enter_async_context(supervisor)
+            await stack.enter_async_context(state.engines)
+            if state.tracing is not None:
+                await stack.enter_async_context(state.tracing.sending())
+            _reload_on_sighup(state, supervisor)
+            if any(socket.exists() for socket in state.run_folder.sockets):
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(CONNECT_SECONDS):
+                        await state.engines.wait_until_ready()
+            gc.collect()
+            gc.freeze()  # what has been loaded stays; the collector need not look at it again
+            yield
+
+    # Offline: /docs is self-contained, as a closed network cannot reach the host that FastAPI would load scripts from.
+    app = FastAPIOffline(
+        title="Implicit networks",
+        summary="Fixed points, batched at the level of iterations.",
+        lifespan=lifespan,
+        favicon_url="static/icon.svg",
+        redoc_url=None,
+        strict_content_type=False,  # Triton's clients send JSON without a content type
+        telemetry={"tracing": False, "metrics": False, "logs": False},  # FastAPI's own, which would cost time per request
+    )
+    app.state.server = state
+    if settings.cors_origins:
+        origins = [origin.strip() for origin in settings.cors_origins.split(",")]
+        app.add_middleware(CORSMiddleware, allow_origins=origins, allow_methods=["*"], allow_headers=["*"], expose_headers=["*"])
+    app.add_middleware(RequestMiddleware, state=state)  # the last is the outermost
+    errors.install(app)
+    routers = [predict.router, models.router, open_inference.router, open_inference.infer_router, repository.router]
+    routers += [repository.admin_router, health.router, pages.router]
+    if settings.metrics_port is None:
+        routers.append(metrics.router)
+    include(app, routers)
+    app.mount("/static", pages.Static())
+    openapi.install(app, state)
+    return app
+
+
+def create_metrics_app(state: AppState) -> FastAPI:
+    """Build what is served on the metrics port: metrics and health of an application."""
+    app = FastAPI(openapi_url=None)
+    app.state.server = state
+    errors.install(app)
+    include(app, [health.router, metrics.router])
+    return app
+
+
+def _create_state(settings: Settings, run_folder: RunFolder) -> AppState:
+    counted, registry = CollectorRegistry(), CollectorRegistry()
+    own_metrics = Metrics(counted)
+    folder = os.environ.get("PROMETHEUS_MULTIPROC_DIR")  # set by the supervisor: one worker shows what all have counted
+    source: Collector = MultiProcessCollector(None, folder) if folder else counted  # type: ignore[no-untyped-call]
+    state = AppState(
+        settings,
+        Engines(run_folder.sockets, settings.default_model),
+        run_folder,
+        ApiKeys(settings),
+        registry,
+        own_metrics,
+        Tracing(settings.otlp_endpoint) if settings.otlp_endpoint else None,
+    )
+    registry.register(RowHistograms(source, [own_metrics.row_iterations, own_metrics.row_residual]))
+    registry.register(metrics.EngineCollector(state))
+    return state
+
+
+def include(app: FastAPI, routers: list[APIRouter]) -> None:
+    """Include routers, all of whose routes have decided about access."""
+    for router in routers:
+        for route in router.routes:
+            if not isinstance(route, AccessRoute):
+                raise TypeError(f"{route}: must be an AccessRoute, which has decided whose key it wants")
+        app.include_router(router)
+
+
+def _reload_on_sighup(state: AppState, supervisor: Supervisor | None) -> None:
+    def reload() -> None:
+        state.api_keys.reload()
+        if supervisor is not None:
+            supervisor.signal(signal.SIGHUP)
+
+    with suppress(ValueError, RuntimeError, NotImplementedError):  # not in the main thread, or not on this system
+        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, reload)

@@ -10,7 +10,7 @@ import torch
 from app.engine.loading import Loader
 from app.engine.process import EngineProcess
 from app.engine.served_models import ServedModels
-from app.observability import logging as log
+from app.observability.logging import configure_logging
 from app.settings import EngineConfig
 from app.supervisor.lifeline import Lifeline
 
@@ -20,7 +20,7 @@ def main(socket: Path) -> None:
     lifeline = Lifeline()
     lifeline.on_parent_exit(lambda: os._exit(0))  # whatever the main thread does
     config = EngineConfig.model_validate_json(lifeline.config)
-    log.configure(config.log_level, config.log_format)
+    configure_logging(config.log_level, config.log_format)
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     torch.backends.cudnn.allow_tf32 = False  # PyTorch's default rounds convolutions to ten bits, and calls that float32

@@ -9,7 +9,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import msgspec
 import structlog
@@ -346,8 +346,7 @@ class EngineClient(asyncio.Protocol):
                         await self._disconnected.wait()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.WriteTransport)
-        self._transport = transport
+        self._transport = cast(asyncio.WriteTransport, transport)  # uvloop's is not a subclass
         self._decoder: FrameDecoder[ToClient] = FrameDecoder(ToClient)
         self._disconnected.clear()
 

@@ -95,6 +95,16 @@ class Timings(Struct):
     read_out: float | None = None
     """The logits of those rows had been computed."""
 
+    def phases(self) -> dict[str, tuple[float, float]]:
+        """Start and end of each phase that the request went through: queue, inject, iterate, readout."""
+        ends = {
+            "queue": (self.submitted, self.admitted),
+            "inject": (self.admitted, self.injected),
+            "iterate": (self.injected, self.ended),
+            "readout": (self.ended, self.read_out),
+        }
+        return {phase: (start, end) for phase, (start, end) in ends.items() if start is not None and end is not None}
+
 
 class Result(Struct, frozen=True, tag="result"):
     """Engine to HTTP: all rows of a request have ended."""

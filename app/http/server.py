@@ -19,8 +19,8 @@ nginx 60 s, httpx 5 s). They must be the first to close one, or their next reque
 class GracefulServer(uvicorn.Server):
     """uvicorn, which goes on for ``drain_seconds`` after SIGTERM while ``/v2/health/ready`` answers 503.
 
-    In that time, load balancers send requests elsewhere, so that none meets a closed port. SIGINT (Ctrl-C) or a second SIGTERM ends
-    it early. The process then ends with status 0: process managers take one that dies of the signal for one that failed.
+    In that time, load balancers send requests elsewhere, so that none meets a closed port. SIGINT (Ctrl-C) or a second SIGTERM
+    ends it early. The process then ends with status 0: process managers take one that dies of the signal for one that failed.
 
     Args:
         app: to serve.

@@ -9,6 +9,9 @@ import socket
 import sys
 from contextlib import suppress
 from pathlib import Path
+from typing import cast
+
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app.http.server import GracefulServer
 from app.main import create_app, create_metrics_app
@@ -16,7 +19,6 @@ from app.observability.logging import configure_logging
 from app.settings import Settings
 from app.supervisor.lifeline import HEARTBEAT_SECONDS, Lifeline
 from app.supervisor.supervisor import RunFolder
-from starlette.types import ASGIApp, Receive, Scope, Send
 
 
 def main() -> None:
@@ -26,8 +28,8 @@ def main() -> None:
     configure_logging(settings.log_level, settings.log_format)
     folder, *descriptors = sys.argv[1:]
     listeners = [socket.socket(fileno=int(descriptor)) for descriptor in descriptors]
-    app: ASGIApp = create_app(settings, RunFolder(Path(folder), len(settings.engine_configs)))
-    state = app.state.server
+    application = create_app(settings, RunFolder(Path(folder), len(settings.engine_configs)))
+    state, app = application.state.server, cast(ASGIApp, application)
     if len(listeners) > 1:
         app = _ByPort(app, {listeners[1].getsockname()[1]: create_metrics_app(state)})
     lifeline.on_parent_exit(lambda: signal.raise_signal(signal.SIGTERM))

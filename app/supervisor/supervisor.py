@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import secrets
 import shutil
 import socket
 import tempfile
@@ -63,8 +64,7 @@ class Supervisor:
         metrics_listener: socket.socket | None = None,
     ) -> None:
         configs = settings.engine_configs
-        self.run_folder = RunFolder(Path(tempfile.mkdtemp(prefix="jfb-")), len(configs))
-        self.run_folder.metrics.mkdir()
+        self.run_folder = RunFolder(Path(tempfile.gettempdir()) / f"jfb-{secrets.token_hex(8)}", len(configs))
         self._settings = settings
         self._engines = [
             SupervisedProcess(Command("engine", number, "app.engine", [str(socket)], config.model_dump_json()), status)
@@ -72,6 +72,9 @@ class Supervisor:
                 zip(configs, self.run_folder.sockets, self.run_folder.status_files, strict=True)
             )
         ]
+        # One worker counts in its own memory, which costs half as much as in files that others read.
+        counted_together = {"PROMETHEUS_MULTIPROC_DIR": str(self.run_folder.metrics)} if len(listeners) > 1 else {}
+        environment = {**os.environ, **counted_together}
         extra = [] if metrics_listener is None else [metrics_listener.fileno()]
         self._workers = [
             SupervisedProcess(
@@ -82,7 +85,7 @@ class Supervisor:
                     [str(self.run_folder.path), *map(str, [listener.fileno(), *extra])],
                     settings.model_dump_json(context={"reveal_keys": True}),
                     sockets=[listener.fileno(), *extra],
-                    environment={**os.environ, "PROMETHEUS_MULTIPROC_DIR": str(self.run_folder.metrics)},
+                    environment=environment,
                 ),
                 self.run_folder.path / f"http-{number}.json",
             )
@@ -90,6 +93,8 @@ class Supervisor:
         ]
 
     async def __aenter__(self) -> Self:
+        self.run_folder.path.mkdir(mode=0o700)
+        self.run_folder.metrics.mkdir()
         for process in (*self._engines, *self._workers):
             process.start()
         return self
