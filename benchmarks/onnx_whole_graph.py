@@ -28,7 +28,7 @@ from app.engine_client.messages import Request
 from app.settings import EngineConfig
 from jfb import ModelConfig, checkpoint
 from jfb.architectures import build
-from jfb.onnx.export import export
+from jfb.export import export
 from jfb.onnx.network import OnnxNetwork
 from jfb.store import new_version
 

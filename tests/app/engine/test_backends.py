@@ -10,7 +10,7 @@ import jfb
 from app.engine.backends import BFloat16Backend, TorchBackend, candidates, choose, low_precision
 from jfb import checkpoint
 from jfb.config import ModelConfig
-from jfb.onnx.export import export
+from jfb.export import export
 from tests.app.store import DIGITS, network_of
 from tests.jfb.networks import small_resnet
 

@@ -13,7 +13,7 @@ from app.engine.running_request import RunningRequest
 from app.engine.scheduler import Scheduler
 from app.settings import BackendName, EngineConfig, Precision
 from jfb import Status, checkpoint, predict
-from jfb.onnx.export import export
+from jfb.export import export
 from jfb.solvers import SOLVERS
 from tests.app.engine.geometric import tick_until_idle
 from tests.app.engine.requests import running_request

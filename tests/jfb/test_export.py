@@ -19,7 +19,7 @@ from torch import Tensor
 import jfb
 from jfb import CheckpointError, ImplicitNetwork, ModelConfig, Prediction, ResidualNorm, checkpoint
 from jfb.architectures import build
-from jfb.onnx.export import export
+from jfb.export import export
 from jfb.onnx.file import OPSET, messages
 from jfb.onnx.network import OnnxNetwork
 from tests.jfb.networks import small_mlp, small_resnet
