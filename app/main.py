@@ -1,124 +1,137 @@
-"""The application: routes, errors, and an engine that starts and ends with it."""
+"""The application: routes, errors and middleware in front of the engines."""
 
 import asyncio
 import gc
+import os
+import signal
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, nullcontext, suppress
-from pathlib import Path
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 
-import structlog
-import typer
-from fastapi import Depends, FastAPI
+from fastapi import APIRouter, FastAPI
 from fastapi.middleware.cors import CORSMiddleware
 from fastapi_offline import FastAPIOffline
 from prometheus_client import CollectorRegistry
 from prometheus_client.multiprocess import MultiProcessCollector
+from prometheus_client.registry import Collector
 
-from app.cli.banner import greeting
-from app.cli.reloading import keeping_up
-from app.engine_client.follower import EngineFollower
-from app.engine_client.supervisor import EngineSupervisor
+from app.engine_client.client import Engines
 from app.http import errors
-from app.http.api_keys import Keys
-from app.http.auth import admin, user
+from app.http.auth import AccessRoute, ApiKeys
 from app.http.middleware import RequestMiddleware
-from app.http.state import Server
-from app.observability.metrics import Measures
-from app.observability.metrics_server import monitoring
+from app.http.state import AppState
+from app.observability.metrics import Metrics, RowHistograms
 from app.observability.tracing import Tracing
-from app.routes import health, metrics, models, openapi, pages, predict, repository
-from app.routes import open_inference as inference
+from app.routes import health, metrics, models, open_inference, openapi, pages, predict, repository
 from app.settings import Settings
+from app.supervisor.supervisor import RunFolder, Supervisor
 
-log = structlog.get_logger(__name__)
+CONNECT_SECONDS = 1.0
+"""How long a worker that was restarted waits for running engines before it serves."""
 
 
-def create_app(settings: Settings | None = None, *, engine: EngineFollower | None = None, counts: Path | None = None) -> FastAPI:
+def create_app(settings: Settings | None = None, run_folder: RunFolder | None = None) -> FastAPI:
     """Build the application; ``uvicorn --factory app.main:create_app`` reads the settings from the environment.
 
     Args:
         settings: those of the environment if None.
-        engine: the one to ask, which another process keeps; the application keeps its own if None.
-        counts: folder in which all processes of this server count for Prometheus; there is one process if None.
+        run_folder: of the supervisor whose engines the application uses; None supervises engines of its own.
+
+    Raises:
+        ApiKeyError: if the settings require API keys, and none can be read.
+        TracingUnavailable: if the settings require traces, and the packages are not installed.
     """
     settings = settings or Settings()
-    keeper = engine or EngineSupervisor(
-        settings.model_store,
-        settings.device,
-        settings.slots,
-        settings.max_waiting_rows,
-        settings.batching,
-        settings.threads,
-        backend=settings.backend,
-        precision=settings.precision,
-        session_bytes=settings.session_bytes,
-        session_seconds=settings.session_seconds,
-        log_level=settings.log_level,
-        log_format=settings.log_format,
-    )
-    keys, counted, shown = Keys(settings), CollectorRegistry(), CollectorRegistry()
-    measures = Measures(counted)
-    shown.register(counted if counts is None else MultiProcessCollector(None, str(counts)))  # type: ignore[no-untyped-call]
-    tracing = Tracing(settings.otlp_endpoint) if settings.otlp_endpoint else None
-    server = Server(settings, keeper, keys, shown, measures, tracing)
-    server.on_hangup.append(keys.reload)
+    supervisor = None
+    if run_folder is None:
+        supervisor = Supervisor(settings)
+        run_folder = supervisor.run_folder
+    state = _create_state(settings, run_folder)
 
-    # Offline: /docs has its scripts from here, since a closed network has no way to the host where FastAPI would look for them.
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        async with AsyncExitStack() as stack:
+            if supervisor is not None:
+                await stack.enter_async_context(supervisor)
+            await stack.enter_async_context(state.engines)
+            if state.tracing is not None:
+                await stack.enter_async_context(state.tracing.sending())
+            _reload_on_sighup(state, supervisor)
+            if any(socket.exists() for socket in state.run_folder.sockets):
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(CONNECT_SECONDS):
+                        await state.engines.wait_until_ready()
+            gc.collect()
+            gc.freeze()  # what has been loaded stays; the collector need not look at it again
+            yield
+
+    # Offline: /docs is self-contained, as a closed network cannot reach the host that FastAPI would load scripts from.
     app = FastAPIOffline(
         title="Implicit networks",
-        summary="Fixed points, served by the iteration.",
-        lifespan=_lifespan,
+        summary="Fixed points, batched at the level of iterations.",
+        lifespan=lifespan,
         favicon_url="static/icon.svg",
         redoc_url=None,
-        telemetry={"tracing": False, "metrics": False, "logs": False},  # FastAPI's own, asked for at every request; we have ours
+        strict_content_type=False,  # Triton's clients send JSON without a content type
+        telemetry={"tracing": False, "metrics": False, "logs": False},  # FastAPI's own, which would cost time per request
     )
-    app.state.server = server
+    app.state.server = state
     if settings.cors_origins:
         origins = [origin.strip() for origin in settings.cors_origins.split(",")]
         app.add_middleware(CORSMiddleware, allow_origins=origins, allow_methods=["*"], allow_headers=["*"], expose_headers=["*"])
-    app.add_middleware(RequestMiddleware, server=server)  # the last is the outermost
+    app.add_middleware(RequestMiddleware, state=state)  # the last is the outermost
     errors.install(app)
-    metrics.install(server)
-    for router in (predict.router, models.router, inference.router, inference.direct, repository.router):
-        app.include_router(router, dependencies=[Depends(user)], responses=openapi.refusals(401))
-    app.include_router(repository.admin_router, dependencies=[Depends(admin)], responses=openapi.refusals(401, 403))
-    app.include_router(health.router)
-    app.include_router(pages.router)
-    app.mount("/static", pages.Static())
+    routers = [predict.router, models.router, open_inference.router, open_inference.infer_router, repository.router]
+    routers += [repository.admin_router, health.router, pages.router]
     if settings.metrics_port is None:
-        app.include_router(metrics.router)
-    openapi.install(app, server)
+        routers.append(metrics.router)
+    include(app, routers)
+    app.mount("/static", pages.Static())
+    openapi.install(app, state)
     return app
 
 
-@asynccontextmanager
-async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
-    async with running(app.state.server):
-        gc.collect()
-        gc.freeze()  # what has been loaded is here to stay: the collector need not go through it again for every few requests
-        yield
+def create_metrics_app(state: AppState) -> FastAPI:
+    """Build what is served on the metrics port: metrics and health of an application."""
+    app = FastAPI(openapi_url=None)
+    app.state.server = state
+    errors.install(app)
+    include(app, [health.router, metrics.router])
+    return app
 
 
-@asynccontextmanager
-async def running(server: Server) -> AsyncIterator[None]:
-    """Everything that goes on beside the requests: the engine, the looks at the store, the second port, the traces."""
-    if isinstance(server.engine, EngineFollower):
-        await server.engine.join()  # so that a process that follows another one answers from its first request on
-    starting = asyncio.create_task(_start(server))  # in the background, so that /v2/health/live answers at once
-    try:
-        async with keeping_up(server), monitoring(server), server.tracing.sending() if server.tracing else nullcontext():
-            yield
-    finally:
-        starting.cancel()
-        with suppress(asyncio.CancelledError):
-            await starting
-        await server.engine.stop(grace=2)  # every request has been answered by now, so the engine has nothing to finish
+def _create_state(settings: Settings, run_folder: RunFolder) -> AppState:
+    counted, registry = CollectorRegistry(), CollectorRegistry()
+    own_metrics = Metrics(counted)
+    folder = os.environ.get("PROMETHEUS_MULTIPROC_DIR")  # set by the supervisor: one worker shows what all have counted
+    source: Collector = MultiProcessCollector(None, folder) if folder else counted  # type: ignore[no-untyped-call]
+    state = AppState(
+        settings,
+        Engines(run_folder.sockets, settings.default_model),
+        run_folder,
+        ApiKeys(settings),
+        registry,
+        own_metrics,
+        Tracing(settings.otlp_endpoint) if settings.otlp_endpoint else None,
+    )
+    registry.register(RowHistograms(source, [own_metrics.row_iterations, own_metrics.row_residual]))
+    registry.register(metrics.EngineCollector(state))
+    return state
 
 
-async def _start(server: Server) -> None:
-    try:
-        await server.engine.start()
-        if server.keeps_engine:
-            typer.echo(greeting(server.settings, server.catalogue))
-    except Exception:
-        log.exception("the engine did not start")
+def include(app: FastAPI, routers: list[APIRouter]) -> None:
+    """Include routers, all of whose routes have decided about access."""
+    for router in routers:
+        for route in router.routes:
+            if not isinstance(route, AccessRoute):
+                raise TypeError(f"{route}: must be an AccessRoute, which has decided whose key it wants")
+        app.include_router(router)
+
+
+def _reload_on_sighup(state: AppState, supervisor: Supervisor | None) -> None:
+    def reload() -> None:
+        state.api_keys.reload()
+        if supervisor is not None:
+            supervisor.signal(signal.SIGHUP)
+
+    with suppress(ValueError, RuntimeError, NotImplementedError):  # not in the main thread, or not on this system
+        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, reload)

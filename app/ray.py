@@ -1,10 +1,9 @@
-"""Ray Serve: the same application on as many machines as a Ray cluster has, one engine a replica.
+"""Ray Serve: the same application on as many machines as a Ray cluster has, with engines of its own in each replica.
 
-``serve run app.ray:application`` starts it; ``serve run app.ray:application gpus=0.5 most_replicas=8`` with more. Settings
-are read from the environment where that is typed, and the model store must be at the same path wherever a replica may run.
-Ray's proxy listens (port 8000 unless Ray is told otherwise) and takes its health checks at ``/-/healthz``; ``JFB_HOST``,
-``JFB_PORT`` and ``JFB_DRAIN_SECONDS`` mean nothing here. ``/metrics`` is that of one replica, whichever is asked: for a fleet
-read Ray's own.
+``serve run app.ray:application`` starts it; ``serve run app.ray:application gpus=0.5 max_replicas=8`` sets more. Settings are
+read from the environment of that command, and the model store must be at the same path on every machine. Ray's proxy listens
+(port 8000 by default) and is checked at ``/-/healthz``; ``JFB_HOST``, ``JFB_PORT``, ``JFB_HTTP_WORKERS`` and
+``JFB_DRAIN_SECONDS`` have no effect. ``/metrics`` is that of the replica that answers: for a fleet, read Ray's own.
 
 Needs the extra ``ray``.
 """
@@ -13,14 +12,13 @@ from fastapi import FastAPI
 from pydantic import BaseModel, ConfigDict, Field
 from ray import serve
 
-from app.http.state import Server
 from app.main import create_app
-from app.observability import logging as log
+from app.observability.logging import configure_logging
 from app.routes import health
 from app.settings import Settings
 
 HEALTH_SECONDS = 30.0
-"""How long a replica may be without a ready engine, or not answer, until it is replaced."""
+"""How long a replica may be without a ready engine, or not answer, before it is replaced."""
 
 
 class Replicas(BaseModel):
@@ -28,54 +26,54 @@ class Replicas(BaseModel):
 
     model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 
-    least_replicas: int = Field(default=1, ge=1)
-    """Replicas when nobody asks."""
-    most_replicas: int = Field(default=4, ge=1)
+    min_replicas: int = Field(default=1, ge=1)
+    """Replicas without load."""
+    max_replicas: int = Field(default=4, ge=1)
     """Replicas at most."""
-    ongoing_requests: float = Field(default=64.0, gt=0)
-    """Requests in flight, a replica, that autoscaling aims at: with one row each, those that fill the slots."""
-    most_ongoing_requests: int = Field(default=512, ge=1)
-    """Requests in flight at most, a replica; more of them wait in Ray's proxy."""
+    target_ongoing_requests: float = Field(default=64.0, gt=0)
+    """Requests in flight per replica that autoscaling aims at: with one row each, as many as fill the slots."""
+    max_ongoing_requests: int = Field(default=512, ge=1)
+    """Requests in flight per replica at most; more of them wait in Ray's proxy."""
     cpus: float = Field(default=1.0, ge=0)
-    """CPUs that Ray sets aside for a replica."""
+    """CPUs that Ray reserves for a replica."""
     gpus: float = Field(default=0.0, ge=0)
-    """GPUs that Ray sets aside for a replica; with 0.5 two replicas share one."""
+    """GPUs that Ray reserves for a replica; with 0.5, two replicas share one."""
 
 
 class Replica:
-    """One engine and the HTTP application before it; a subclass that Ray makes of this one holds the application as ``app``."""
+    """The HTTP application with its engines; the subclass that Ray makes of this class holds the application as ``app``."""
 
     app: FastAPI
 
     async def check_health(self) -> None:
-        """Return when the engine is ready; Ray sends requests from then on, and replaces a replica where this fails.
+        """Return when an engine is ready; Ray sends requests from then on, and replaces a replica where this fails.
 
         Raises:
-            Refusal: if the store holds no model that loads.
+            ApiError: if the store holds no model that can be loaded.
         """
-        server: Server = self.app.state.server
-        await server.engine.start()
-        await health.ready(server)
+        state = self.app.state.server
+        await state.engines.wait_until_ready()
+        await health.ready(state)
 
 
 def application(replicas: Replicas) -> serve.Application:
-    """Build the Ray Serve application; it serves what ``Settings`` says, read here and now."""
+    """Build the Ray Serve application; its settings are read from the environment here."""
     settings = Settings()
     # Replicas have a working folder of their own, and no port.
     settings = settings.model_copy(update={"model_store": settings.model_store.absolute(), "port": 0})
 
     def build() -> FastAPI:
-        log.configure(settings.log_level, settings.log_format)
+        configure_logging(settings.log_level, settings.log_format)
         return create_app(settings)
 
     deployment = serve.deployment(
         serve.ingress(build)(Replica),
         name="jfb",
-        max_ongoing_requests=replicas.most_ongoing_requests,
+        max_ongoing_requests=replicas.max_ongoing_requests,
         autoscaling_config={
-            "min_replicas": replicas.least_replicas,
-            "max_replicas": replicas.most_replicas,
-            "target_ongoing_requests": replicas.ongoing_requests,
+            "min_replicas": replicas.min_replicas,
+            "max_replicas": replicas.max_replicas,
+            "target_ongoing_requests": replicas.target_ongoing_requests,
         },
         ray_actor_options={"num_cpus": replicas.cpus, "num_gpus": replicas.gpus},
         health_check_timeout_s=HEALTH_SECONDS,

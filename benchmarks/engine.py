@@ -23,15 +23,17 @@ from rich.console import Console
 from rich.table import Table
 
 import jfb
-from app.engine.backends import BackendName, Precision
-from app.engine.lane import Batching
 from app.engine.loading import make_batch
-from app.engine.request import Job
-from app.engine.scheduler import Engine
+from app.engine.running_request import RunningRequest
+from app.engine.scheduler import Scheduler
+from app.engine_client.messages import Request
+from app.settings import BackendName, EngineConfig, Precision
+from benchmarks.lockstep import LockstepScheduler
 from training.recipe import DataRecipe
 from training.sources import read
 
 LOOSE, STRICT = 1e-1, 1e-4
+MODES: dict[str, type[Scheduler]] = {"lockstep": LockstepScheduler, "iteration": Scheduler}
 
 
 @dataclass
@@ -58,19 +60,20 @@ class How:
     """The model's own if None."""
 
 
-def engine_of(folder: Path, batching: Batching, slots: int | None, clients: int, how: How) -> Engine:
-    """The engine's core, as the server has it, with room for so many clients' rows."""
+def scheduler_of(folder: Path, mode: str, slots: int | None, clients: int, how: How) -> Scheduler:
+    """The scheduler, as the server has it, with room for one row of each client."""
     checkpoint = jfb.load(folder)
     if how.solver is not None:
         serving = checkpoint.config.serving.model_copy(update={"solver": how.solver})
         checkpoint = jfb.Checkpoint(checkpoint.config.model_copy(update={"serving": serving}), checkpoint.network)
     cpu = torch.device("cpu")
-    batch = make_batch(checkpoint, folder, cpu, slots=slots, batching=batching, backend=how.backend, precision=how.precision)
-    return Engine([batch], max_waiting_rows=clients)
+    precision = "float32" if mode == "lockstep" else how.precision
+    batch = make_batch(checkpoint, folder, cpu, EngineConfig(slots=slots, backend=how.backend, precision=precision))
+    return MODES[mode](batch, max_waiting_rows=clients)
 
 
-def drive(engine: Engine, images: np.ndarray, clients: int) -> Run:
-    """Have an engine answer every image once, ``clients`` of them in flight at any time."""
+def drive(scheduler: Scheduler, images: np.ndarray, clients: int) -> Run:
+    """Have every image answered once, ``clients`` of them in flight at any time."""
     tolerances = np.random.default_rng(0).permutation(np.resize([LOOSE, STRICT], len(images))).tolist()
     sent: dict[int, float] = {}
     latencies: dict[float, list[float]] = {LOOSE: [], STRICT: []}
@@ -79,17 +82,18 @@ def drive(engine: Engine, images: np.ndarray, clients: int) -> Run:
         number = len(sent)
         if number < len(images):
             sent[number] = time.perf_counter()
-            engine.submit(Job(number, images[number : number + 1], [tolerances[number]], [1000], [None]))
+            request = Request("model", 1, images[number].tobytes(), [tolerances[number]], [1000], [None])
+            scheduler.submit(RunningRequest(number, request, images.shape[1:]))
 
-    evaluations, began = engine.step_evaluations, time.perf_counter()
+    evaluations, began = scheduler.step_evaluations, time.perf_counter()
     for _ in range(clients):
         send()
-    while engine.busy:
-        for job in engine.tick(time.perf_counter()):
-            latencies[tolerances[job.id]].append(1000 * (time.perf_counter() - sent[job.id]))
+    while scheduler.busy:
+        for request in scheduler.tick(time.perf_counter()):
+            latencies[tolerances[request.number]].append(1000 * (time.perf_counter() - sent[request.number]))
             send()
     seconds = time.perf_counter() - began
-    return Run(len(images) / seconds, latencies, (engine.step_evaluations - evaluations) / len(images))
+    return Run(len(images) / seconds, latencies, (scheduler.step_evaluations - evaluations) / len(images))
 
 
 def main(
@@ -112,13 +116,13 @@ def main(
     how = How(backend, precision, solver)
     source = read(DataRecipe(source=data), [split], console).splits[split]
     inputs = source.inputs[:images].float().numpy()
-    modes: tuple[Batching, ...] = ("lockstep", "iteration")
+    modes = list(MODES)
     for mode in modes:
-        drive(engine_of(model, mode, slots, clients, how), inputs[: 2 * slots], clients)  # warm up
+        drive(scheduler_of(model, mode, slots, clients, how), inputs[: 2 * slots], clients)  # warm up
     runs: dict[str, list[Run]] = {mode: [] for mode in modes}
     for number in range(rounds):
         for mode in modes if number % 2 else reversed(modes):
-            runs[mode].append(drive(engine_of(model, mode, slots, clients, how), inputs, clients))
+            runs[mode].append(drive(scheduler_of(model, mode, slots, clients, how), inputs, clients))
 
     table = Table("", *modes, "ratio", title=f"{model}: {len(inputs)} images, {slots} slots, {clients} clients, {rounds} rounds")
     figures = {

@@ -23,10 +23,11 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from app.engine.backends import Backend, BackendName, Precision
-from app.engine.scheduler import Engine
+from app.engine.backends import Backend
+from app.engine.scheduler import Scheduler
 from app.engine.slots import SlotTable
-from benchmarks.engine import How, drive, engine_of
+from app.settings import BackendName, Precision
+from benchmarks.engine import How, drive, scheduler_of
 from jfb.solvers import Solver
 from training.recipe import DataRecipe
 from training.sources import read
@@ -84,7 +85,7 @@ def watch(stopwatch: Stopwatch) -> None:
             if inspect.isfunction(function) and function.__module__ in MATHEMATICS:
                 setattr(module, name, stopwatch.timed(name, function))
     for name in ("submit", "tick"):
-        setattr(Engine, name, stopwatch.timed(f"the rest of {name}", getattr(Engine, name), outermost=True))
+        setattr(Scheduler, name, stopwatch.timed(f"the rest of {name}", getattr(Scheduler, name), outermost=True))
 
 
 def _subclasses(base: type) -> list[type]:
@@ -108,12 +109,12 @@ def main(
     inputs = read(DataRecipe(source=data), [split], console).splits[split].inputs[:images].float().numpy()
     stopwatch = Stopwatch()
     watch(stopwatch)
-    engine = engine_of(model, "iteration", slots, clients, How(backend, precision, solver))
-    drive(engine, inputs[: 2 * slots], clients)  # warm up
+    scheduler = scheduler_of(model, "iteration", slots, clients, How(backend, precision, solver))
+    drive(scheduler, inputs[: 2 * slots], clients)  # warm up
     gc.collect()
     gc.freeze()  # a collection of all that the libraries hold would be counted for whatever it happens in
     stopwatch.reset()
-    run = drive(engine, inputs, clients)
+    run = drive(scheduler, inputs, clients)
 
     total, step = sum(stopwatch.seconds.values()), sum(stopwatch.seconds[name] for name in STEP)
     ticks = stopwatch.calls["the rest of tick"]

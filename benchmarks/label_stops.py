@@ -23,9 +23,9 @@ from rich.table import Table
 import jfb
 from app.engine.backends import TorchBackend
 from app.engine.batch import RunningBatch
-from app.engine.request import Job
-from app.engine.scheduler import Engine
-from app.engine_client.messages import Stop
+from app.engine.running_request import RunningRequest
+from app.engine.scheduler import Scheduler
+from app.engine_client.messages import Request, Stop
 from jfb.label_stop import label_tolerance
 from jfb.solvers import Picard
 from training.recipe import DataRecipe
@@ -34,7 +34,9 @@ from training.sources import read
 CAP = 1000
 
 
-def drive(engine: Engine, images: np.ndarray, tolerance: float, stop: Stop, clients: int) -> tuple[float, float, np.ndarray]:
+def drive(
+    scheduler: Scheduler, images: np.ndarray, tolerance: float, stop: Stop, clients: int
+) -> tuple[float, float, np.ndarray]:
     """Have an engine answer every image once; return milliseconds of CPU time an image, mean iterations and the labels."""
     labels, iterations = np.empty(len(images), np.int64), 0
     unsent = iter(range(len(images)))
@@ -42,15 +44,16 @@ def drive(engine: Engine, images: np.ndarray, tolerance: float, stop: Stop, clie
     def send() -> None:
         number = next(unsent, None)
         if number is not None:
-            engine.submit(Job(number, images[number : number + 1], [tolerance], [CAP], [None], stop=stop))
+            request = Request("model", 1, images[number].tobytes(), [tolerance], [CAP], [None], stop=stop)
+            scheduler.submit(RunningRequest(number, request, images.shape[1:]))
 
     began = time.process_time()
     for _ in range(clients):
         send()
-    while engine.busy:
-        for job in engine.tick(time.perf_counter()):
-            labels[job.id] = job.logits[0].argmax()
-            iterations += job.iterations[0]
+    while scheduler.busy:
+        for request in scheduler.tick(time.perf_counter()):
+            labels[request.id] = request.logits[0].argmax()
+            iterations += request.iterations[0]
             send()
     return 1000 * (time.process_time() - began) / len(images), iterations / len(images), labels
 
@@ -85,8 +88,8 @@ def main(
         for way, (tolerance, stop) in ways.items():
             solvers, shape = {"picard": Picard()}, checkpoint.config.input.shape
             batch = RunningBatch(TorchBackend(network), solvers, serving.residual_norm, shape, slots=slots, label_stop=label_stop)
-            engine = Engine([batch], max_waiting_rows=clients)
-            run = drive(engine, inputs.numpy(), tolerance, stop, clients)
+            scheduler = Scheduler(batch, max_waiting_rows=clients)
+            run = drive(scheduler, inputs.numpy(), tolerance, stop, clients)
             runs[way] += [run] if number else []
     title = f"{model}: {len(inputs)} images, {slots} slots, {clients} clients, {rounds} rounds"
     table = Table("stop", "mean iterations", "CPU ms an image", "wrong labels", title=title)

@@ -4,7 +4,7 @@
 
 One thread, one process, the contenders taking turns; medians of the CPU time of many rounds, and ratios of medians. The
 network is an implicit ResNet for 28x28 images with stages of 24 and 40 channels, untrained. The engine is loaded as its process
-loads it, and given one job at a time, without a socket: what joins later is what it is made for, and ``benchmarks/engine.py``
+loads it, and given one request at a time, without a socket: what joins later is what it is made for, and ``benchmarks/engine.py``
 measures that.
 """
 
@@ -23,10 +23,12 @@ import torch
 
 import jfb
 from app.engine.loading import Loader
-from app.engine.request import Job
+from app.engine.running_request import RunningRequest
+from app.engine_client.messages import Request
+from app.settings import EngineConfig
 from jfb import ModelConfig, checkpoint
 from jfb.architectures import build
-from jfb.onnx.export import export
+from jfb.export import export
 from jfb.onnx.network import OnnxNetwork
 from jfb.store import new_version
 
@@ -51,7 +53,8 @@ def main() -> None:
         folder = Path(temporary)
         with new_version(folder, "model") as version:
             checkpoint.save(version, CONFIG, build("implicit_resnet", (1, 28, 28), 10, ARGUMENTS))
-        engine = Loader(folder, torch.device("cpu"), 64, 64, "iteration", 0, 0.0).load("model", 1, "").engine
+        config = EngineConfig(model_store=folder, slots=64, max_waiting_rows=64)
+        scheduler = Loader(config, torch.device("cpu")).load("model", 1, "").scheduler
         folder = folder / "model" / "1"
         export(folder, parts=True)
         network, parts = jfb.load(folder).network, OnnxNetwork(folder, CONFIG)
@@ -62,9 +65,10 @@ def main() -> None:
     numbers = itertools.count()
 
     def serve(inputs: np.ndarray, tolerance: list[float]) -> None:
-        engine.submit(Job(next(numbers), inputs, tolerance, [CAP] * len(inputs), [None] * len(inputs)))
-        while engine.busy:
-            engine.tick(time.monotonic())
+        request = Request("model", 1, inputs.tobytes(), tolerance, [CAP] * len(inputs), [None] * len(inputs))
+        scheduler.submit(RunningRequest(next(numbers), request, inputs.shape[1:]))
+        while scheduler.busy:
+            scheduler.tick(time.monotonic())
 
     print("times, and as multiples of the speed of the engine")
     print(f"{'batch':>5} {'tolerance':>14} {'iterations':>16} {'engine':>10} {'model.onnx':>18} {'parts':>18} {'predict':>18}")

@@ -23,9 +23,10 @@ from torch import Tensor
 import jfb
 from app.engine.backends import TorchBackend
 from app.engine.batch import RunningBatch
-from app.engine.request import Job
-from app.engine.scheduler import Engine
-from app.engine.warm_starts import Sessions
+from app.engine.running_request import RunningRequest
+from app.engine.scheduler import Scheduler
+from app.engine.warm_starts import WarmStarts
+from app.engine_client.messages import Request
 from jfb.solvers import SOLVERS
 
 FRAMES = 30
@@ -49,16 +50,18 @@ def solve(found: jfb.Checkpoint, frames: list[Tensor], tolerance: float, *, warm
         found.config.input.shape,
         slots=rows,
     )
-    engine = Engine([batch], max_waiting_rows=rows, sessions=Sessions(2**30, 60))
+    scheduler = Scheduler(batch, max_waiting_rows=rows, warm_starts=WarmStarts(2**30, 60))
     iterations, logits = [], []
     for k, frame in enumerate(frames):
         rows = len(frame)
-        engine.submit(Job(k, frame.numpy(), [tolerance] * rows, [1000] * rows, [None] * rows, session="film" if warm else None))
-        jobs: list[Job] = []
-        while not jobs:
-            jobs = engine.tick(0.0)
-        iterations.append(jobs[0].iterations)
-        logits.append(jobs[0].logits)
+        limits = [tolerance] * rows, [1000] * rows, [None] * rows
+        request = Request("model", 1, frame.numpy().tobytes(), *limits, session="film" if warm else None)
+        scheduler.submit(RunningRequest(k, request, found.config.input.shape))
+        finished: list[RunningRequest] = []
+        while not finished:
+            finished = scheduler.tick(0.0)
+        iterations.append(finished[0].iterations)
+        logits.append(finished[0].logits)
     return float(np.mean(iterations[1:])), np.stack(logits)
 
 

@@ -1,8 +1,8 @@
 """Draws docs/batching.png: the same requests in lockstep batches and in a batch that is reshaped between iterations.
 
-Every bar is a real request to a real engine, driven a tick at a time.
+Every bar is a real request to a real scheduler, driven a tick at a time.
 
-    python docs/draw_batching.py model_store/digits/1
+    PYTHONPATH=. python docs/draw_batching.py model_store/digits/1
 """
 
 from pathlib import Path
@@ -16,9 +16,10 @@ import typer
 import jfb
 from app.engine.backends import TorchBackend
 from app.engine.batch import RunningBatch
-from app.engine.lane import Batching
-from app.engine.request import Job
-from app.engine.scheduler import Engine
+from app.engine.running_request import RunningRequest
+from app.engine.scheduler import Scheduler
+from app.engine_client.messages import Request
+from benchmarks.lockstep import LockstepScheduler
 from jfb.solvers import Picard
 from training.recipe import load_recipe
 from training.sources import DIGITS, read
@@ -32,7 +33,7 @@ COLOURS = {LOOSE: "#e8a33d", STRICT: "#2a6f97"}
 
 
 def bars(
-    checkpoint: jfb.Checkpoint, images: np.ndarray, tolerances: list[float], batching: Batching, slots: int
+    checkpoint: jfb.Checkpoint, images: np.ndarray, tolerances: list[float], kind: type[Scheduler], slots: int
 ) -> list[tuple[int, int]]:
     """When each request entered and left the batch, in ticks."""
     batch = RunningBatch(
@@ -41,19 +42,19 @@ def bars(
         checkpoint.config.serving.residual_norm,
         checkpoint.config.input.shape,
         slots=slots,
-        batching=batching,
     )
-    engine = Engine([batch], max_waiting_rows=len(images))
+    scheduler = kind(batch, max_waiting_rows=len(images))
     for number, image in enumerate(images):
-        engine.submit(Job(number, image[None], [tolerances[number]], [1000], [None]))
+        request = Request("digits", 1, image.tobytes(), [tolerances[number]], [1000], [None])
+        scheduler.submit(RunningRequest(number, request, image.shape))
     entered: dict[int, int] = {}
     left: dict[int, int] = {}
     tick = 0
     waiting = list(range(len(images)))
-    while engine.busy:
-        for job in engine.tick(0.0):
-            left[job.id] = tick
-        admitted = len(images) - engine.waiting_rows
+    while scheduler.busy:
+        for ended in scheduler.tick(0.0):
+            left[ended.number] = tick
+        admitted = len(images) - scheduler.waiting_rows
         for number in waiting[:]:
             if number < admitted:
                 entered[number] = tick
@@ -83,13 +84,13 @@ def main(
     ).solution.iterations.tolist()
 
     titles = {
-        "lockstep": "lockstep: a batch ends with its worst row",
-        "iteration": "here: rows leave and join between iterations",
+        LockstepScheduler: "lockstep: a batch ends with its worst row",
+        Scheduler: "here: rows leave and join between iterations",
     }
     figure, panels = plt.subplots(2, 1, figsize=(9, 4.6), sharex=True, layout="constrained")
-    for panel, (batching, title) in zip(panels, titles.items(), strict=True):
+    for panel, (kind, title) in zip(panels, titles.items(), strict=True):
         free_from = [0] * slots
-        for number, (begin, end) in enumerate(bars(checkpoint, images, tolerances, batching, slots)):
+        for number, (begin, end) in enumerate(bars(checkpoint, images, tolerances, kind, slots)):
             lane = next(lane for lane in range(slots) if free_from[lane] <= begin)
             free_from[lane] = end
             panel.barh(lane, own[number], left=begin, height=0.78, color=COLOURS[tolerances[number]], edgecolor="white")

@@ -31,7 +31,7 @@ LAYERS = (
     ("jfb.prediction", "jfb.gradients", "jfb.theory"),
     ("jfb.onnx.file", "jfb.onnx.maps", "jfb.onnx.loop", "jfb.onnx.network"),
     ("jfb.checkpoint",),
-    ("jfb.onnx.export",),
+    ("jfb.export",),
 )
 """The modules of ``jfb`` from the bottom up: each imports lower layers, or siblings in its own package."""
 

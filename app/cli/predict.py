@@ -1,4 +1,4 @@
-"""The terminal client: ask a running server about images, and see the fixed points form."""
+"""``python -m app predict``: send images to a running server, and watch the fixed points form."""
 
 import base64
 import json
@@ -9,40 +9,40 @@ from pathlib import Path
 from typing import Annotated, TypeVar
 
 import httpx
-import msgspec
 import typer
+from pydantic import BaseModel, ValidationError
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from app.schemas.native import IterationEvent, PredictAnswer, Prediction
+from app.schemas.native import IterationEvent, Prediction, PredictResponse
 
-Kind = TypeVar("Kind", IterationEvent, PredictAnswer)
+Kind = TypeVar("Kind", bound=BaseModel)
 
 program = typer.Typer(add_completion=False)
 
 BLOCKS = "▁▂▃▄▅▆▇█"
-WIDEST = 40
-"""Characters of a sparkline; longer courses are thinned."""
+MAX_WIDTH = 40
+"""Characters of a sparkline; longer series are thinned."""
 STYLES = {"converged": "green", "label_stable": "green", "max_iterations": "yellow", "deadline": "yellow", "diverged": "red"}
 
 
-class NoAnswer(Exception):  # noqa: N818 - the one thing that can go wrong here
-    """The server did not answer, or refused; the message is for people."""
+class PredictFailed(Exception):  # noqa: N818
+    """The server cannot be reached, or answered with an error."""
 
 
 @program.command()
 def predict(
     images: Annotated[list[Path], typer.Argument(exists=True, dir_okay=False, help="PNG or JPEG files.")],
-    url: Annotated[str, typer.Option(help="Where the server listens.")] = "http://127.0.0.1:8000",
-    model: Annotated[str | None, typer.Option(help="The model to ask; the server's default model unless set.")] = None,
-    tolerance: Annotated[float | None, typer.Option(help="How exact; the model's default unless set.")] = None,
-    key: Annotated[str | None, typer.Option(envvar="JFB_KEY", help="For a server that wants one.")] = None,
-    watch: Annotated[bool, typer.Option("--watch", help="Draw the residuals as the iteration goes on.")] = False,
+    url: Annotated[str, typer.Option(help="URL of the server.")] = "http://127.0.0.1:8000",
+    model: Annotated[str | None, typer.Option(help="Name of the model; the server's default model unless set.")] = None,
+    tolerance: Annotated[float | None, typer.Option(help="Tolerance of the residual; the model's default unless set.")] = None,
+    key: Annotated[str | None, typer.Option(envvar="JFB_KEY", help="API key, if the server requires one.")] = None,
+    watch: Annotated[bool, typer.Option("--watch", help="Draw the residuals while the server iterates.")] = False,
 ) -> None:
-    """Ask a running server about images: a row each with its label, and what that cost."""
+    """Send images to a running server and print one row each: its label and its cost."""
     console = Console()
     names = [image.name for image in images]
     body: dict[str, object] = {"images": [base64.b64encode(image.read_bytes()).decode() for image in images]}
@@ -54,9 +54,9 @@ def predict(
         if watch:
             _watch(console, names, _events(path, headers, body))
         else:
-            answer = _ask(path, headers, body)
-            console.print(_table(names, list(answer.predictions), None))
-    except NoAnswer as error:
+            response = _post(path, headers, body)
+            console.print(_table(names, list(response.predictions), None))
+    except PredictFailed as error:
         Console(stderr=True, soft_wrap=True).print(Text(str(error), "red"))
         raise typer.Exit(1) from error
 
@@ -64,10 +64,10 @@ def predict(
 def sparkline(residuals: list[float | None]) -> str:
     """Residuals as blocks of eight heights on a log axis from the smallest to the largest; ``!`` where one is not finite.
 
-    More than ``WIDEST`` are thinned evenly, the first and the last of them kept.
+    More than ``MAX_WIDTH`` are thinned evenly; the first and the last are kept.
     """
-    if len(residuals) > WIDEST:
-        residuals = [residuals[round(k * (len(residuals) - 1) / (WIDEST - 1))] for k in range(WIDEST)]
+    if len(residuals) > MAX_WIDTH:
+        residuals = [residuals[round(k * (len(residuals) - 1) / (MAX_WIDTH - 1))] for k in range(MAX_WIDTH)]
     powers = [math.log10(one) for one in residuals if one]
     low, high = min(powers, default=0.0), max(powers, default=0.0)
 
@@ -80,14 +80,14 @@ def sparkline(residuals: list[float | None]) -> str:
     return "".join(map(block, residuals))
 
 
-def _watch(console: Console, names: list[str], events: Iterator[IterationEvent | PredictAnswer]) -> None:
-    """Keep a table up to date until the answer is there."""
+def _watch(console: Console, names: list[str], events: Iterator[IterationEvent | PredictResponse]) -> None:
+    """Update a table until the response is complete."""
     rows: list[Prediction | IterationEvent | None] = [None] * len(names)
     residuals: list[list[float | None]] = [[] for _ in names]
-    first = next(events)  # before anything is drawn, as it is where a refusal comes
+    first = next(events)  # before anything is drawn: an error response is raised here
     with Live(console=console, get_renderable=lambda: _table(names, rows, residuals), refresh_per_second=20, transient=True):
         for event in chain([first], events):
-            if isinstance(event, PredictAnswer):
+            if isinstance(event, PredictResponse):
                 rows[:] = event.predictions
             else:
                 rows[event.row] = event
@@ -136,17 +136,17 @@ def _cells(row: Prediction | IterationEvent | None) -> list[Text]:
     ]
 
 
-def _ask(path: str, headers: dict[str, str], body: dict[str, object]) -> PredictAnswer:
+def _post(path: str, headers: dict[str, str], body: dict[str, object]) -> PredictResponse:
     try:
         response = httpx.post(path, json=body, headers=headers, timeout=None)
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         raise _unreachable(path, error) from error
     _check(response)
-    return _decoded(response.content, PredictAnswer)
+    return _decoded(response.content, PredictResponse)
 
 
-def _events(path: str, headers: dict[str, str], body: dict[str, object]) -> Iterator[IterationEvent | PredictAnswer]:
-    """Server-sent events, the last of them the answer."""
+def _events(path: str, headers: dict[str, str], body: dict[str, object]) -> Iterator[IterationEvent | PredictResponse]:
+    """Server-sent events, the last of them the response."""
     headers = headers | {"accept": "text/event-stream"}
     try:
         with httpx.stream("POST", path, json=body, headers=headers, timeout=None) as response:
@@ -161,13 +161,13 @@ def _events(path: str, headers: dict[str, str], body: dict[str, object]) -> Iter
                 elif field == "data" and name == "iteration":
                     yield _decoded(value.encode(), IterationEvent)
                 elif field == "data" and name == "answer":
-                    yield _decoded(value.encode(), PredictAnswer)
+                    yield _decoded(value.encode(), PredictResponse)
                     return
                 elif field == "data":
-                    raise NoAnswer(json.loads(value)["error"])
+                    raise PredictFailed(json.loads(value)["error"])
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         raise _unreachable(path, error) from error
-    raise NoAnswer(f"{path}: expected an answer, got the end of the stream")
+    raise PredictFailed(f"{path}: the stream ended before the answer")
 
 
 def _check(response: httpx.Response) -> None:
@@ -176,16 +176,16 @@ def _check(response: httpx.Response) -> None:
     try:
         reason = response.json()["error"]
     except (ValueError, KeyError, TypeError):  # not from our server
-        reason = f"{response.url}: {response.reason_phrase or 'no answer of this kind of server'}"
-    raise NoAnswer(f"{response.status_code}: {reason}")
+        reason = f"{response.url}: {response.reason_phrase or 'not an answer of this server'}"
+    raise PredictFailed(f"{response.status_code}: {reason}")
 
 
 def _decoded(content: bytes, kind: type[Kind]) -> Kind:
     try:
-        return msgspec.json.decode(content, type=kind)
-    except msgspec.MsgspecError as error:
-        raise NoAnswer(f"expected an answer of this kind of server, got something else: {error}") from error
+        return kind.model_validate_json(content)
+    except ValidationError as error:
+        raise PredictFailed(f"not an answer of this server: {error.errors()[0]['msg']}") from error
 
 
-def _unreachable(path: str, error: Exception) -> NoAnswer:
-    return NoAnswer(f"{path}: the server cannot be reached: {error}")
+def _unreachable(path: str, error: Exception) -> PredictFailed:
+    return PredictFailed(f"could not reach {path}: {error}")

@@ -1,36 +1,191 @@
-"""RunningBatch: all rows that iterate on one device."""
+"""RunningBatch: the rows that iterate together, and what an error in one of them costs."""
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 import numpy as np
+import structlog
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from app.engine.backends import Backend
-from app.engine.isolation import Fail
-from app.engine.lane import Batching, Lane
-from jfb import LabelStop, ResidualNorm
-from jfb.solvers import Solver
+from app.engine.slots import SlotTable
+from jfb import LabelStop, ResidualNorm, residual
+from jfb.label_stop import Stability
+from jfb.mixed_precision import needs_full_precision, size_in
+from jfb.solvers import Memory, Solver
+
+log = structlog.get_logger(__name__)
+
+Fail = Callable[[int, str], None]
+"""Called with the number of a request that cannot be computed, and the reason."""
+
+
+@dataclass(frozen=True)
+class _Judged:
+    """What the last iteration came to for the m rows that may end by their label."""
+
+    rows: NDArray[np.intp]
+    """Which they are, ascending."""
+    logits: Tensor
+    """Shape ``[m, classes]``."""
+    stability: Stability
+
+
+class Lane:
+    """The rows of a batch that one solver proposes for and one backend computes: one call of ``step`` per iteration.
+
+    Args:
+        backend: computes ``step``.
+        solver: proposes the next points.
+        residual_norm: of the residuals.
+        point, injection: any rows, as many as there shall be slots.
+        label_stop: judges the rows that end by their label, which no rows here may do if it is None.
+        full_precision: if this lane computes in low precision, the one that its rows go on in. No row ends in such a lane: one
+            that has come near to its tolerance, its cap or its deadline goes on, so every result is of the full precision.
+
+    Attributes:
+        table: the rows.
+        next_state: ``step`` of the points before the last iteration, ``[active, *state_shape]``.
+        full_precision, label_stop, solver: the arguments.
+    """
+
+    def __init__(
+        self,
+        backend: Backend,
+        solver: Solver,
+        residual_norm: ResidualNorm,
+        point: Tensor,
+        injection: Tensor,
+        *,
+        label_stop: LabelStop | None = None,
+        full_precision: "Lane | None" = None,
+    ) -> None:
+        self.solver = solver
+        self.label_stop = label_stop
+        self.table = SlotTable(point, injection, self.start(point))
+        self.full_precision = full_precision
+        self._backend = backend
+        self._residual_norm = residual_norm
+        # Tried out at once, so that what does not compute or does not fit into memory fails here.
+        self.next_state = backend.evaluate(solver, self.table.full_memory, point, injection)
+        solver.propose(self.table.full_memory, point, self.next_state)
+        self._residual = residual(point, self.next_state, residual_norm)
+        self._size = self._residual
+        self._logits = backend.readout(self.next_state).clone() if full_precision is None else self.next_state
+        self._judged: _Judged | None = None
+
+    @property
+    def active(self) -> int:
+        return self.table.active
+
+    def start(self, point: Tensor) -> Memory:
+        """What rows that start at these points remember."""
+        return self.solver.start(point) | (self.label_stop.start(point) if self.label_stop is not None else {})
+
+    def iterate(self, fail: Fail) -> None:
+        """Evaluate the map once for every row, and move on."""
+        table = self.table
+        self.next_state = self._evaluate(table, fail)
+        self._residual = residual(table.point, self.next_state, self._residual_norm)
+        if self.full_precision is not None:
+            self._size = size_in(self.next_state, self._residual_norm)
+        self._judged = self._judge(self.label_stop, fail) if self.label_stop is not None and table.some_by_label else None
+        table.point.copy_(self.solver.propose(table.memory, table.point, self.next_state))
+        table.iterations += 1
+
+    def _evaluate(self, table: SlotTable, fail: Fail) -> Tensor:
+        if not self.solver.splits:
+            return _isolated(self._backend.step, table.point, table.request, fail, table.point, table.injection)
+        names, memory = list(table.memory), tuple(table.memory.values())
+
+        def evaluate(point: Tensor, injection: Tensor, *memory: Tensor) -> Tensor:
+            return self._backend.evaluate(self.solver, dict(zip(names, memory, strict=True)), point, injection)
+
+        return _isolated(evaluate, table.point, table.request, fail, table.point, table.injection, changed=memory)
+
+    def _judge(self, label_stop: LabelStop, fail: Fail) -> _Judged:
+        """Read out the rows that end by their label, and no others."""
+        table = self.table
+        rows = np.flatnonzero(table.by_label)
+        index = slice(None) if len(rows) == table.active else torch.from_numpy(rows)  # of all rows nothing is copied
+        states = self.next_state[index]
+        logits = _isolated(self._backend.readout, self._logits, table.request[rows], fail, states)
+        memory = {name: tensor[index] for name, tensor in table.memory.items()}
+        stability = label_stop.judge(memory, table.point[index], states, logits)
+        for name, tensor in memory.items():
+            table.memory[name][index] = tensor
+        return _Judged(rows, logits.clone(), stability)  # others may read out before these rows leave
+
+    def wait_for_residual(self) -> NDArray[np.floating]:
+        """The residuals of the last iteration, ``[active]``: the host waits for the device here, and nowhere else in a tick."""
+        found: NDArray[np.floating] = self._residual.cpu().numpy()
+        if self._judged is not None:
+            self.table.margin[self._judged.rows] = self._judged.stability.margin.cpu().numpy()
+            self.table.bound[self._judged.rows] = self._judged.stability.bound.cpu().numpy()
+        return found
+
+    def ended(self, residual: NDArray[np.floating], now: float) -> NDArray[np.bool_]:
+        """Which rows are done, ``[active]``: converged, with a settled label, diverged, at their cap or past their deadline.
+
+        None in a lane of low precision.
+        """
+        table = self.table
+        if self.full_precision is not None:
+            return np.zeros(table.active, np.bool_)
+        ended: NDArray[np.bool_] = (
+            (residual <= table.tolerance)
+            | ~np.isfinite(residual)
+            | (table.iterations >= table.max_iterations)
+            | (table.deadline <= now)
+        )
+        if table.some_by_label:
+            ended |= table.margin > table.bound
+        return ended
+
+    def read_out(self, rows: NDArray[np.intp], fail: Fail) -> tuple[Tensor, NDArray[np.floating]]:
+        """The last states of m rows, and their logits ``[m, classes]`` on the host; what was judged is not read out again."""
+        table, states = self.table, self.next_state[torch.from_numpy(rows)]
+        if self._judged is not None and table.by_label[rows].all():
+            logits = self._judged.logits[torch.from_numpy(np.searchsorted(self._judged.rows, rows))]
+        else:
+            logits = _isolated(self._backend.readout, self._logits, table.request[rows], fail, states)
+        return states, logits.cpu().numpy()
+
+    def hand_over(self, residual: NDArray[np.floating], ended: NDArray[np.bool_], now: float) -> NDArray[np.bool_]:
+        """Give the lane of full precision, if there is one, the rows that low precision cannot bring nearer.
+
+        Returns:
+            Which they are, ``[active]``, none of those that have ended; this lane still has them.
+        """
+        if self.full_precision is None:
+            return np.zeros_like(ended)
+        table = self.table
+        near = needs_full_precision(residual, self._size.cpu().numpy(), table.tolerance)
+        near |= (table.iterations >= table.max_iterations - 1) | (table.deadline <= now)
+        near &= ~ended
+        if near.any():
+            self.full_precision.table.admit_from(table, near)
+        return near
 
 
 class RunningBatch:
-    """Slots on a device, in lanes: one for each solver, and where there is a rough backend one more, in which its rows begin.
+    """Slots on a device, in lanes: one for each solver, and with low precision one more, in which its rows start.
 
     Args:
         backend: computes the network.
         solvers: by name; the first is taken for rows that name none.
-        residual_norm: how movement is measured.
+        residual_norm: of the residuals.
         input_shape: of one row.
-        slots: rows that iterate at a time. So many are tried out at once, so that what does not fit into memory fails here.
-        batching: ``iteration`` reshapes the batch in every tick. ``lockstep`` is what servers of networks of fixed depth do,
-            to be compared with: a batch starts when the one before has ended, and ends as a whole.
+        slots: rows that iterate at a time. That many are tried out at once, so that what does not fit into memory fails here.
         label_stop: judges the rows that end by their label; none do if it is None.
-        rough: computes ``step`` in low precision, and is used while rows are far from their tolerance. Not for rows that end
-            by their label, which is settled long before they are near.
+        low_precision: computes ``step`` while rows are far from their tolerance. Not for rows that end by their label, which is
+            settled long before they are near.
 
     Attributes:
-        backend, solvers, input_shape, label_stop, slots: the arguments.
+        solvers, input_shape, label_stop, slots: the arguments.
         lanes: those in which rows end come before those from which rows are handed over to them.
         classes: how many logits a row has.
     """
@@ -43,33 +198,35 @@ class RunningBatch:
         input_shape: tuple[int, ...],
         *,
         slots: int,
-        batching: Batching = "iteration",
         label_stop: LabelStop | None = None,
-        rough: Backend | None = None,
+        low_precision: Backend | None = None,
     ) -> None:
-        self.backend = backend
         self.solvers = dict(solvers)
         self.input_shape = input_shape
         self.slots = slots
         self.label_stop = label_stop
-        lockstep = batching == "lockstep"
+        self._backend = backend
         with torch.inference_mode():
             injection = backend.inject(torch.zeros(slots, *input_shape, device=backend.device, dtype=backend.dtype))
             point = backend.initial_state(injection)
-
-            def lane(solver: Solver, backend: Backend, exact: Lane | None = None) -> Lane:
-                judges = exact is None and label_stop is not None and label_stop.supports(type(solver))
-                stop = label_stop if judges else None
-                return Lane(backend, solver, residual_norm, point, injection, lockstep=lockstep, label_stop=stop, exact=exact)
-
-            self._exact = {name: lane(solver, backend) for name, solver in solvers.items()}
-            self._rough = {
-                name: lane(exact.solver, rough, exact)
-                for name, exact in self._exact.items()
-                if rough is not None and not exact.solver.splits
+            self._full_precision = {
+                name: Lane(
+                    backend,
+                    solver,
+                    residual_norm,
+                    point,
+                    injection,
+                    label_stop=label_stop if label_stop is not None and label_stop.supports(type(solver)) else None,
+                )
+                for name, solver in solvers.items()
+            }
+            self._low_precision = {
+                name: Lane(low_precision, lane.solver, residual_norm, point, injection, full_precision=lane)
+                for name, lane in self._full_precision.items()
+                if low_precision is not None and not lane.solver.splits
             }
             self.classes = backend.readout(point).shape[1]
-        self.lanes = [*self._exact.values(), *self._rough.values()]
+        self.lanes = [*self._full_precision.values(), *self._low_precision.values()]
         self._default = next(iter(solvers))
 
     @property
@@ -79,30 +236,42 @@ class RunningBatch:
     @property
     def free(self) -> int:
         """Rows that may be admitted now."""
-        return self.slots - self.active if all(lane.open for lane in self.lanes) else 0
+        return self.slots - self.active
 
-    def lane(self, solver: str | None, cap: int, by_label: bool = False) -> Lane:
-        """Where a row begins; the last iteration that its cap allows is never a rough one."""
-        name = solver or self._default
-        return self._rough[name] if cap > 1 and not by_label and name in self._rough else self._exact[name]
+    def offers_label_stop(self, solver: str | None) -> bool:
+        """Whether rows of a solver may end by their label."""
+        return self._full_precision[solver or self._default].label_stop is not None
 
-    def admit(self, lanes: list[Lane], point: Tensor, injection: Tensor, **host: NDArray[np.generic]) -> None:
-        """Let rows begin, each in its lane."""
+    def inject(self, inputs: NDArray[np.float32], requests: NDArray[np.int64], fail: Fail) -> Tensor:
+        """The injection of rows whose requests have these numbers."""
+        tensor = torch.from_numpy(inputs).to(self._backend.device, self._backend.dtype)
+        return _isolated(self._backend.inject, self.lanes[0].table.injection, requests, fail, tensor)
+
+    def initial_state(self, injection: Tensor, requests: NDArray[np.int64], fail: Fail) -> Tensor:
+        """Where those rows start unless there is a better point."""
+        return _isolated(self._backend.initial_state, self.lanes[0].table.point, requests, fail, injection)
+
+    def admit(self, solvers: list[str | None], point: Tensor, injection: Tensor, **host: NDArray[np.generic]) -> None:
+        """Write rows into free slots, each into its lane: ``host`` names what the slot table keeps on the host."""
+        limits = zip(solvers, host["max_iterations"].tolist(), host["by_label"].tolist(), strict=True)
+        lanes = [self._first_lane(*row) for row in limits]
         distinct = list(dict.fromkeys(lanes))
-        if len(distinct) == 1:  # as nearly always
-            lane = distinct[0]
-            lane.table.admit(point=point, injection=injection, memory=lane.start(point), **host)
-            return
         for lane in distinct:
+            if len(distinct) == 1:  # as nearly always: nothing is copied
+                lane.table.admit(point=point, injection=injection, memory=lane.start(point), **host)
+                continue
             own = np.array([k for k, other in enumerate(lanes) if other is lane])
             index = torch.from_numpy(own)
-            begin = point[index]
-            lane.table.admit(
-                point=begin,
-                injection=injection[index],
-                memory=lane.start(begin),
-                **{name: values[own] for name, values in host.items()},
-            )
+            start = point[index]
+            parts = {name: values[own] for name, values in host.items()}
+            lane.table.admit(point=start, injection=injection[index], memory=lane.start(start), **parts)
+
+    def _first_lane(self, solver: str | None, cap: int, by_label: bool) -> Lane:
+        """Where a row starts; the last iteration that its cap allows is never one in low precision."""
+        name = solver or self._default
+        return (
+            self._low_precision[name] if cap > 1 and not by_label and name in self._low_precision else self._full_precision[name]
+        )
 
     def iterate(self, fail: Fail) -> list[int]:
         """Iterate all rows once; return how many there were, lane by lane."""
@@ -112,3 +281,45 @@ class RunningBatch:
                 lane.iterate(fail)
                 sizes.append(lane.active)
         return sizes
+
+
+def _isolated(
+    compute: Callable[..., Tensor],
+    like: Tensor,
+    requests: NDArray[np.int64],
+    fail: Fail,
+    *rows: Tensor,
+    changed: tuple[Tensor, ...] = (),
+) -> Tensor:
+    """Compute rows; if that raises, compute each request's rows alone, and fail the requests that raise, with NaN as their rows.
+
+    Args:
+        compute: maps ``rows``, then ``changed``, to rows.
+        like: rows that look like the result.
+        requests: whose rows these are, ``[n]``, on the host.
+        fail: called once for each request that raises.
+        rows: arguments of ``compute``, each ``[n, ...]``.
+        changed: more of them, which ``compute`` may change in place.
+
+    Raises:
+        torch.AcceleratorError: if the device is lost.
+    """
+    try:
+        return compute(*rows, *changed)
+    except torch.AcceleratorError:
+        raise
+    except Exception as error:
+        log.warning("batch failed, computing its requests one by one", error=repr(error), rows=len(requests))
+    result = like.new_full((len(requests), *like.shape[1:]), math.nan)
+    for number in dict.fromkeys(requests.tolist()):
+        own = torch.from_numpy(np.flatnonzero(requests == number))
+        parts = [tensor[own] for tensor in changed]
+        try:
+            result[own] = compute(*(tensor[own] for tensor in rows), *parts)
+        except torch.AcceleratorError:
+            raise
+        except Exception as error:
+            fail(number, f"{type(error).__name__}: {error}")
+        for tensor, part in zip(changed, parts, strict=True):
+            tensor[own] = part
+    return result

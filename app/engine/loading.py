@@ -1,4 +1,4 @@
-"""Loading: from a version's folder in the model store to an engine that has been tried out."""
+"""Loading: from a version's folder in the model store to a scheduler that has been tried out."""
 
 from collections import defaultdict
 from dataclasses import dataclass
@@ -9,19 +9,19 @@ import structlog
 import torch
 from torch import Tensor
 
-from app.engine.backends import BackendName, Precision, candidates, choose, low_precision
+from app.engine.backends import candidates, choose, low_precision
 from app.engine.batch import RunningBatch
-from app.engine.lane import Batching
-from app.engine.scheduler import Engine
-from app.engine.warm_starts import Sessions
+from app.engine.scheduler import Scheduler
+from app.engine.warm_starts import WarmStarts
 from app.engine_client import messages
 from app.engine_client.messages import ServedVersion
+from app.settings import EngineConfig
 from jfb import Checkpoint, LabelStop, checkpoint
 from jfb.config import Serving
 from jfb.label_stop import Kind, label_tolerance
 from jfb.solvers import SOLVERS, solvers_for
 
-MOST_SLOTS = defaultdict(lambda: 1024, cpu=64)
+MAX_SLOTS = defaultdict(lambda: 1024, cpu=64)
 """By the type of the device."""
 
 log = structlog.get_logger(__name__)
@@ -31,102 +31,69 @@ log = structlog.get_logger(__name__)
 class LoadedVersion:
     """One version of one model, ready to compute."""
 
-    engine: Engine
+    scheduler: Scheduler
     served: ServedVersion
 
 
 @dataclass(frozen=True)
 class Loader:
-    """Makes engines of the versions in a store.
+    """Makes schedulers of the versions in a store."""
 
-    The arguments are those of ``Engine``, ``RunningBatch``, ``Sessions``, ``candidates`` and ``choose``.
-    """
-
-    store: Path
-    devices: tuple[torch.device, ...]
-    slots: int | None
-    """On each device; None is as many as a measurement finds worthwhile, at most ``MOST_SLOTS``."""
-    max_waiting_rows: int
-    batching: Batching
-    session_bytes: int
-    session_seconds: float
-    backend: BackendName = "auto"
-    precision: Precision = "auto"
+    config: EngineConfig
+    device: torch.device
+    """Which ``config.device`` names."""
 
     def load(self, model: str, version: int, fingerprint: str) -> LoadedVersion:
-        """Load a version on every device, choose what computes it there, and run it once in full.
+        """Load a version, choose what computes it, and run it once in full.
 
         Raises:
-            torch.AcceleratorError: if a device is lost.
+            torch.AcceleratorError: if the device is lost.
             Exception: whatever a model that cannot be served raises.
         """
-        folder = self.store / model / str(version)
-        batches = []
-        for device in self.devices:
-            found = checkpoint.load(folder, device)
-            # The weights are a mapping of their file so far: whoever writes to that would change the network, or end this
-            # process.
-            for tensor in (*found.network.parameters(), *found.network.buffers()):
-                tensor.data = tensor.data.clone()
-            batches.append(
-                make_batch(
-                    found,
-                    folder,
-                    device,
-                    slots=self.slots,
-                    batching=self.batching,
-                    backend=self.backend,
-                    precision=self.precision,
-                )
-            )
-        sessions = Sessions(self.session_bytes, self.session_seconds)
-        engine = Engine(batches, max_waiting_rows=self.max_waiting_rows, sessions=sessions)
+        folder = self.config.model_store / model / str(version)
+        found = checkpoint.load(folder, self.device)
+        # The weights are a mapping of their file so far: a program that writes to that would change the network, or end this
+        # process.
+        for tensor in (*found.network.parameters(), *found.network.buffers()):
+            tensor.data = tensor.data.clone()
+        batch = make_batch(found, folder, self.device, self.config)
+        warm_starts = WarmStarts(self.config.session_bytes, self.config.session_seconds)
         served = ServedVersion(
             model,
             version,
             found.config.model_dump_json(),
             fingerprint,
-            solvers=tuple(batches[0].solvers),
-            label_stop=_described(batches[0], found.config.serving),
+            solvers=tuple(batch.solvers),
+            label_stop=_described(batch, found.config.serving),
         )
-        return LoadedVersion(engine, served)
+        return LoadedVersion(Scheduler(batch, max_waiting_rows=self.config.max_waiting_rows, warm_starts=warm_starts), served)
 
 
-def make_batch(
-    found: Checkpoint,
-    folder: Path,
-    device: torch.device,
-    *,
-    slots: int | None = None,
-    batching: Batching = "iteration",
-    backend: BackendName = "auto",
-    precision: Precision = "auto",
-) -> RunningBatch:
-    """Choose what computes a version on a device, and make room for its rows.
+def make_batch(found: Checkpoint, folder: Path, device: torch.device, config: EngineConfig) -> RunningBatch:
+    """Choose what computes a version, and make room for its rows.
 
     Args:
         found: what ``folder`` holds, on the device.
-        slots: how many rows; None is as many as a measurement finds worthwhile, at most ``MOST_SLOTS``.
-        batching: as in ``RunningBatch``; in lockstep no low precision is used.
-        backend, precision: as in ``candidates`` and ``choose``.
+        folder: of the version.
+        device: where to compute.
+        config: its slots are as many as a measurement finds worthwhile if None, at most ``MAX_SLOTS``.
     """
-    most = slots or MOST_SLOTS[device.type]
-    lockstep = batching == "lockstep"
+    max_slots = config.slots or MAX_SLOTS[device.type]
     choice = choose(
-        candidates(found, folder, device, backend),
-        _probe(found, most),
-        only=None if backend == "auto" else backend,
-        rough=None if lockstep else low_precision(found, device),
-        precision="float32" if lockstep else precision,
+        candidates(found, folder, device, config.backend),
+        _probe(found, max_slots),
+        only=None if config.backend == "auto" else config.backend,
+        low_precision=low_precision(found, device),
+        precision=config.precision,
     )
-    slots = slots or min(choice.best_slots, most)
+    slots = config.slots or min(choice.best_slots, max_slots)
     log.info(
         "backends chosen",
         folder=str(folder),
         device=str(device),
         **choice.table,
-        microseconds_a_row=[round(1e6 * seconds / 2**k, 1) for k, seconds in enumerate(choice.step_seconds)],
-        low_precision=choice.rough is not None,
+        microseconds_per_row=[round(1e6 * seconds / 2**k, 1) for k, seconds in enumerate(choice.step_seconds)],
+        low_precision=choice.low_precision is not None,
         refused=choice.refused,
         slots=slots,
     )
@@ -137,14 +104,13 @@ def make_batch(
         found.config.serving.residual_norm,
         found.config.input.shape,
         slots=slots,
-        batching=batching,
-        rough=choice.rough,
+        low_precision=choice.low_precision,
         label_stop=LabelStop.of(found.network, found.config.serving),
     )
 
 
 def _described(batch: RunningBatch, serving: Serving) -> messages.LabelStop | None:
-    """What a request may count on that asks for label stops; None if it may not."""
+    """What a request with label stops may rely on; None if the version offers none."""
     if batch.label_stop is None:
         return None
     solvers = tuple(name for name, solver in batch.solvers.items() if batch.label_stop.supports(type(solver)))
@@ -159,9 +125,9 @@ def _described(batch: RunningBatch, serving: Serving) -> messages.LabelStop | No
 def _probe(found: Checkpoint, rows: int) -> Tensor:
     """Inputs that may not mean anything, but are in the range of the model's."""
     spec = found.config.input
-    some = torch.rand(rows, *spec.shape, generator=torch.Generator().manual_seed(0))
+    uniform = torch.rand(rows, *spec.shape, generator=torch.Generator().manual_seed(0))
     low, high = (-1.0 if spec.low is None else spec.low), (1.0 if spec.high is None else spec.high)
-    return low + (high - low) * some
+    return low + (high - low) * uniform
 
 
 def fingerprint(folder: Path) -> str:

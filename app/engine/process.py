@@ -1,272 +1,292 @@
-"""EngineProcess: the loop around the engines, between the socket and the device."""
+"""EngineProcess: the loop between the socket and the device."""
 
 import itertools
-import math
+import selectors
 import signal
 import socket
 import time
-from collections import defaultdict
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
 
 import msgspec
-import numpy as np
 import structlog
-import zmq
-from numpy.typing import NDArray
 
-from app.engine.request import Job
-from app.engine.scheduler import Engine
-from app.engine.served_models import Changes, Lifecycle
+from app.engine.running_request import RunningRequest
+from app.engine.scheduler import Scheduler
+from app.engine.served_models import Changes, ServedModels
+from app.engine_client import messages
 from app.engine_client.errors import QueueFull
 from app.engine_client.messages import (
-    Answer,
     Cancel,
-    Changed,
-    Counters,
     Failed,
-    Gone,
+    FrameDecoder,
+    GetState,
     Load,
-    Look,
+    ModelsChanged,
     NotServed,
-    Progress,
-    Refused,
-    State,
-    Submit,
+    Request,
     ToClient,
     ToEngine,
     Unload,
+    encode,
 )
+from app.supervisor.lifeline import HEARTBEAT_SECONDS, Lifeline
 
-MOST_MESSAGES_A_TICK = 256
-"""So that a flood of messages cannot keep the rows from being iterated."""
+RECEIVE_BYTES = 2**20
+"""Per client and tick, so that a flood of messages cannot keep the rows from being iterated."""
+MAX_UNSENT_BYTES = 2**28
+"""Of answers that a client does not read; it is dropped then."""
 
 log = structlog.get_logger(__name__)
 
 
+class _Client:
+    """A connection to an HTTP worker, and what it is owed."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        connection.setblocking(False)
+        self.connection = connection
+        self.decoder: FrameDecoder[ToEngine] = FrameDecoder(ToEngine)
+        self.requests: dict[int, tuple[Scheduler, int]] = {}
+        """By the client's id: the scheduler, and the number there."""
+        self.messages: list[ToClient] = []
+        self.unsent = bytearray()
+
+    def send(self) -> None:
+        """Write as much as the socket takes.
+
+        Raises:
+            OSError: if the client has disconnected.
+        """
+        data: bytes | bytearray = self.unsent
+        if self.messages:
+            frame, self.messages = encode(self.messages), []
+            data = data + frame if data else frame
+        sent = 0
+        with suppress(BlockingIOError):
+            while sent < len(data):
+                sent += self.connection.send(memoryview(data)[sent:])
+        self.unsent = bytearray(memoryview(data)[sent:])
+
+
 class EngineProcess:
-    """Serves the engines of a store to any number of clients, until SIGTERM; then it finishes what it has.
+    """Serves models to any number of clients until SIGTERM; then it finishes what it has.
 
     Args:
-        address: ZeroMQ address to bind.
-        lifecycle: the engines, and what to say of them.
+        path: of the Unix socket to listen on; a stale one is replaced.
+        models: what is served.
+        lifeline: to the supervisor.
+        poll_seconds: between rescans of the store; None rescans on SIGHUP only.
     """
 
-    def __init__(self, address: str, lifecycle: Lifecycle) -> None:
-        self._lifecycle = lifecycle
-        self._loading = ThreadPoolExecutor(1, "loading")  # one, so that changes happen in the order they were asked for
-        self._found: list[tuple[bytes, Load, Future[Changes]]] = []
+    def __init__(self, path: Path, models: ServedModels, lifeline: Lifeline, poll_seconds: float | None) -> None:
+        self._models = models
+        self._lifeline = lifeline
+        self._poll_seconds = poll_seconds
+        self._loading = ThreadPoolExecutor(1, "loading")  # one, so that changes happen in the order in which they were requested
+        self._changes: list[tuple[Future[Changes], Callable[[Changes], None]]] = []
         self._stopping = False
-        self._tickets = itertools.count()  # clients number their requests, each for itself; the engines' numbers are these
-        self._requests: dict[int, tuple[bytes, int]] = {}
-        self._jobs: dict[tuple[bytes, int], tuple[Engine, int]] = {}
-        self._clients: set[bytes] = set()
-        self._gone: set[bytes] = set()
-        self._said: defaultdict[bytes, list[ToClient]] = defaultdict(list)
-        self._decoder = msgspec.msgpack.Decoder(list[ToEngine])
-        self._encoder = msgspec.msgpack.Encoder()
-        self._context = zmq.Context()
-        self._socket = self._context.socket(zmq.ROUTER)
-        self._socket.setsockopt(zmq.SNDHWM, 0)  # a ROUTER drops what is over the mark, and no answer may be dropped
-        self._socket.setsockopt(zmq.RCVHWM, 0)
-        self._socket.bind(address)
+        self._rescan_requested = False
+        self._next_beat = self._next_poll = 0.0
+        self._numbers = itertools.count()  # each client numbers its own requests
+        self._running: dict[int, _Client] = {}
+        """Which client waits for the request with a number."""
+        self._clients: set[_Client] = set()
+        self._selector = selectors.DefaultSelector()
+        self._woken, self._wake = socket.socketpair()  # by signals and by the loading thread
+        for end in (self._woken, self._wake):
+            end.setblocking(False)
+        path.unlink(missing_ok=True)
+        self._listener = socket.socket(socket.AF_UNIX)
+        self._listener.bind(str(path))
+        self._listener.listen(128)
+        self._listener.setblocking(False)
 
     def serve(self) -> None:
         """Receive, tick, answer; sleep while there is nothing to do."""
-        poller = zmq.Poller()
-        poller.register(self._socket, zmq.POLLIN)
-        alarm, self._alarm = socket.socketpair()  # by way of this, signals and the loading thread wake the poller
-        for end in (alarm, self._alarm):
-            end.setblocking(False)
-        poller.register(alarm, zmq.POLLIN)
-        signal.set_wakeup_fd(self._alarm.fileno())
-        signal.signal(signal.SIGTERM, self._stop)
+        self._selector.register(self._listener, selectors.EVENT_READ)
+        self._selector.register(self._woken, selectors.EVENT_READ)
+        signal.set_wakeup_fd(self._wake.fileno(), warn_on_full_buffer=False)
+        signal.signal(signal.SIGTERM, self._on_sigterm)
+        signal.signal(signal.SIGHUP, self._on_sighup)
+        self._next_poll = time.monotonic() + (self._poll_seconds or 0)
+        self._lifeline.report_ready()
+        self._find_changes(None, lambda _: None)  # what was published while the models were being loaded
         try:
-            while not self._stopping:
-                woken = dict(poller.poll(0 if self._lifecycle.busy else None))
-                if alarm.fileno() in woken:
-                    alarm.recv(4096)
-                if self._socket in woken:
-                    self._receive()
+            while not self._stopping or self._models.busy or any(client.unsent for client in self._clients):
+                self._wait()
+                self._keep_time()
                 self._apply_changes()
                 self._send()  # what is known already does not wait for the tick
                 self._tick()
                 self._send()
-            while self._lifecycle.busy:
-                self._tick()
-                self._send()
         finally:
             self._send()  # also what was computed before a device was lost
-            self._loading.shutdown(wait=True, cancel_futures=True)
             signal.set_wakeup_fd(-1)
-            alarm.close()
-            self._alarm.close()
-            self._socket.close()
-            self._context.term()
+            self._loading.shutdown(wait=True, cancel_futures=True)
 
-    def _stop(self, *_: object) -> None:
+    def _on_sigterm(self, *_: object) -> None:
         self._stopping = True
 
-    def _receive(self) -> None:
-        received = 0
-        while received < MOST_MESSAGES_A_TICK:
-            try:
-                client, *frames = self._socket.recv_multipart(zmq.NOBLOCK)
-            except zmq.Again:
-                return
-            received += 1
-            try:
-                messages = self._decoder.decode(b"".join(frames))
-            except msgspec.MsgspecError as error:
-                log.warning("dropped what are not messages", error=str(error), frames=len(frames))
-                continue
-            if client in self._gone:  # its last words came after the news of its end
-                continue
-            received += len(messages)
-            for message in messages:
-                self._take(client, message)
+    def _on_sighup(self, *_: object) -> None:
+        self._rescan_requested = True
 
-    def _take(self, client: bytes, message: ToEngine) -> None:
+    def _wait(self) -> None:
+        """Read what has arrived; if there are no rows to iterate, sleep until something arrives."""
+        wake_at = self._next_beat if self._poll_seconds is None else min(self._next_beat, self._next_poll)
+        timeout = 0.0 if self._models.busy else max(0.0, wake_at - time.monotonic())
+        for key, events in self._selector.select(timeout):
+            if key.fileobj is self._woken:
+                self._woken.recv(4096)
+            elif key.fileobj is self._listener:
+                self._accept()
+            elif events & selectors.EVENT_READ:
+                self._receive(key.data)
+
+    def _keep_time(self) -> None:
+        now = time.monotonic()
+        if now >= self._next_beat:
+            self._lifeline.beat()
+            self._next_beat = now + HEARTBEAT_SECONDS
+        if self._poll_seconds is not None and now >= self._next_poll:
+            self._next_poll = now + self._poll_seconds
+            if not self._changes:
+                self._find_changes(None, lambda _: None)
+        if self._rescan_requested:
+            self._rescan_requested = False
+            self._find_changes(None, lambda changes: log.info("model store rescanned", refused=changes.reasons))
+
+    def _accept(self) -> None:
+        with suppress(BlockingIOError):
+            client = _Client(self._listener.accept()[0])
+            self._clients.add(client)
+            self._selector.register(client.connection, selectors.EVENT_READ, client)
+
+    def _receive(self, client: _Client) -> None:
+        try:
+            data = client.connection.recv(RECEIVE_BYTES)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        if not data:
+            self._drop(client)
+            return
+        try:
+            for message in client.decoder.feed(data):
+                self._handle(client, message)
+        except msgspec.MsgspecError as error:
+            log.error("undecodable frame dropped", error=str(error))
+            self._drop(client)
+
+    def _handle(self, client: _Client, message: ToEngine) -> None:
         match message:
-            case Submit():
+            case Request():
                 self._submit(client, message)
             case Cancel(id):
-                if (client, id) in self._jobs:
-                    self._cancel(client, id)
-            case Load():
-                self._load(client, message)
+                self._cancel(client, id)
+            case Load(_, model):
+                self._models.allow(model)
+                self._find_changes(model, partial(self._answer_load, client, message))
             case Unload(id, model):
-                if self._lifecycle.unload(model):
-                    self._announce(client)
-                    self._tell(client, Changed(id, {}))
-                else:
-                    self._tell(client, Failed(id, f"{model}: expected a model that is served, got one that is not"))
-            case Look():
-                self._clients.add(client)
-                self._tell(client, self._state())
-            case Gone(name):
-                self._forget(name.encode())
+                unloaded = self._models.unload(model)
+                self._announce()
+                self._answer(client, ModelsChanged(id, {}) if unloaded else Failed(id, f"no model {model!r} is served"))
+            case GetState():
+                self._answer(client, self._models.state())
 
-    def _submit(self, client: bytes, message: Submit) -> None:
-        ticket, asked = next(self._tickets), message.question
+    def _submit(self, client: _Client, request: Request) -> None:
+        number = next(self._numbers)
+        scheduler = self._models.find(request.model, request.version, request.fingerprint)
+        if scheduler is None:
+            self._answer(client, self._models.state())
+            self._answer(client, NotServed(request.id))
+            return
         try:
-            engine = self._lifecycle.find(asked.model, asked.version, asked.fingerprint)
-            if engine is None:
-                self._tell(client, self._state())
-                self._tell(client, NotServed(message.id))
-                return
-            if (client, message.id) in self._jobs:
-                raise ValueError(f"id: {message.id} is in use")
-            inputs = _rows(message.inputs, len(asked.tolerance), engine.input_shape)
-            engine.submit(
-                Job(
-                    ticket,
-                    inputs,
-                    asked.tolerance,
-                    asked.max_iterations,
-                    asked.deadline,
-                    solver=asked.solver,
-                    stop=asked.stop,
-                    session=asked.session,
-                    watched=message.watched,
-                )
-            )
+            if request.id in client.requests:
+                raise ValueError(f"id: must be unique (got {request.id}, which is in use)")
+            scheduler.submit(RunningRequest(number, request, scheduler.input_shape))
         except QueueFull as full:
-            self._tell(client, Refused(message.id, full.waiting_rows, full.max_waiting_rows, full.retry_after))
+            answer = messages.QueueFull(request.id, full.waiting_rows, full.max_waiting_rows, full.retry_after)
+            self._answer(client, answer)
         except ValueError as error:
-            self._tell(client, Failed(message.id, str(error)))
+            self._answer(client, Failed(request.id, str(error)))
         else:
-            self._requests[ticket] = client, message.id
-            self._jobs[client, message.id] = engine, ticket
+            self._running[number] = client
+            client.requests[request.id] = scheduler, number
 
-    def _cancel(self, client: bytes, id: int) -> None:
-        engine, ticket = self._jobs.pop((client, id))
-        del self._requests[ticket]
-        engine.cancel(ticket)
+    def _cancel(self, client: _Client, id: int) -> None:
+        if id in client.requests:
+            scheduler, number = client.requests.pop(id)
+            del self._running[number]
+            scheduler.cancel(number)
 
-    def _forget(self, client: bytes) -> None:
-        self._clients.discard(client)
-        self._gone.add(client)
-        for id in [id for asking, id in self._jobs if asking == client]:
+    def _drop(self, client: _Client) -> None:
+        """Disconnect from a client and cancel what it waits for."""
+        for id in list(client.requests):
             self._cancel(client, id)
+        self._clients.discard(client)
+        self._selector.unregister(client.connection)
+        client.connection.close()
 
-    def _announce(self, client: bytes) -> None:
-        """Tell every client what is served now, and this one even if it never looked."""
-        state = self._state()
-        for each in {client, *self._clients}:
-            self._tell(each, state)
-
-    def _load(self, client: bytes, message: Load) -> None:
-        if message.model is not None:
-            self._lifecycle.unloaded.discard(message.model)
-        future = self._loading.submit(self._lifecycle.find_changes, message.model)
-        self._found.append((client, message, future))
-        future.add_done_callback(lambda _: self._alarm.send(b"\0"))
+    def _find_changes(self, model: str | None, react: Callable[[Changes], None]) -> None:
+        """Have the loading thread scan the store for a model, or for all; ``react`` when what was found has taken effect."""
+        future = self._loading.submit(self._models.find_changes, model)
+        self._changes.append((future, react))
+        future.add_done_callback(lambda _: self._wake.send(b"\0"))
 
     def _apply_changes(self) -> None:
-        while self._found and self._found[0][2].done():
-            client, message, future = self._found.pop(0)
+        while self._changes and self._changes[0][0].done():
+            future, react = self._changes.pop(0)
             changes = future.result()  # raises if the device is lost, and that is the end
-            self._lifecycle.apply(changes)
-            self._announce(client)
-            if message.model is not None and not changes.present:
-                self._tell(
-                    client, Failed(message.id, f"{message.model}: expected a model of the store, got one without a version")
-                )
-            else:
-                refused = {f"{model}/{version}": refusal.reason for (model, version), refusal in changes.refused.items()}
-                self._tell(client, Changed(message.id, refused))
+            self._models.apply(changes)
+            self._announce()
+            react(changes)
+
+    def _answer_load(self, client: _Client, load: Load, changes: Changes) -> None:
+        if changes.present:
+            self._answer(client, ModelsChanged(load.id, changes.reasons))
+        else:
+            self._answer(client, Failed(load.id, f"no model {load.model!r} in the store"))
+
+    def _announce(self) -> None:
+        """Send every client what is served now."""
+        state = self._models.state()
+        for client in self._clients:
+            self._answer(client, state)
 
     def _tick(self) -> None:
-        for engine in self._lifecycle.all_engines():
-            if engine.busy:
-                finished = engine.tick(time.monotonic())
-                for progress in engine.take_progress():
-                    client, id = self._requests[progress.id]
-                    logits = progress.logits.astype("<f4").tobytes()
-                    self._tell(client, Progress(id, logits, progress.rows, progress.iterations, progress.residual))
-                for job in finished:
-                    self._answer(job)
-        self._lifecycle.drop_drained()
+        for scheduler in self._models.schedulers():
+            if not scheduler.busy:
+                continue
+            finished = scheduler.tick(time.monotonic())
+            for request, iteration in scheduler.take_iterations():
+                self._answer(self._running[request.number], iteration)
+            for request in finished:
+                client = self._running.pop(request.number)
+                del client.requests[request.id]
+                self._answer(client, request.answer())
+        self._models.drop_drained()
 
-    def _answer(self, job: Job) -> None:
-        client, id = self._requests.pop(job.id)
-        del self._jobs[client, id]
-        if job.failure is not None:
-            self._tell(client, Failed(id, job.failure))
-        else:
-            logits = job.logits.astype("<f4").tobytes()
-            self._tell(client, Answer(id, logits, job.iterations, job.residual, job.status, job.moments, job.margin, job.bound))
-
-    def _tell(self, client: bytes, message: ToClient) -> None:
-        """Have a client hear something when ``_send`` comes."""
-        self._said[client].append(message)
+    def _answer(self, client: _Client, message: ToClient) -> None:
+        """Have a client receive a message with the next ``_send``."""
+        client.messages.append(message)
 
     def _send(self) -> None:
-        for client, messages in self._said.items():
-            self._socket.send_multipart([client, self._encoder.encode(messages)])
-        self._said.clear()
-
-    def _state(self) -> State:
-        counters = [
-            Counters(
-                model,
-                version,
-                engine.ticks,
-                engine.step_evaluations,
-                engine.iterations,
-                engine.rows_ended,
-                engine.batch_sizes,
-                engine.active_rows,
-                engine.waiting_rows,
-                engine.slots,
-            )
-            for (model, version), engine in self._lifecycle.engines.items()
-        ]
-        return State(self._lifecycle.served, self._lifecycle.refused, counters, sorted(self._lifecycle.unloaded))
-
-
-def _rows(inputs: bytes, rows: int, shape: tuple[int, ...]) -> NDArray[np.float32]:
-    expected = 4 * rows * math.prod(shape)
-    if len(inputs) != expected:
-        raise ValueError(f"inputs: expected {expected} bytes, {rows} float32 rows of shape {list(shape)}, got {len(inputs)}")
-    return np.frombuffer(inputs, dtype="<f4").reshape(rows, *shape)
+        """Write at most one frame to each client."""
+        for client in [client for client in self._clients if client.messages or client.unsent]:
+            had_unsent = bool(client.unsent)
+            try:
+                client.send()
+            except OSError:  # the end of the connection is also read
+                client.unsent.clear()
+                continue
+            if len(client.unsent) > MAX_UNSENT_BYTES:
+                log.error("client dropped", reason="it does not read its answers", unsent_bytes=len(client.unsent))
+                self._drop(client)
+            elif bool(client.unsent) != had_unsent:
+                write = selectors.EVENT_WRITE if client.unsent else 0
+                self._selector.modify(client.connection, selectors.EVENT_READ | write, client)

@@ -1,38 +1,53 @@
-"""WaitingRows: the queue, row by row."""
+"""Queue: the rows that wait for a slot, whose turn it is, and for how long they wait."""
 
 import heapq
+import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import count
 
 import numpy as np
 from numpy.typing import NDArray
 
-from app.engine.request import Job
+from app.engine.running_request import RunningRequest
+from app.engine_client.errors import QueueFull
+
+THROUGHPUT_MEMORY_SECONDS = 5.0
+"""Seconds of work after which what happened counts 1/e in the throughput."""
+
+Rows = list[tuple[RunningRequest, NDArray[np.int64]]]
+"""Requests, each with the numbers of its rows that are meant."""
 
 
 @dataclass(slots=True, eq=False)
 class _Row:
-    job: Job
+    request: RunningRequest
     number: int
     waits: bool = True
 
 
-class WaitingRows:
-    """Rows that wait for a slot, and whose turn it is.
+class Queue:
+    """Rows that wait for a slot.
 
-    Rows with an earlier deadline go first. Among those of one deadline, or of none, two orders take turns: by arrival of
-    the job, and by the row's number within its job. By the first the oldest job always gets on, however many small ones
-    follow it; by the second the first rows of a job pass by the later rows of a large one, however large it is. Each order
-    gives away half of the slots, so neither large jobs nor small ones can starve the other.
+    Rows with an earlier deadline go first. Among those of one deadline, or of none, two orders take turns: by arrival of the
+    request, and by the row's number within its request. By the first the oldest request always gets on, however many small ones
+    follow it; by the second the first rows of a request pass by the later rows of a large one, however large it is. Each order
+    gives away half of the slots, so neither large requests nor small ones can starve the other.
+
+    Args:
+        max_rows: rows that may wait.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, max_rows: int) -> None:
+        self.max_rows = max_rows
         self._by_arrival: list[tuple[float, int, int, _Row]] = []
         self._by_number: list[tuple[float, int, int, _Row]] = []
-        self._rows: dict[int, list[_Row]] = {}  # by job; some may wait no more
+        self._rows: dict[int, list[_Row]] = {}  # by request; some may wait no more
         self._arrivals = count()
         self._waiting = 0
         self._by_arrival_next = True
+        self._rows_left = 0.0
+        self._seconds_of_work = 0.0
 
     def __len__(self) -> int:
         return self._waiting
@@ -42,47 +57,61 @@ class WaitingRows:
         """No row's deadline is earlier; infinite where no row has one."""
         return self._by_arrival[0][0] if self._by_arrival else np.inf
 
-    def add(self, job: Job) -> None:
-        """Queue all rows of a job."""
+    def add(self, request: RunningRequest) -> None:
+        """Queue all rows of a request.
+
+        Raises:
+            QueueFull: if not all of them may wait now.
+        """
+        excess = self._waiting + request.rows - self.max_rows
+        if excess > 0:
+            raise QueueFull(self._waiting, self.max_rows, self._seconds_for(excess))
         arrival = next(self._arrivals)
-        rows = [_Row(job, number) for number in range(len(job.inputs))]
-        self._rows[job.id] = rows
-        for number, (row, deadline) in enumerate(zip(rows, job.deadline.tolist(), strict=True)):
+        rows = [_Row(request, number) for number in range(request.rows)]
+        self._rows[request.number] = rows
+        for number, (row, deadline) in enumerate(zip(rows, request.deadline.tolist(), strict=True)):
             heapq.heappush(self._by_arrival, (deadline, arrival, number, row))
             heapq.heappush(self._by_number, (deadline, number, arrival, row))
         self._waiting += len(rows)
 
-    def take(self, most: int) -> list[tuple[Job, NDArray[np.int64]]]:
-        """Take the rows whose turn it is, at most so many, as jobs with the numbers of their rows."""
-        taken: dict[int, tuple[Job, list[int]]] = {}
-        for _ in range(min(most, self._waiting)):
-            row = self._next(self._by_arrival if self._by_arrival_next else self._by_number)
+    def take(self, max_rows: int) -> Rows:
+        """Take the rows whose turn it is."""
+        taken = []
+        for _ in range(min(max_rows, self._waiting)):
+            taken.append(self._next(self._by_arrival if self._by_arrival_next else self._by_number))
             self._by_arrival_next = not self._by_arrival_next
-            taken.setdefault(row.job.id, (row.job, []))[1].append(row.number)
-        self._forget_served(taken)
-        return [(job, np.array(numbers)) for job, numbers in taken.values()]
+        return self._grouped(taken)
 
-    def take_late(self, now: float) -> list[tuple[Job, NDArray[np.int64]]]:
+    def take_late(self, now: float) -> Rows:
         """Take the rows whose deadline has passed."""
-        late: dict[int, tuple[Job, list[int]]] = {}
+        late = []
         while self._by_arrival and self._by_arrival[0][0] <= now:
             row = heapq.heappop(self._by_arrival)[3]
             if row.waits:
                 self._leave(row)
-                late.setdefault(row.job.id, (row.job, []))[1].append(row.number)
-        self._forget_served(late)
-        return [(job, np.array(numbers)) for job, numbers in late.values()]
+                late.append(row)
+        return self._grouped(late)
 
-    def remove(self, id: int) -> None:
-        """Forget the rows of a job, if any of them wait."""
-        for row in self._rows.pop(id, []):
+    def remove(self, number: int) -> None:
+        """Drop the rows of a request, if any of them wait."""
+        for row in self._rows.pop(number, []):
             if row.waits:
                 self._leave(row)
         self._compact()
 
-    def _next(self, queue: list[tuple[float, int, int, _Row]]) -> _Row:
+    def record_throughput(self, rows: int, seconds: float) -> None:
+        """Note that rows have left the slots in that many seconds of work; the throughput is an exponentially weighted mean."""
+        fading = math.exp(-seconds / THROUGHPUT_MEMORY_SECONDS)
+        self._rows_left = self._rows_left * fading + rows
+        self._seconds_of_work = self._seconds_of_work * fading + seconds
+
+    def _seconds_for(self, rows: int) -> float:
+        """How long rows take to leave; one second until the throughput is known."""
+        return rows * self._seconds_of_work / self._rows_left if self._rows_left else 1.0
+
+    def _next(self, order: list[tuple[float, int, int, _Row]]) -> _Row:
         while True:
-            row = heapq.heappop(queue)[3]
+            row = heapq.heappop(order)[3]
             if row.waits:
                 self._leave(row)
                 return row
@@ -91,15 +120,20 @@ class WaitingRows:
         row.waits = False
         self._waiting -= 1
 
-    def _forget_served(self, ids: dict[int, tuple[Job, list[int]]]) -> None:
-        for id in ids:
-            if not any(row.waits for row in reversed(self._rows[id])):
-                del self._rows[id]
+    def _grouped(self, rows: Iterable[_Row]) -> Rows:
+        """Rows that have left, by request."""
+        numbers: dict[RunningRequest, list[int]] = {}
+        for row in rows:
+            numbers.setdefault(row.request, []).append(row.number)
+        for request in numbers:
+            if not any(row.waits for row in reversed(self._rows[request.number])):
+                del self._rows[request.number]
         self._compact()
+        return [(request, np.array(own)) for request, own in numbers.items()]
 
     def _compact(self) -> None:
         """A row that one order has served stays in the other's heap until its turn; do not let those pile up."""
-        for queue in (self._by_arrival, self._by_number):
-            if len(queue) > 2 * self._waiting + 64:
-                queue[:] = [entry for entry in queue if entry[3].waits]
-                heapq.heapify(queue)
+        for order in (self._by_arrival, self._by_number):
+            if len(order) > 2 * self._waiting + 64:
+                order[:] = [entry for entry in order if entry[3].waits]
+                heapq.heapify(order)

@@ -1,8 +1,8 @@
-"""Engine: admit, iterate, retire."""
+"""Scheduler: admit, iterate, retire."""
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -10,286 +10,271 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from app.engine.batch import RunningBatch
-from app.engine.isolation import shielded
-from app.engine.lane import Lane
-from app.engine.queue import WaitingRows
-from app.engine.request import Job, Progress
-from app.engine.throughput import Throughput
-from app.engine.warm_starts import Sessions
-from app.engine_client.errors import QueueFull
+from app.engine.batch import Lane, RunningBatch
+from app.engine.queue import Queue, Rows
+from app.engine.running_request import RunningRequest
+from app.engine.warm_starts import WarmStarts
+from app.engine_client.messages import Iteration
 from jfb import Status
 
 
-class Engine:
-    """Iterates the rows of many jobs in batches that are reshaped between iterations.
+class Scheduler:
+    """Iterates the rows of many requests in one batch that is reshaped between iterations.
 
-    A row enters as soon as a slot is free, leaves as soon as it has ended, and computes the same as with ``jfb.predict``,
-    whoever shares the batch. The engine has no clock, no thread and no I/O: whoever calls ``tick`` tells the time. Every
-    job that is submitted comes out of ``tick`` exactly once, unless it is cancelled.
+    A row enters as soon as a slot is free, leaves as soon as it has ended, and computes the same as with ``jfb.predict``, however
+    full the batch is. The scheduler has no thread and no I/O, and decides nothing by a clock of its own: ``tick`` is given the
+    time. Every request that is submitted comes out of ``tick`` exactly once, unless it is cancelled.
 
     Args:
-        batches: one a device, of the same network and with the same solvers; they share one queue.
-        max_waiting_rows: how many rows may wait for a slot.
-        sessions: remembers where the rows of a session ended; nobody does if None.
-        clock: what the jobs' ``moments`` are read from. Nothing is decided by it: that is what ``now`` is for.
+        batch: the slots.
+        max_waiting_rows: rows that may wait for a slot.
+        warm_starts: remembers where the rows of a session ended; None starts every row from nothing.
+        clock: what the requests' ``timings`` are read from.
 
     Attributes:
         input_shape: of one row.
-        max_waiting_rows: the argument.
+        slots: rows that iterate at a time.
         ticks, step_evaluations, iterations, rows_ended, batch_sizes: as in ``messages.Counters``.
     """
 
     def __init__(
         self,
-        batches: Sequence[RunningBatch],
+        batch: RunningBatch,
         *,
         max_waiting_rows: int,
-        sessions: Sessions | None = None,
+        warm_starts: WarmStarts | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.ticks = 0
         self.step_evaluations = 0
         self.iterations = 0
         self.rows_ended = 0
-        self.batch_sizes = [0] * (max((batch.slots - 1).bit_length() for batch in batches) + 1)
-        self.input_shape = batches[0].input_shape
-        self.max_waiting_rows = max_waiting_rows
-        self._batches = list(batches)
-        self._sessions = Sessions(0, 0) if sessions is None else sessions
+        self.batch_sizes = [0] * ((batch.slots - 1).bit_length() + 1)
+        self.input_shape = batch.input_shape
+        self.slots = batch.slots
+        self._batch = batch
+        self._warm_starts = WarmStarts(0, 0) if warm_starts is None else warm_starts
         self._clock = clock
-        self._jobs: dict[int, Job] = {}
-        self._waiting = WaitingRows()
-        self._abandoned: set[int] = set()  # jobs that nobody waits for, though rows of theirs may be in slots
-        self._watched: set[int] = set()
-        self._progress: list[Progress] = []
-        self._finished: list[Job] = []
-        self._throughput = Throughput()
+        self._requests: dict[int, RunningRequest] = {}
+        self._queue = Queue(max_waiting_rows)
+        self._abandoned: set[int] = set()  # not in _requests any more, though rows of theirs may be in slots
+        self._streamed: set[int] = set()
+        self._streamed_iterations: list[tuple[RunningRequest, Iteration]] = []
+        self._finished: list[RunningRequest] = []
         self._last_tick: float | None = None
 
     @property
-    def slots(self) -> int:
-        return sum(batch.slots for batch in self._batches)
-
-    @property
     def active_rows(self) -> int:
-        return sum(batch.active for batch in self._batches)
+        return self._batch.active
 
     @property
     def waiting_rows(self) -> int:
-        return len(self._waiting)
+        return len(self._queue)
 
     @property
     def busy(self) -> bool:
         """Whether there is anything for ``tick`` to do."""
-        return bool(self._jobs or self.active_rows)
+        return bool(self._requests or self.active_rows)
 
-    def submit(self, job: Job) -> None:
-        """Queue a job; whose rows are admitted when is what ``WaitingRows`` says.
+    def submit(self, request: RunningRequest) -> None:
+        """Queue a request.
 
         Raises:
             QueueFull: if not all of its rows may wait now.
-            ValueError: if its inputs are not of the network's shape, or it wants a solver or a stop that is not offered.
+            ValueError: if it names a solver or a stop that is not offered.
         """
-        rows = len(job.inputs)
-        if job.inputs.shape[1:] != self.input_shape:
-            raise ValueError(f"inputs: expected rows of shape {list(self.input_shape)}, got {list(job.inputs.shape[1:])}")
-        solvers = self._batches[0].solvers
-        if job.solver is not None and job.solver not in solvers:
-            raise ValueError(f"solver: expected one of {', '.join(solvers)}, got {job.solver!r}")
-        if job.stop == "label" and self._batches[0].lane(job.solver, 1, by_label=True).label_stop is None:
-            raise ValueError(f"stop: expected 'tolerance' with solver {job.solver or next(iter(solvers))}, got 'label'")
-        excess = self.waiting_rows + rows - self.max_waiting_rows
-        if excess > 0:
-            raise QueueFull(self.waiting_rows, self.max_waiting_rows, self._throughput.seconds_for(excess))
-        job.logits = np.full((rows, self._batches[0].classes), np.nan)
-        job.moments.submitted = self._clock()
-        self._jobs[job.id] = job
-        self._waiting.add(job)
-        if job.watched:
-            self._watched.add(job.id)
+        solver, solvers = request.solver, self._batch.solvers
+        if solver is not None and solver not in solvers:
+            raise ValueError(f"solver: must be one of {', '.join(solvers)} (got {solver!r})")
+        if request.stop == "label" and not self._batch.offers_label_stop(solver):
+            raise ValueError(f"stop: must be 'tolerance' with solver {solver or next(iter(solvers))} (got 'label')")
+        self._queue.add(request)
+        request.logits = np.full((request.rows, self._batch.classes), np.nan)
+        request.timings.submitted = self._clock()
+        self._requests[request.number] = request
+        if request.streamed:
+            self._streamed.add(request.number)
 
-    def cancel(self, id: int) -> None:
-        """Forget a job, if it is still here; its rows leave before the next iteration."""
-        self._abandon(id)
+    def cancel(self, number: int) -> None:
+        """Drop a request, if it is still here; its rows leave before the next iteration."""
+        self._abandon(number)
 
     @torch.inference_mode()
-    def tick(self, now: float) -> list[Job]:
+    def tick(self, now: float) -> list[RunningRequest]:
         """Retire the rows that have ended, admit waiting ones, iterate all once.
 
-        An error in the network does not come out of here: it fails the job whose rows it belongs to.
+        An error in the network does not come out of here: it fails the request whose rows it belongs to.
 
         Args:
             now: seconds, of the clock that deadlines refer to.
 
         Returns:
-            The jobs that have finished or failed.
+            The requests that have finished or failed.
 
         Raises:
             torch.AcceleratorError: if the device is lost, and with it everything that was on it.
         """
-        self._give_up_waiting(now)
-        left = 0
-        abandoned, self._abandoned = self._abandoned, set()
-        for batch in self._batches:  # while the host sees to one, the devices of the others work
-            for lane in batch.lanes:
-                if lane.active:
-                    left += self._retire(batch, lane, abandoned, now)
-            self._admit(batch, now)
-            self._iterate(batch)
+        self._expire(now)
+        retired = self._retire(now)
+        self._admit(now)
+        self._iterate()
         if self._last_tick is not None:
-            self._throughput.count(left, now - self._last_tick)
+            self._queue.record_throughput(retired, now - self._last_tick)
         self._last_tick = now if self.busy else None
         finished, self._finished = self._finished, []
         return finished
 
-    def take_progress(self) -> list[Progress]:
-        """What the last tick found the iteration before to have come to, for the jobs that are watched."""
-        progress, self._progress = self._progress, []
-        return progress
+    def take_iterations(self) -> list[tuple[RunningRequest, Iteration]]:
+        """The iterations of streamed requests that the last tick saw the end of."""
+        iterations, self._streamed_iterations = self._streamed_iterations, []
+        return iterations
 
-    def _retire(self, batch: RunningBatch, lane: Lane, abandoned: set[int], now: float) -> int:
-        table = lane.table
-        moved = lane.look()
-        if self._watched:
-            self._report(lane, moved)
-        ended = lane.ended(moved, now)
-        if abandoned:
-            ended |= np.isin(table.job, list(abandoned))
-        ended = lane.leaving(ended)
-        if abandoned:  # in lockstep they may have to stay for now, and must not be waited for when the others are done
-            self._abandoned |= abandoned.intersection(table.job[~ended].tolist())
-        leaving = np.flatnonzero(ended)
-        if len(leaving):
-            self._read_out(lane, leaving, moved, now)
-        if lane.exact is not None:
-            ended = ended | lane.hand_over(moved, ended, now)
-        if ended.any():
-            table.remove(ended)
-        return len(leaving)
-
-    def _read_out(self, lane: Lane, leaving: NDArray[np.intp], moved: NDArray[np.floating], now: float) -> None:
-        table = lane.table
-        jobs, rows, moved, iterations = table.job[leaving], table.row[leaving], moved[leaving], table.iterations[leaving]
-        converged, capped = moved <= table.tolerance[leaving], iterations >= table.max_iterations[leaving]
-        margin, bound = table.margin[leaving], table.bound[leaving]
-        ended_at = self._clock()
-        images, logits = lane.read_out(leaving, self._fail)
-        read_out_at = self._clock()
-        self.iterations += int(iterations.sum())
-        self.rows_ended += len(leaving)
-        status = map(_status, moved.tolist(), converged.tolist(), (margin > bound).tolist(), capped.tolist())
-        facts = (jobs.tolist(), rows.tolist(), iterations.tolist(), moved.tolist(), status, margin.tolist(), bound.tolist())
-        for k, (id, row, *end) in enumerate(zip(*facts, strict=True)):
-            if job := self._jobs.get(id):
-                job.end(row, logits[k], *end)
-                job.moments.ended, job.moments.read_out = ended_at, read_out_at
-                if job.session is not None:
-                    job.keep(row, images[k])
-                self._deliver(job, now)
-
-    def _report(self, lane: Lane, moved: NDArray[np.floating]) -> None:
-        table = lane.table
-        watched = np.flatnonzero(np.isin(table.job, list(self._watched)))
-        if not len(watched):
+    def _expire(self, now: float) -> None:
+        """End the rows whose deadline has passed while they waited."""
+        if now < self._queue.first_deadline:
             return
-        jobs = table.job[watched]
-        _, logits = lane.read_out(watched, self._fail)
-        for id in dict.fromkeys(jobs.tolist()):
-            own = np.flatnonzero(jobs == id)
-            rows, iterations, residuals = (values[watched[own]].tolist() for values in (table.row, table.iterations, moved))
-            self._progress.append(Progress(id, rows, iterations, residuals, logits[own]))
-
-    def _give_up_waiting(self, now: float) -> None:
-        if now < self._waiting.first_deadline:
-            return
-        for job, rows in self._waiting.take_late(now):
-            job.give_up(rows)
+        for request, rows in self._queue.take_late(now):
+            request.expire(rows)
             self.rows_ended += len(rows)
-            self._deliver(job, now)
+            self._finish(request, now)
 
-    def _admit(self, batch: RunningBatch, now: float) -> None:
-        if not len(self._waiting):
+    def _retire(self, now: float) -> int:
+        """Free the slots of the rows that have ended or that were cancelled; return how many did."""
+        abandoned, self._abandoned = list(self._abandoned), set()
+        retired = 0
+        for lane in self._batch.lanes:
+            if not lane.active:
+                continue
+            residual = lane.wait_for_residual()
+            if self._streamed:
+                self._report(lane, residual)
+            ended = lane.ended(residual, now)
+            if abandoned:
+                ended |= np.isin(lane.table.request, abandoned)
+            rows = np.flatnonzero(ended)
+            if len(rows):
+                self._read_out(lane, rows, residual[rows], now)
+            leaving = ended | lane.hand_over(residual, ended, now)
+            if leaving.any():
+                lane.table.remove(leaving)
+            retired += len(rows)
+        return retired
+
+    def _read_out(self, lane: Lane, rows: NDArray[np.intp], residual: NDArray[np.floating], now: float) -> None:
+        table = lane.table
+        iterations, margin, bound = table.iterations[rows], table.margin[rows], table.bound[rows]
+        converged, capped = residual <= table.tolerance[rows], iterations >= table.max_iterations[rows]
+        self.iterations += int(iterations.sum())
+        self.rows_ended += len(rows)
+        ended_at = self._clock()
+        states, logits = lane.read_out(rows, self._fail)
+        read_out_at = self._clock()
+        status = map(_status, residual.tolist(), converged.tolist(), (margin > bound).tolist(), capped.tolist())
+        results = zip(iterations.tolist(), residual.tolist(), status, margin.tolist(), bound.tolist(), strict=True)
+        numbers, own_rows = table.request[rows].tolist(), table.row[rows].tolist()
+        for k, (number, row, result) in enumerate(zip(numbers, own_rows, results, strict=True)):
+            if request := self._requests.get(number):
+                request.end(row, logits[k], states[k], *result)
+                request.timings.ended, request.timings.read_out = ended_at, read_out_at
+                self._finish(request, now)
+
+    def _report(self, lane: Lane, residual: NDArray[np.floating]) -> None:
+        """Note the last iteration of the streamed requests."""
+        table = lane.table
+        streamed = np.flatnonzero(np.isin(table.request, list(self._streamed)))
+        if not len(streamed):
             return
-        joining = self._waiting.take(batch.free)
-        if not joining:
+        numbers = table.request[streamed]
+        _, logits = lane.read_out(streamed, self._fail)
+        for number in dict.fromkeys(numbers.tolist()):
+            if request := self._requests.get(number):  # reading out may have failed it
+                own = numbers == number
+                columns = [values[streamed[own]].tolist() for values in (table.row, table.iterations, residual)]
+                iteration = Iteration(request.id, logits[own].astype("<f4").tobytes(), *columns)
+                self._streamed_iterations.append((request, iteration))
+
+    def _admit(self, now: float) -> None:
+        """Move waiting rows into free slots."""
+        admitted = self._queue.take(self._batch.free) if len(self._queue) else []
+        if not admitted:
             return
 
-        def gather(values_of: Callable[[Job], NDArray[Any]]) -> NDArray[Any]:
-            return np.concatenate([values_of(job)[rows] for job, rows in joining])
+        def gather(values_of: Callable[[RunningRequest], NDArray[Any]]) -> NDArray[Any]:
+            return np.concatenate([values_of(request)[rows] for request, rows in admitted])
 
-        jobs = np.repeat([job.id for job, _ in joining], [len(rows) for _, rows in joining])
-        caps = gather(lambda job: job.max_iterations)
+        by_row = [request for request, rows in admitted for _ in rows]
+        numbers = np.array([request.number for request in by_row])
         admitted_at = self._clock()
-        inputs = torch.from_numpy(gather(lambda job: job.inputs)).to(batch.backend.device, batch.backend.dtype)
-        some = batch.lanes[0].table
-        injection = shielded(batch.backend.inject, some.injection, jobs, self._fail, inputs)
+        injection = self._batch.inject(gather(lambda request: request.inputs), numbers, self._fail)
         injected_at = self._clock()
-        for job, _ in joining:
-            if job.moments.admitted is None:
-                job.moments.admitted, job.moments.injected = admitted_at, injected_at
-        point = shielded(batch.backend.initial_state, some.point, jobs, self._fail, injection)
-        if any(job.session is not None for job, _ in joining):
-            point = self._warm(point, joining, now)
-        whose = [job for job, rows in joining for _ in rows]
-        by_label = np.array([job.stop == "label" for job in whose])
-        batch.admit(
-            [batch.lane(job.solver, *limits) for job, *limits in zip(whose, caps.tolist(), by_label.tolist(), strict=True)],
+        for request, _ in admitted:
+            if request.timings.admitted is None:
+                request.timings.admitted, request.timings.injected = admitted_at, injected_at
+        point = self._batch.initial_state(injection, numbers, self._fail)
+        if any(request.session is not None for request, _ in admitted):
+            point = self._warm(point, admitted, now)
+        self._batch.admit(
+            [request.solver for request in by_row],
             point,
             injection,
-            job=jobs,
-            row=np.concatenate([rows for _, rows in joining]),
-            tolerance=gather(lambda job: job.tolerance),
-            max_iterations=caps,
-            by_label=by_label,
-            deadline=gather(lambda job: job.deadline),
+            request=numbers,
+            row=np.concatenate([rows for _, rows in admitted]),
+            tolerance=gather(lambda request: request.tolerance),
+            max_iterations=gather(lambda request: request.max_iterations),
+            deadline=gather(lambda request: request.deadline),
+            by_label=np.array([request.stop == "label" for request in by_row]),
         )
 
-    def _warm(self, point: Tensor, joining: list[tuple[Job, NDArray[np.int64]]], now: float) -> Tensor:
+    def _warm(self, point: Tensor, admitted: Rows, now: float) -> Tensor:
         """Replace the starts of the rows whose session is remembered."""
         point = point.clone()
         begin = 0
-        for job, rows in joining:
-            if job.session is not None and job.start is None:
-                job.start = self._sessions.recall(job.session, len(job.inputs), now)
-            if job.start is not None:
-                point[begin : begin + len(rows)] = job.start[torch.from_numpy(rows)]
+        for request, rows in admitted:
+            if request.session is not None and request.start is None:
+                request.start = self._warm_starts.recall(request.session, request.rows, now)
+            if request.start is not None:
+                point[begin : begin + len(rows)] = request.start[torch.from_numpy(rows)]
             begin += len(rows)
         return point
 
-    def _iterate(self, batch: RunningBatch) -> None:
-        for rows in batch.iterate(self._fail):
+    def _iterate(self) -> None:
+        """Iterate the rows in slots once."""
+        for rows in self._batch.iterate(self._fail):
             self.ticks += 1
             self.step_evaluations += rows
             self.batch_sizes[(rows - 1).bit_length()] += 1
 
-    def _fail(self, id: int, reason: str) -> None:
-        if job := self._abandon(id):
-            job.failure = reason
-            self._finished.append(job)
+    def _finish(self, request: RunningRequest, now: float) -> None:
+        """Hand a request out if all of its rows have ended."""
+        if not request.finished:
+            return
+        del self._requests[request.number]
+        self._streamed.discard(request.number)
+        self._finished.append(request)
+        session = request.session
+        if session is not None and request.fixed_points is not None:
+            if Status.DIVERGED in request.status:
+                self._warm_starts.forget(session)
+            elif all(request.iterations):
+                self._warm_starts.keep(session, request.fixed_points, now)
 
-    def _deliver(self, job: Job, now: float) -> None:
-        if job.finished:
-            del self._jobs[job.id]
-            self._watched.discard(job.id)
-            self._finished.append(job)
-            if job.session is not None and job.fixed_points is not None:
-                if Status.DIVERGED in job.status:
-                    self._sessions.forget(job.session)
-                elif all(job.iterations):
-                    self._sessions.keep(job.session, job.fixed_points, now)
+    def _fail(self, number: int, reason: str) -> None:
+        """Hand a request out that cannot be computed."""
+        if request := self._abandon(number):
+            request.failure = reason
+            self._finished.append(request)
 
-    def _abandon(self, id: int) -> Job | None:
-        job = self._jobs.pop(id, None)
-        if job is not None:
-            self._waiting.remove(id)
-            self._abandoned.add(id)
-            self._watched.discard(id)
-        return job
+    def _abandon(self, number: int) -> RunningRequest | None:
+        request = self._requests.pop(number, None)
+        if request is not None:
+            self._queue.remove(number)
+            self._abandoned.add(number)
+            self._streamed.discard(number)
+        return request
 
 
-def _status(movement: float, converged: bool, stable: bool, capped: bool) -> Status:
-    if not math.isfinite(movement):
+def _status(residual: float, converged: bool, stable: bool, capped: bool) -> Status:
+    if not math.isfinite(residual):
         return Status.DIVERGED
     if converged:
         return Status.CONVERGED

@@ -1,14 +1,17 @@
-"""Lifecycle: which versions are served, and how one takes the place of another."""
+"""ServedModels: which versions are served, and how one takes the place of another."""
 
-from collections.abc import Iterable, Iterator
+import json
+import os
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import structlog
 import torch
 
 from app.engine.loading import LoadedVersion, Loader, fingerprint
-from app.engine.scheduler import Engine
-from app.engine_client.messages import ServedVersion
+from app.engine.scheduler import Scheduler
+from app.engine_client.messages import Counters, State
 from jfb.store import list_models, list_versions
 
 log = structlog.get_logger(__name__)
@@ -19,7 +22,7 @@ Key = tuple[str, int]
 
 @dataclass(frozen=True)
 class RefusedVersion:
-    """A version that could not be loaded; it is tried again when its folder has changed, or somebody asks for it."""
+    """A version that could not be loaded; it is tried again when its folder has changed, or a client loads its model."""
 
     fingerprint: str
     reason: str
@@ -30,78 +33,94 @@ class Changes:
     """What was found in the store, and has not taken effect."""
 
     models: frozenset[str]
-    """Those that were looked at."""
+    """Those that were scanned."""
     present: frozenset[Key]
     """The versions of those that the store holds."""
     loaded: dict[Key, LoadedVersion] = field(default_factory=dict)
     refused: dict[Key, RefusedVersion] = field(default_factory=dict)
 
+    @property
+    def reasons(self) -> dict[str, str]:
+        """Why which versions were refused, by ``name/version``."""
+        return _reasons(self.refused)
 
-class Lifecycle:
-    """Serves what the store holds, but for what cannot be loaded and what somebody unloaded.
+
+class ServedModels:
+    """Serves what the store holds, except what cannot be loaded and what a client has unloaded.
 
     A change has two halves. ``find_changes`` reads, loads and tries out, for as long as it takes; it may run in another
-    thread while the engines tick. ``apply`` exchanges engines between two ticks, in no time: from then on new jobs go to
-    the new engine, while the one it replaces finishes what it has, and goes. So no job is dropped, and as every version
-    has an engine of its own, no batch mixes two of them.
+    thread while the schedulers tick. ``apply`` exchanges schedulers between two ticks, in no time: from then on new requests go
+    to the new one, while the one that it replaces finishes what it has, and goes. So no request is dropped, and as every version
+    has a scheduler of its own, no batch mixes two of them.
 
     Args:
-        loader: makes engines.
-        unloaded: names of models not to serve until somebody loads them.
-
-    Attributes:
-        unloaded: those names.
+        loader: makes schedulers.
+        unloaded_file: keeps the names of the unloaded models, so that a restart does not load them.
     """
 
-    def __init__(self, loader: Loader, unloaded: Iterable[str] = ()) -> None:
-        self.unloaded = set(unloaded)
+    def __init__(self, loader: Loader, unloaded_file: Path) -> None:
         self._loader = loader
+        self._unloaded_file = unloaded_file
+        self._unloaded: set[str] = set(json.loads(unloaded_file.read_text())) if unloaded_file.exists() else set()
         self._versions: dict[Key, LoadedVersion] = {}
         self._refused: dict[Key, RefusedVersion] = {}
-        self._draining: list[Engine] = []
-
-    @property
-    def served(self) -> list[ServedVersion]:
-        return [self._versions[key].served for key in sorted(self._versions)]
-
-    @property
-    def refused(self) -> dict[str, str]:
-        """``name/version`` to the reason; an older load of that version may still be served."""
-        return {f"{model}/{version}": refusal.reason for (model, version), refusal in self._refused.items()}
-
-    @property
-    def engines(self) -> dict[Key, Engine]:
-        """Those that new jobs go to."""
-        return {key: version.engine for key, version in self._versions.items()}
+        self._draining: list[Scheduler] = []
 
     @property
     def busy(self) -> bool:
-        return any(engine.busy for engine in self.all_engines())
+        return any(scheduler.busy for scheduler in self.schedulers())
 
-    def all_engines(self) -> Iterator[Engine]:
-        """Those that may have jobs, also the ones that finish their last."""
+    def schedulers(self) -> Iterator[Scheduler]:
+        """Those that may have requests, also the replaced ones that finish their last."""
         for version in self._versions.values():
-            yield version.engine
+            yield version.scheduler
         yield from self._draining
 
-    def find(self, model: str, version: int, fingerprint: str | None) -> Engine | None:
-        """The engine for a job, or None if that version is not served, or not with this fingerprint."""
+    def find(self, model: str, version: int, fingerprint: str | None) -> Scheduler | None:
+        """The scheduler for a request, or None if that version is not served, or not with this fingerprint."""
         found = self._versions.get((model, version))
-        if found is None or fingerprint not in (None, found.served.fingerprint):
-            return None
-        return found.engine
+        return found.scheduler if found is not None and fingerprint in (None, found.served.fingerprint) else None
+
+    def state(self) -> State:
+        """What is served, and what it has done."""
+        counters = [
+            Counters(
+                model,
+                version,
+                ticks=scheduler.ticks,
+                step_evaluations=scheduler.step_evaluations,
+                iterations=scheduler.iterations,
+                rows_ended=scheduler.rows_ended,
+                batch_sizes=scheduler.batch_sizes,
+                active_rows=scheduler.active_rows,
+                waiting_rows=scheduler.waiting_rows,
+                slots=scheduler.slots,
+            )
+            for (model, version), scheduler in ((key, loaded.scheduler) for key, loaded in self._versions.items())
+        ]
+        served = [self._versions[key].served for key in sorted(self._versions)]
+        return State(served, _reasons(self._refused), counters, sorted(self._unloaded))
+
+    def load_all(self) -> None:
+        """Serve what the store holds now."""
+        self.apply(self.find_changes(None))
+        store = self._loader.config.model_store
+        while any(
+            not (store / model / str(version)).exists() for model, version in self._refused
+        ):  # removed in the meantime: what replaced it?
+            self.apply(self.find_changes(None))
 
     def find_changes(self, model: str | None) -> Changes:
         """Load what the store holds and is not served yet. Changes nothing here, so it may run in another thread.
 
         Args:
-            model: the one to look at, also at versions of it that were refused before; None is all but the unloaded ones,
-                and those versions are left alone that are as they were when they were refused.
+            model: the one to scan, also versions of it that were refused before; None is all except the unloaded ones, and
+                those versions are left alone that are as they were when they were refused.
 
         Raises:
             torch.AcceleratorError: if the device is lost.
         """
-        store = self._loader.store
+        store = self._loader.config.model_store
         found = list_models(store) if model is None else {model: list_versions(store / model)}
         versions, refused = dict(self._versions), dict(self._refused)
         models = frozenset({model} if model is not None else {*found, *(name for name, _ in (*versions, *refused))})
@@ -109,7 +128,7 @@ class Lifecycle:
         changes = Changes(models, present)
         for name, version in sorted(present):
             key = name, version
-            if model is None and name in self.unloaded:
+            if model is None and name in self._unloaded:
                 continue
             mark = fingerprint(store / name / str(version))
             if key in versions and versions[key].served.fingerprint == mark:
@@ -132,33 +151,48 @@ class Lifecycle:
         for key in [key for key in self._refused if key[0] in changes.models]:
             del self._refused[key]
         for key in [key for key in self._versions if key[0] in changes.models and key not in changes.present]:
-            self._retire(key, "it is no longer in the store")
+            self._retire(key, "removed from the store")
         for key, new in changes.loaded.items():
-            if key[0] in self.unloaded:
+            if key[0] in self._unloaded:
                 continue
             if key in self._versions:
-                self._retire(key, "its folder was replaced")
+                self._retire(key, "replaced in the store")
             self._versions[key] = new
-            log.info("model loaded", model=key[0], version=key[1], devices=[str(device) for device in self._loader.devices])
-        self._refused |= {key: refusal for key, refusal in changes.refused.items() if key[0] not in self.unloaded}
+            log.info("model loaded", model=key[0], version=key[1], device=str(self._loader.device))
+        self._refused |= {key: refusal for key, refusal in changes.refused.items() if key[0] not in self._unloaded}
+
+    def allow(self, model: str) -> None:
+        """Let a model be loaded again that was unloaded."""
+        if model in self._unloaded:
+            self._set_unloaded(self._unloaded - {model})
 
     def unload(self, model: str) -> bool:
-        """Serve no version of a model any more; return whether there was any to serve or to be refused."""
+        """Serve no version of a model any more; return whether one was served or refused."""
         keys = [key for key in self._versions if key[0] == model]
         refused = [key for key in self._refused if key[0] == model]
         for key in keys:
-            self._retire(key, "somebody unloaded it")
+            self._retire(key, "requested")
         for key in refused:
             del self._refused[key]
         if keys or refused:
-            self.unloaded.add(model)
+            self._set_unloaded(self._unloaded | {model})
         return bool(keys or refused)
 
     def drop_drained(self) -> None:
-        """Forget the replaced engines that have finished."""
+        """Forget the replaced schedulers that have finished."""
         if self._draining:
-            self._draining = [engine for engine in self._draining if engine.busy]
+            self._draining = [scheduler for scheduler in self._draining if scheduler.busy]
 
-    def _retire(self, key: Key, why: str) -> None:
-        self._draining.append(self._versions.pop(key).engine)
-        log.info("model goes", model=key[0], version=key[1], why=why)
+    def _retire(self, key: Key, reason: str) -> None:
+        self._draining.append(self._versions.pop(key).scheduler)
+        log.info("model unloaded", model=key[0], version=key[1], reason=reason)
+
+    def _set_unloaded(self, models: set[str]) -> None:
+        self._unloaded = models
+        new = self._unloaded_file.with_suffix(f".{os.getpid()}")  # the engines of a server share the file
+        new.write_text(json.dumps(sorted(models)))
+        new.replace(self._unloaded_file)
+
+
+def _reasons(refused: dict[Key, RefusedVersion]) -> dict[str, str]:
+    return {f"{model}/{version}": refusal.reason for (model, version), refusal in refused.items()}

@@ -1,4 +1,4 @@
-"""SlotTable: the running batch."""
+"""SlotTable: rows in preallocated tensors."""
 
 from typing import Any
 
@@ -14,8 +14,8 @@ from jfb.solvers import Memory
 class SlotTable:
     """Rows in preallocated tensors ``[slots, ...]``; the active ones come first, without gaps.
 
-    What the iteration needs is on the device; what decides when a row ends is on the host, as NumPy arrays, where looking
-    at it costs next to nothing. Attributes are views of the active rows, renewed as rows are admitted and removed.
+    What the iteration needs is on the device; what decides when a row ends is on the host, as NumPy arrays, where reading
+    it costs next to nothing. Attributes are views of the active rows, renewed as rows are admitted and removed.
 
     Args:
         point, injection, memory: any rows, as many as there shall be slots, to take shapes, dtype and device from.
@@ -24,12 +24,12 @@ class SlotTable:
         slots: how many rows there is room for.
         active: how many rows there are.
         point, injection, memory: on the device; what ``step`` and the solver work on.
-        job, row: int64; whose row this is, and which of them.
+        request, row: int64; the number of the request that a row is of, and which of its rows it is.
         tolerance: of the point's dtype, so that it compares as it does in ``jfb.solve``.
         max_iterations, iterations: int64.
         by_label: Boolean; which rows end, too, when their label cannot change any more.
         some_by_label: whether any does.
-        margin, bound: float64; of those rows, as in ``jfb.label_stop.Stability``. NaN where nobody judged yet.
+        margin, bound: float64; of those rows, as in ``jfb.label_stop.Stability``. NaN until they are judged.
         deadline: float64, infinite where there is none.
     """
 
@@ -38,7 +38,7 @@ class SlotTable:
         self._device = {"point": point.clone(), "injection": injection.clone()}
         self._memory = {name: tensor.clone() for name, tensor in memory.items()}
         self._host = {
-            "job": np.zeros(self.slots, np.int64),
+            "request": np.zeros(self.slots, np.int64),
             "row": np.zeros(self.slots, np.int64),
             "tolerance": torch.zeros(self.slots, dtype=point.dtype).numpy(),
             "max_iterations": np.zeros(self.slots, np.int64),
@@ -102,7 +102,7 @@ class SlotTable:
         self.injection = self._device["injection"][:active]
         self.memory: Memory = {name: tensor[:active] for name, tensor in self._memory.items()}
         host = {name: array[:active] for name, array in self._host.items()}
-        self.job, self.row = host["job"], host["row"]
+        self.request, self.row = host["request"], host["row"]
         self.tolerance, self.max_iterations, self.deadline = host["tolerance"], host["max_iterations"], host["deadline"]
         self.iterations = host["iterations"]
         self.by_label, self.margin, self.bound = host["by_label"], host["margin"], host["bound"]

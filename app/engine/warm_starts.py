@@ -1,4 +1,4 @@
-"""Sessions: where the iteration ended for callers that come back with similar inputs."""
+"""WarmStarts: where the iteration ended for clients that come back with similar inputs."""
 
 from collections import OrderedDict
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ class _Kept:
     expires: float
 
 
-class Sessions:
+class WarmStarts:
     """Remembers the last fixed points of each session, so that its next rows start there and not from nothing.
 
     A contraction has one fixed point, and finds it from anywhere: a start that is near saves iterations and changes nothing

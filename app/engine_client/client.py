@@ -1,362 +1,397 @@
-"""EngineClient: how the HTTP process asks the engine process."""
+"""Engines: how an HTTP worker sends requests to the engines, whichever processes those are at the moment."""
 
 import asyncio
 import itertools
 import time
+import zlib
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self, cast
 
 import msgspec
-import numpy as np
 import structlog
-import zmq
-from msgspec import Raw
-from numpy.typing import NDArray
 
-from app.engine_client import messages
-from app.engine_client.errors import EngineDied, LoadFailed, NotServed, QueueFull, RequestFailed
+from app.engine_client import errors
+from app.engine_client.catalogue import Catalogue
+from app.engine_client.errors import EngineUnavailable, LoadFailed, RequestFailed
 from app.engine_client.messages import (
-    Answer,
     Cancel,
-    Changed,
     Failed,
-    Gone,
+    FrameDecoder,
+    GetState,
+    Iteration,
     Load,
-    Look,
-    Moments,
-    Progress,
-    Question,
-    Refused,
+    ModelsChanged,
+    NotServed,
+    QueueFull,
+    Request,
+    Result,
+    ServedVersion,
     State,
-    Submit,
     ToClient,
     ToEngine,
     Unload,
+    encode,
 )
 
-LAST_WORDS = 0.05
-"""Seconds of silence after which an engine that has gone is taken to have said all that it had to say."""
-
-MOST_ITERATIONS_HELD = 1024
-"""Of a watched request; those that nobody has fetched by then are lost, the oldest first."""
-
-LONGEST_REFUSAL = 0.1
-"""Seconds for which the engine's word that its queue is full is repeated at most, without asking it again."""
+RECONNECT_SECONDS = 0.05
+REFRESH_SECONDS = 1.0
+"""Between two looks at what an engine serves."""
+MAX_ITERATIONS_BUFFERED = 1024
+"""Of a streamed request; if its client reads too slowly, the oldest are dropped."""
+MAX_REJECTION_SECONDS = 0.1
+"""How long a worker repeats an engine's rejection without asking it again."""
 
 log = structlog.get_logger(__name__)
 
 
-@dataclass(frozen=True)
-class Computed:
-    """An answered request, row by row."""
+class Engines:
+    """All engines of a server: one catalogue of models, and each request to the engine with the least work waiting.
 
-    logits: NDArray[np.float32]
-    """Shape ``[n, classes]``; NaN for rows without an iteration."""
-    iterations: list[int]
-    residual: list[float]
-    status: list[str]
-    """The words of ``jfb.Status``."""
-    moments: Moments
-    margin: list[float] | None = None
-    bound: list[float] | None = None
-    """As in ``messages.Answer``."""
-
-
-@dataclass(frozen=True)
-class Iteration:
-    """What one iteration came to for m rows of a watched request."""
-
-    rows: list[int]
-    iterations: list[int]
-    residual: list[float]
-    logits: NDArray[np.float32]
-    """Shape ``[m, classes]``: the answer if the rows ended here."""
-
-
-@dataclass(frozen=True)
-class _Full:
-    """The engine has refused some rows, and until then it will have no room for as many."""
-
-    rows: int
-    until: float
-    error: QueueFull
-
-
-@dataclass(frozen=True)
-class _Watcher:
-    seen: deque[Iteration]
-    news: asyncio.Event
-
-
-class EngineClient:
-    """One asyncio program's connection to an engine, whichever process that is at the moment.
-
-    Every request ends exactly once: with its answer, or with an exception. ``connect`` and ``disconnect`` are the
-    supervisor's business.
+    An asynchronous context manager: it connects, reconnects when an engine is restarted, and disconnects at the end. Every
+    request ends exactly once, with its result or with an exception.
 
     Args:
-        name: of this client among those of the engine, one that none of them ever had; ZeroMQ makes one up if None.
-
-    Attributes:
-        state: the latest that the engine said of itself, None before the first time; kept while the engine is away.
+        sockets: where each engine listens, or soon will.
+        default_model: as in ``Catalogue``.
     """
 
-    def __init__(self, name: str | None = None) -> None:
-        self._name = name
-        self.state: State | None = None
-        self._context: zmq.Context[zmq.Socket[bytes]] | None = None
-        self._socket: zmq.Socket[bytes] | None = None
-        self._unsent: list[Raw] = []
-        self._numbers = itertools.count()
-        self._requests: dict[int, asyncio.Future[Computed]] = {}
-        self._watchers: dict[int, _Watcher] = {}
-        self._full: dict[tuple[str, int], _Full] = {}
-        self._changes: dict[int, asyncio.Future[dict[str, str]]] = {}
-        self._looks: list[asyncio.Future[State]] = []
-        self._encoder = msgspec.msgpack.Encoder()
-        self._decoder = msgspec.msgpack.Decoder(list[ToClient])
+    def __init__(self, sockets: Sequence[Path], default_model: str | None = None) -> None:
+        self._engines = [EngineClient(socket) for socket in sockets]
+        self._default_model = default_model
+        self._catalogue: tuple[list[State], Catalogue] | None = None
 
-    def connect(self, address: str) -> None:
-        """Begin to talk to the engine that binds, or will bind, a ZeroMQ address."""
-        self._context = self._context or zmq.Context()
-        socket = self._context.socket(zmq.DEALER)
-        if self._name is not None:
-            socket.setsockopt(zmq.IDENTITY, self._name.encode())
-        socket.setsockopt(zmq.SNDHWM, 0)  # the engine's queue is the bound; here nothing is held back or dropped
-        socket.setsockopt(zmq.RCVHWM, 0)
-        socket.setsockopt(zmq.RECONNECT_IVL, 20)
-        socket.setsockopt(zmq.LINGER, 0)
-        socket.connect(address)
-        self._socket = socket
-        asyncio.get_running_loop().add_reader(socket.fileno(), self._receive, socket)
+    async def __aenter__(self) -> Self:
+        for engine in self._engines:
+            engine.start()
+        return self
 
-    async def disconnect(self) -> None:
-        """Take in what a gone engine still said; whatever is unanswered then raises ``EngineDied``."""
-        if self._socket is None:
-            return
-        socket, self._socket = self._socket, None  # from here on, new requests raise
-        self._unsent.clear()
-        asyncio.get_running_loop().remove_reader(socket.fileno())
-        self._receive(socket)
-        while self._requests:
-            await asyncio.sleep(LAST_WORDS)
-            if not self._receive(socket):
-                break
-        socket.close()
-        self._full.clear()
-        unanswered: list[asyncio.Future[Any]] = [*self._requests.values(), *self._changes.values(), *self._looks]
-        for future in unanswered:
-            if not future.done():
-                future.set_exception(EngineDied("the engine process died"))
+    async def __aexit__(self, *_: object) -> None:
+        await asyncio.gather(*(engine.stop() for engine in self._engines))
 
-    async def close(self) -> None:
-        """Disconnect for good."""
-        await self.disconnect()
-        if self._context is not None:
-            self._context.term()
-            self._context = None
+    @property
+    def states(self) -> dict[int, State]:
+        """What each engine that is up last said, by its number."""
+        return {number: engine.state for number, engine in enumerate(self._engines) if engine.up and engine.state}
 
-    async def predict(self, question: Question, inputs: NDArray[np.generic]) -> Computed:
-        """Have n rows computed; cancelling the awaiting task drops them in the engine.
-
-        Args:
-            question: what is asked about them.
-            inputs: raw, shape ``[n, *input_shape]``; sent as float32.
+    @property
+    def catalogue(self) -> Catalogue:
+        """The models that the engines serve; what was served last, while all of them are restarted.
 
         Raises:
-            NotServed: if the engine serves no such version, or not that load of it; ``state`` is up to date then.
-            QueueFull: if the rows do not fit into the engine's queue now.
-            EngineDied: if there is no engine, or it died before it answered.
-            RequestFailed: if the rows cannot be computed.
+            EngineUnavailable: until one has loaded its models for the first time.
         """
-        submit = Submit(next(self._numbers), question, _bytes(inputs))
-        async with self._asked(submit) as future:
-            return await future
+        states = list(self.states.values()) or [engine.state for engine in self._engines if engine.state]
+        if not states:
+            raise EngineUnavailable("the models are being loaded")
+        if self._catalogue is None or self._catalogue[0] != states:
+            self._catalogue = states, Catalogue(states, self._default_model)
+        return self._catalogue[1]
 
-    async def watch(self, question: Question, inputs: NDArray[np.generic]) -> AsyncGenerator[Iteration | Computed, None]:
-        """Have n rows computed and see each iteration; the answer comes last. Closing the iterator drops the rows.
-
-        The arguments, and what is raised, are those of ``predict``. Whoever fetches too slowly misses iterations.
-        """
-        submit = Submit(next(self._numbers), question, _bytes(inputs), watched=True)
-        watcher = _Watcher(deque(maxlen=MOST_ITERATIONS_HELD), asyncio.Event())
-        self._watchers[submit.id] = watcher
-        try:
-            async with self._asked(submit) as future:
-                future.add_done_callback(lambda _: watcher.news.set())
-                while True:
-                    await watcher.news.wait()
-                    watcher.news.clear()
-                    while watcher.seen:
-                        yield watcher.seen.popleft()
-                    if future.done():
-                        break
-                yield future.result()
-        finally:
-            del self._watchers[submit.id]
-
-    def refuse_if_full(self, model: str, version: int, rows: int = 1) -> None:
-        """Do at once, and without the engine, what it would do: a refused request must cost less than an answered one.
-
-        Args:
-            model, version: that would be asked.
-            rows: that a request has at least.
-
-        Raises:
-            QueueFull: if the engine has refused as many rows or fewer, and has not had the time since to make room for them.
-        """
-        full = self._full.get((model, version))
-        if full is not None and rows >= full.rows:
-            if time.monotonic() < full.until:
-                raise QueueFull(full.error.waiting_rows, full.error.max_waiting_rows, full.error.retry_after)
-            del self._full[model, version]
-
-    @asynccontextmanager
-    async def _asked(self, submit: Submit) -> AsyncIterator[asyncio.Future[Computed]]:
-        """A request under way; leaving before it is answered drops it in the engine."""
-        model, version, rows = submit.question.model, submit.question.version, len(submit.question.tolerance)
-        self.refuse_if_full(model, version, rows)
-        future: asyncio.Future[Computed] = asyncio.get_running_loop().create_future()
-        self._requests[submit.id] = future
-        try:
-            self._send(submit)
-            yield future
-        except QueueFull as full:
-            until = time.monotonic() + min(full.retry_after, LONGEST_REFUSAL)
-            self._full[model, version] = _Full(rows, until, full)
-            raise
-        finally:
-            del self._requests[submit.id]
-            if not future.done():
-                future.cancel()
-            if future.cancelled():
-                with suppress(EngineDied):
-                    self._send(Cancel(submit.id))
-            else:
-                future.exception()  # which may be of no interest any more
-
-    async def load(self, model: str) -> None:
-        """Serve the versions of a model that the store holds now; return when they are.
-
-        A version is loaded and tried out before it takes the place of another, which finishes what it has.
-
-        Raises:
-            LoadFailed: if the store has no such model, or a version of it cannot be loaded; the others are.
-            EngineDied: as ``predict``; the next engine loads what the store holds.
-        """
-        refused = await self._change(Load(next(self._numbers), model))
-        if refused:
-            raise LoadFailed([f"{version}: {reason}" for version, reason in refused.items()])
-
-    async def reload(self) -> dict[str, str]:
-        """Serve what the store holds now, but for the models that were unloaded.
-
-        Returns:
-            ``name/version`` to the reason why it was refused; what was served of it before still is.
-
-        Raises:
-            EngineDied: as ``load``.
-        """
-        return await self._change(Load(next(self._numbers), None))
-
-    async def unload(self, model: str) -> None:
-        """Serve no version of a model until it is loaded again; what is in flight is finished.
-
-        Raises:
-            LoadFailed: if there is no such model to unload.
-            EngineDied: as ``predict``.
-        """
-        await self._change(Unload(next(self._numbers), model))
-
-    async def _change(self, message: Load | Unload) -> dict[str, str]:
-        future: asyncio.Future[dict[str, str]] = asyncio.get_running_loop().create_future()
-        self._changes[message.id] = future
-        try:
-            self._send(message)
-            return await future
-        finally:
-            del self._changes[message.id]
-
-    async def forget(self, name: str) -> None:
-        """Have the engine drop what another client asked for: that one has ended.
-
-        Raises:
-            EngineDied: if there is no engine.
-        """
-        self._send(Gone(name))
-
-    async def look(self, timeout: float) -> State:
-        """Ask the engine how it is.
+    async def refresh(self, timeout: float) -> dict[int, State]:
+        """Ask every engine for its state.
 
         Args:
             timeout: seconds to wait.
 
+        Returns:
+            The states of those that answered in time, by number.
+        """
+        await asyncio.gather(*(engine.get_state(timeout) for engine in self._engines), return_exceptions=True)
+        return self.states
+
+    async def wait_until_ready(self) -> None:
+        """Return when at least one engine serves."""
+        ready = [asyncio.ensure_future(engine.is_up.wait()) for engine in self._engines]
+        try:
+            await asyncio.wait(ready, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for one in ready:
+                one.cancel()
+
+    def raise_if_full(self, model: ServedVersion, rows: int = 1) -> None:
+        """Reject at once what every engine would reject: a rejected request must cost less than an answered one.
+
+        Args:
+            model: of the request.
+            rows: that the request has at least.
+
         Raises:
-            EngineDied: if there is no engine, or it dies now.
-            TimeoutError: if it does not answer in time.
+            QueueFull: if every engine has rejected as many rows or fewer, and has not had the time since to make room for them.
+        """
+        full = [engine.full(model, rows) for engine in self._engines if engine.up]
+        if full and all(full):
+            raise next(error for error in full if error)
+
+    async def predict(self, request: Request) -> Result:
+        """Have rows computed; cancelling the awaiting task drops them in the engine.
+
+        Raises:
+            NotServed: if no engine serves this load of that version; the catalogue is up to date then.
+            QueueFull: if the queue has no room for the rows.
+            EngineUnavailable: if no engine is up, or it exited before it answered.
+            RequestFailed: if the rows cannot be computed.
+        """
+        async with self._choose(request).sent(request) as pending:
+            return await pending.result
+
+    async def stream(self, request: Request) -> AsyncGenerator[Iteration | Result, None]:
+        """Have rows computed and yield each iteration, then the result. Closing the generator drops the rows.
+
+        Raises what ``predict`` raises.
+        """
+        request.streamed = True
+        async with self._choose(request).sent(request) as pending:
+            pending.result.add_done_callback(lambda _: pending.arrived.set())
+            while True:
+                await pending.arrived.wait()
+                pending.arrived.clear()
+                while pending.iterations:
+                    yield pending.iterations.popleft()
+                if pending.result.done():
+                    break
+            yield pending.result.result()
+
+    async def load(self, model: str) -> None:
+        """Serve the versions of a model that the store holds now; return when they are served.
+
+        Raises:
+            LoadFailed: if the store has no such model, or a version of it cannot be loaded; the others are.
+            EngineUnavailable: if no engine is up.
+        """
+        found = await self._change(Load, model)
+        if refused := {version: reason for one in found for version, reason in one.items()}:
+            raise LoadFailed([f"{version}: {reason}" for version, reason in refused.items()])
+
+    async def unload(self, model: str) -> None:
+        """Stop serving a model until it is loaded again; what is in flight is finished.
+
+        Raises:
+            LoadFailed: if no such model is served.
+            EngineUnavailable: if no engine is up.
+        """
+        await self._change(Unload, model)
+
+    async def _change(self, kind: type[Load] | type[Unload], model: str) -> list[dict[str, str]]:
+        up = [engine for engine in self._engines if engine.up]
+        if not up:
+            raise EngineUnavailable("no engine is ready")
+        results = await asyncio.gather(*(engine.change(kind, model) for engine in up), return_exceptions=True)
+        if failed := next((one for one in results if isinstance(one, BaseException)), None):
+            raise failed
+        return [one for one in results if not isinstance(one, BaseException)]
+
+    def _choose(self, request: Request) -> "EngineClient":
+        """The engine with the least work waiting, of those that serve the load; a session has an engine of its own."""
+        up = [engine for engine in self._engines if engine.up]
+        if not up:
+            raise EngineUnavailable("no engine is ready")
+        if len(up) == 1:
+            return up[0]
+        serving = [engine for engine in up if engine.serves(request)] or up
+        if request.session is not None:
+            return serving[zlib.crc32(request.session.encode()) % len(serving)]
+        return min(serving, key=lambda engine: engine.rows_in_flight)
+
+
+@dataclass(eq=False)
+class _Pending:
+    result: asyncio.Future[Result]
+    iterations: deque[Iteration] = field(default_factory=lambda: deque(maxlen=MAX_ITERATIONS_BUFFERED))
+    arrived: asyncio.Event = field(default_factory=asyncio.Event)
+
+
+@dataclass(frozen=True)
+class _Rejection:
+    rows: int
+    until: float
+    error: errors.QueueFull
+
+
+class EngineClient(asyncio.Protocol):
+    """The connection to one engine.
+
+    Args:
+        socket: where it listens.
+
+    Attributes:
+        state: what it last said; None before the first time.
+        is_up: set while it is connected and has said what it serves.
+        rows_in_flight: rows that this process has sent and that are not answered.
+    """
+
+    def __init__(self, socket: Path) -> None:
+        self.state: State | None = None
+        self.is_up = asyncio.Event()
+        self.rows_in_flight = 0
+        self._socket = socket
+        self._transport: asyncio.WriteTransport | None = None
+        self._disconnected = asyncio.Event()
+        self._numbers = itertools.count()
+        self._requests: dict[int, _Pending] = {}
+        self._changes: dict[int, asyncio.Future[dict[str, str]]] = {}
+        self._states: list[asyncio.Future[State]] = []
+        self._rejections: dict[tuple[str, int], _Rejection] = {}
+        self._task: asyncio.Task[None] | None = None
+
+    @property
+    def up(self) -> bool:
+        return self.is_up.is_set()
+
+    def start(self) -> None:
+        """Connect, and again whenever the engine has been restarted."""
+        self._task = asyncio.create_task(self._stay_connected())
+
+    async def stop(self) -> None:
+        """Disconnect."""
+        if self._task is not None:
+            self._task.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._task
+        if self._transport is not None:
+            self._transport.abort()
+            await self._disconnected.wait()
+
+    def serves(self, request: Request) -> bool:
+        """Whether the engine last said that it serves the load which a request means."""
+        served = self.state.served if self.state else []
+        return any(
+            (one.model, one.version) == (request.model, request.version) and request.fingerprint in (None, one.fingerprint)
+            for one in served
+        )
+
+    def full(self, model: ServedVersion, rows: int) -> errors.QueueFull | None:
+        """The rejection that the engine would repeat now."""
+        rejection = self._rejections.get((model.model, model.version))
+        if rejection is None or rows < rejection.rows:
+            return None
+        if time.monotonic() < rejection.until:
+            full = rejection.error
+            return errors.QueueFull(full.waiting_rows, full.max_waiting_rows, full.retry_after)
+        del self._rejections[model.model, model.version]
+        return None
+
+    @asynccontextmanager
+    async def sent(self, request: Request) -> AsyncIterator[_Pending]:
+        """Send a request; leaving before it is answered drops it in the engine."""
+        pending = _Pending(asyncio.get_running_loop().create_future())
+        self._requests[request.id] = pending
+        self.rows_in_flight += request.rows
+        try:
+            self._send(request)
+            yield pending
+        except errors.QueueFull as full:
+            until = time.monotonic() + min(full.retry_after, MAX_REJECTION_SECONDS)
+            self._rejections[request.model, request.version] = _Rejection(request.rows, until, full)
+            raise
+        finally:
+            del self._requests[request.id]
+            self.rows_in_flight -= request.rows
+            if not pending.result.done():
+                pending.result.cancel()
+            if pending.result.cancelled():
+                with suppress(EngineUnavailable):
+                    self._send(Cancel(request.id))
+            else:
+                pending.result.exception()  # retrieved, even if the client that waited for it has left
+
+    async def change(self, kind: type[Load] | type[Unload], model: str) -> dict[str, str]:
+        """Load or unload a model; return why which versions were refused."""
+        future: asyncio.Future[dict[str, str]] = asyncio.get_running_loop().create_future()
+        number = next(self._numbers)
+        self._changes[number] = future
+        try:
+            self._send(kind(number, model))
+            return await future
+        finally:
+            del self._changes[number]
+
+    async def get_state(self, timeout: float) -> State:
+        """Ask the engine what it serves and what it has done.
+
+        Raises:
+            EngineUnavailable: if it is not up, or exits now.
+            TimeoutError: if it does not answer within ``timeout`` seconds.
         """
         future: asyncio.Future[State] = asyncio.get_running_loop().create_future()
-        self._looks.append(future)
+        self._states.append(future)
         try:
-            self._send(Look())
+            self._send(GetState())
             async with asyncio.timeout(timeout):
                 return await future
         finally:
-            self._looks.remove(future)
+            self._states.remove(future)
 
     def _send(self, message: ToEngine) -> None:
-        """Send a message with all others of this turn of the event loop."""
-        if self._socket is None:
-            raise EngineDied("the engine process is not up")
-        if not self._unsent:
-            asyncio.get_running_loop().call_soon(self._flush)
-        self._unsent.append(Raw(self._encoder.encode(message)))  # one that cannot be encoded is its sender's business alone
+        if self._transport is None:
+            raise EngineUnavailable("no engine is ready")
+        self._transport.write(encode([message]))
 
-    def _flush(self) -> None:
-        messages, self._unsent = self._unsent, []
-        if self._socket is not None and messages:  # else the engine went in the meantime, and whoever waits has heard of it
-            self._socket.send(self._encoder.encode(messages), zmq.NOBLOCK)
-            self._receive(self._socket)  # ZeroMQ's descriptor tells of an arrival once, and sending may have taken note of it
-
-    def _receive(self, socket: "zmq.Socket[bytes]") -> bool:
-        """Take in what has arrived; whether anything has."""
-        has_heard = False
+    async def _stay_connected(self) -> None:
+        loop = asyncio.get_running_loop()
         while True:
             try:
-                frame = socket.recv(zmq.NOBLOCK)
-            except zmq.Again:
-                return has_heard
-            has_heard = True
-            try:
-                messages = self._decoder.decode(frame)
-            except msgspec.MsgspecError as error:
-                log.error("the engine sent what are not messages", error=str(error))
+                await loop.create_unix_connection(lambda: self, str(self._socket))
+            except OSError:  # it is not up yet
+                await asyncio.sleep(RECONNECT_SECONDS)
                 continue
-            for message in messages:
-                self._take(message)
+            while not self._disconnected.is_set():
+                with suppress(EngineUnavailable, TimeoutError):
+                    await self.get_state(REFRESH_SECONDS)
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(REFRESH_SECONDS):
+                        await self._disconnected.wait()
 
-    def _take(self, message: ToClient) -> None:
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.WriteTransport, transport)  # uvloop's is not a subclass
+        self._decoder: FrameDecoder[ToClient] = FrameDecoder(ToClient)
+        self._disconnected.clear()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._transport = None
+        self._rejections.clear()
+        self.is_up.clear()
+        self._disconnected.set()
+        unanswered: list[asyncio.Future[Any]] = [
+            *(pending.result for pending in self._requests.values()),
+            *self._changes.values(),
+            *self._states,
+        ]
+        for future in unanswered:
+            if not future.done():
+                future.set_exception(EngineUnavailable("the engine exited"))
+
+    def data_received(self, data: bytes) -> None:
+        try:
+            for message in self._decoder.feed(data):
+                self._receive(message)
+        except msgspec.MsgspecError as error:
+            log.error("undecodable frame dropped", error=str(error))
+            assert self._transport is not None
+            self._transport.abort()
+
+    def _receive(self, message: ToClient) -> None:
         match message:
-            case State() as state:
-                self.state = state
-                for look in self._looks:
-                    if not look.done():
-                        look.set_result(state)
-            case Answer(id, logits, iterations, residual, status, moments, margin, bound):
-                array = _array(logits, len(status))
-                self._finish(id, Computed(array, iterations, residual, list(status), moments, margin, bound))
-            case Progress(id, logits, rows, iterations, residual):
-                if watcher := self._watchers.get(id):
-                    watcher.seen.append(Iteration(rows, iterations, residual, _array(logits, len(rows))))
-                    watcher.news.set()
-            case Refused(id, waiting_rows, max_waiting_rows, retry_after):
-                self._finish(id, QueueFull(waiting_rows, max_waiting_rows, retry_after))
-            case messages.NotServed(id):
-                self._finish(id, NotServed("that version is not served any more"))
-            case Changed(id, refused):
+            case Result(id=id):
+                self._finish(id, message)
+            case Iteration(id=id):
+                if pending := self._requests.get(id):
+                    pending.iterations.append(message)
+                    pending.arrived.set()
+            case State():
+                self.state = message
+                self.is_up.set()
+                for future in self._states:
+                    if not future.done():
+                        future.set_result(message)
+            case QueueFull(id, waiting_rows, max_waiting_rows, retry_after):
+                self._finish(id, errors.QueueFull(waiting_rows, max_waiting_rows, retry_after))
+            case NotServed(id):
+                self._finish(id, errors.NotServed("the version is not served any more"))
+            case ModelsChanged(id, refused):
                 change = self._changes.get(id)
                 if change is not None and not change.done():
                     change.set_result(refused)
@@ -366,19 +401,11 @@ class EngineClient:
                     change.set_exception(LoadFailed([reason]))
                 self._finish(id, RequestFailed(reason))
 
-    def _finish(self, number: int, result: Computed | Exception) -> None:
-        future = self._requests.get(number)
-        if future is None or future.done():  # cancelled in the meantime
+    def _finish(self, id: int, result: Result | errors.EngineError) -> None:
+        pending = self._requests.get(id)
+        if pending is None or pending.result.done():  # cancelled in the meantime
             return
-        if isinstance(result, Exception):
-            future.set_exception(result)
+        if isinstance(result, Result):
+            pending.result.set_result(result)
         else:
-            future.set_result(result)
-
-
-def _bytes(inputs: NDArray[np.generic]) -> bytes:
-    return inputs.astype("<f4", copy=False).tobytes()
-
-
-def _array(logits: bytes, rows: int) -> NDArray[np.float32]:
-    return np.frombuffer(logits, dtype="<f4").reshape(rows, -1)
+            pending.result.set_exception(result)

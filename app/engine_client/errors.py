@@ -1,39 +1,57 @@
-"""What can go wrong with a request that was well-formed."""
+"""What can go wrong with a well-formed request.
+
+EngineError
+ ├─ EngineUnavailable   no engine is ready, or it exited before it answered; it is being restarted
+ ├─ QueueFull           the queue has no room for the rows
+ ├─ NotServed           the engine does not serve that version, or that load of it, any more
+ ├─ ModelNotFound       no such model or version
+ ├─ NoDefaultModel      the request names no model and there is no default
+ ├─ LoadFailed          a model could not be loaded or unloaded
+ └─ RequestFailed       these rows cannot be computed
+"""
 
 
 class EngineError(Exception):
-    """A request that has no answer."""
+    """A request that cannot be answered."""
 
 
-class QueueFull(EngineError):  # noqa: N818 - it is a condition, not a mistake
-    """The engine has as many rows waiting as it accepts; nothing was computed.
+class EngineUnavailable(EngineError):  # noqa: N818 - named for the condition
+    """No engine is ready, or it exited before it answered."""
+
+
+class QueueFull(EngineError):  # noqa: N818
+    """The queue has no room for the rows; nothing was computed.
 
     Args:
-        waiting_rows: how many wait now.
-        max_waiting_rows: how many may wait.
+        waiting_rows: rows that wait now.
+        max_waiting_rows: rows that may wait.
         retry_after: seconds after which the queue should have room.
     """
 
     def __init__(self, waiting_rows: int, max_waiting_rows: int, retry_after: float) -> None:
-        super().__init__(f"{waiting_rows} rows wait already, and at most {max_waiting_rows} may; retry in {retry_after:.1f} s")
+        super().__init__(f"{waiting_rows} of at most {max_waiting_rows} rows are waiting; retry in {retry_after:.1f} s")
         self.waiting_rows = waiting_rows
         self.max_waiting_rows = max_waiting_rows
         self.retry_after = retry_after
 
 
-class EngineDied(EngineError):  # noqa: N818
-    """The engine process is not there: it died while it had the request, or it is not up yet."""
-
-
 class NotServed(EngineError):  # noqa: N818
-    """The engine does not serve that version any more, or has loaded it anew; ask again with what it serves now."""
+    """The engine does not serve that version, or that load of it, any more; look it up in the catalogue again."""
+
+
+class ModelNotFound(EngineError):  # noqa: N818
+    """No such model or version; the message lists those that exist."""
+
+
+class NoDefaultModel(EngineError):  # noqa: N818
+    """The request names no model, and there is no default model."""
 
 
 class LoadFailed(EngineError):  # noqa: N818
-    """A model was not loaded, or not all of its versions; what was served of it before still is.
+    """A model, or some version of it, could not be loaded or unloaded; what was served of it before still is.
 
     Args:
-        reasons: one a version, or one for the model.
+        reasons: one for each version, or one for the model.
     """
 
     def __init__(self, reasons: list[str]) -> None:
@@ -42,10 +60,10 @@ class LoadFailed(EngineError):  # noqa: N818
 
 
 class RequestFailed(EngineError):  # noqa: N818
-    """This request could not be computed; others are not affected.
+    """These rows cannot be computed; other requests are not affected.
 
     Args:
-        reason: what went wrong, for the log.
+        reason: what went wrong.
     """
 
     def __init__(self, reason: str) -> None:

@@ -1,106 +1,112 @@
-"""The messages between the HTTP process and the engine process, all of them.
+"""Messages between the HTTP workers and the engines.
 
-What goes over ZeroMQ is one frame at a time: the msgpack of a list of the structs below, in the order in which they were said. So
-what a tick has to say to a client costs one system call, however many rows ended in it. Tensors are raw little-endian bytes in C
-order. No pickle. Nothing here imports ``jfb``: it would bring torch, seconds and hundreds of megabytes, into the HTTP process.
+A frame on their Unix stream socket is a length (four bytes, little-endian) and that many bytes of msgpack: a list of the structs
+below, in the order in which they were sent. Tensors are raw little-endian bytes in C order. No pickle.
 """
 
-from collections.abc import Sequence
-from typing import Annotated, Literal
+import itertools
+import struct
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from typing import Any, Generic, Literal, TypeVar
 
 import msgspec
-from msgspec import Meta
+import numpy as np
+from msgspec import Struct
+from numpy.typing import NDArray
+
+from jfb.config import ModelConfig
 
 Stop = Literal["tolerance", "label"]
-"""What ends a row early: that it has come to its tolerance, or that, or that its label cannot change any more."""
+"""What ends a row early: ``tolerance`` is the residual; ``label`` also ends it once its label cannot change any more."""
 
 
-class Question(msgspec.Struct, frozen=True):
-    """What is asked about n rows: which model, and how each of them is to be solved."""
+class Request(Struct, tag="request"):
+    """HTTP to engine: compute n rows. Answered with ``Result``, ``QueueFull``, ``NotServed`` or ``Failed``.
+
+    The HTTP worker has validated it; the engine checks only what would let one client harm another.
+    """
 
     model: str
     version: int
+    inputs: bytes
+    """float32 ``[n, *input_shape]``."""
     tolerance: list[float]
-    """One per row, positive."""
+    """One per row, positive and finite."""
     max_iterations: list[int]
     """One per row, at least 1."""
     deadline: list[float | None]
     """One per row, in seconds of ``time.monotonic()``, which all processes of a machine share."""
     fingerprint: str | None = None
-    """Which load of that version is meant, as ``ServedVersion`` has it; any if None."""
+    """Which load of that version is meant (``ServedVersion.fingerprint``); None accepts any."""
     solver: str | None = None
-    """One of ``ServedVersion.solvers``; the model's own if None."""
+    """One of ``ServedVersion.solvers``; None is the model's own."""
     stop: Stop = "tolerance"
     """``label`` only where the version has a ``label_stop``."""
     session: str | None = None
-    """The rows start where the last ones of this session ended, if there were as many."""
+    """The rows start where the last rows of this session ended, if there were as many."""
+    streamed: bool = False
+    """Whether the engine sends an ``Iteration`` after each iteration."""
+    id: int = msgspec.field(default_factory=itertools.count().__next__)
+    """Unique within the HTTP worker; echoed in every response."""
+
+    @property
+    def rows(self) -> int:
+        return len(self.tolerance)
 
 
-class Submit(msgspec.Struct, frozen=True, tag="submit"):
-    """HTTP to engine: please compute these n rows."""
-
-    id: int
-    """Unique within the client; echoed in the answer."""
-    question: Question
-    inputs: bytes
-    """float32 ``[n, *input_shape]``."""
-    watched: bool = False
-    """Whether ``Progress`` is to be sent after each iteration."""
-
-
-class Cancel(msgspec.Struct, frozen=True, tag="cancel"):
-    """HTTP to engine: nobody waits for this request any more. Not answered."""
+class Cancel(Struct, frozen=True, tag="cancel"):
+    """HTTP to engine: drop the rows of a request. Not answered."""
 
     id: int
 
 
-class Load(msgspec.Struct, frozen=True, tag="load"):
-    """HTTP to engine: serve what the store holds now. Answered with ``Changed``, or with ``Failed`` for an unknown model."""
-
-    id: int
-    model: str | None
-    """All models but those that were unloaded if None."""
-
-
-class Unload(msgspec.Struct, frozen=True, tag="unload"):
-    """HTTP to engine: serve no version of a model until it is loaded again; what is in flight is finished.
-
-    Answered with ``Changed``, or with ``Failed`` for a model that is not there.
-    """
+class Load(Struct, frozen=True, tag="load"):
+    """HTTP to engine: serve what the store holds of a model now. Answered with ``ModelsChanged`` or ``Failed``."""
 
     id: int
     model: str
 
 
-class Look(msgspec.Struct, frozen=True, tag="look"):
-    """HTTP to engine: are you there, and what have you done? Answered with ``State``."""
+class Unload(Struct, frozen=True, tag="unload"):
+    """HTTP to engine: stop serving a model until it is loaded again; what is in flight is finished. Answered as ``Load``."""
+
+    id: int
+    model: str
 
 
-class Gone(msgspec.Struct, frozen=True, tag="gone"):
-    """HTTP to engine: that other client has ended, and nobody waits for what it asked for. Not answered."""
-
-    client: str
-    """Its name; one that it had alone, and nobody will have again."""
+class GetState(Struct, frozen=True, tag="get_state"):
+    """HTTP to engine: send a ``State``."""
 
 
-class Moments(msgspec.Struct):
-    """Where the time of a request went, in seconds of ``time.monotonic()``; None for what did not happen.
+class Timings(Struct):
+    """When the engine did what for a request, in seconds of ``time.monotonic()``; None for what did not happen.
 
-    On a device that works by itself, a moment is when the host had handed over the work, not when that was done.
+    On a device that works asynchronously, this is when the host had queued the work, not when the device had done it.
     """
 
     submitted: float | None = None
     admitted: float | None = None
     """The first of its rows left the queue."""
     injected: float | None = None
-    """The injection of those had been computed."""
+    """The injection of those rows had been computed."""
     ended: float | None = None
     """The last of its rows had ended."""
     read_out: float | None = None
-    """The logits of those had been computed."""
+    """The logits of those rows had been computed."""
+
+    def phases(self) -> dict[str, tuple[float, float]]:
+        """Start and end of each phase that the request went through: queue, inject, iterate, readout."""
+        ends = {
+            "queue": (self.submitted, self.admitted),
+            "inject": (self.admitted, self.injected),
+            "iterate": (self.injected, self.ended),
+            "readout": (self.ended, self.read_out),
+        }
+        return {phase: (start, end) for phase, (start, end) in ends.items() if start is not None and end is not None}
 
 
-class Answer(msgspec.Struct, frozen=True, tag="answer"):
+class Result(Struct, frozen=True, tag="result"):
     """Engine to HTTP: all rows of a request have ended."""
 
     id: int
@@ -111,96 +117,104 @@ class Answer(msgspec.Struct, frozen=True, tag="answer"):
     residual: list[float]
     """NaN or infinity for rows that diverged, NaN for rows without an iteration."""
     status: Sequence[str]
-    """The words of ``jfb.Status``."""
-    moments: Moments
+    """Values of ``jfb.Status``."""
+    timings: Timings
     margin: list[float] | None = None
-    """Of requests with label stops, one per row: by how much the label's logit leads, as ``jfb.label_stop`` has it."""
+    """Of requests with label stops, one per row: the lead of the label's logit (``jfb.label_stop``)."""
     bound: list[float] | None = None
-    """Of the same: by how much that lead can still shrink; infinite where nothing is known yet, NaN without an iteration."""
+    """Of the same: how far that lead can still shrink; infinite while unknown, NaN without an iteration."""
+
+    def logits_array(self) -> NDArray[np.float32]:
+        """The logits, shape ``[n, classes]``, read-only."""
+        return np.frombuffer(self.logits, "<f4").reshape(len(self.status), -1)
 
 
-class Progress(msgspec.Struct, frozen=True, tag="progress"):
-    """Engine to HTTP: an iteration of a watched request."""
+class Iteration(Struct, frozen=True, tag="iteration"):
+    """Engine to HTTP: one iteration of the m rows of a streamed request that have a slot."""
 
     id: int
     logits: bytes
-    """float32 ``[m, classes]``."""
+    """float32 ``[m, classes]``: the answer if the rows ended here."""
     rows: list[int]
-    """Those that have a slot, m of them."""
     iterations: list[int]
     residual: list[float]
-    """Of that iteration; NaN or infinity for a row that diverged."""
+    """NaN or infinity for a row that diverged."""
+
+    def logits_array(self) -> NDArray[np.float32]:
+        """The logits, shape ``[m, classes]``, read-only."""
+        return np.frombuffer(self.logits, "<f4").reshape(len(self.rows), -1)
 
 
-class Refused(msgspec.Struct, frozen=True, tag="refused"):
-    """Engine to HTTP: the queue is full; nothing was computed."""
+class QueueFull(Struct, frozen=True, tag="queue_full"):
+    """Engine to HTTP: the request was rejected; nothing was computed."""
 
     id: int
     waiting_rows: int
     max_waiting_rows: int
     retry_after: float
-    """Seconds after which the queue should have room, from measured throughput."""
+    """Seconds after which the queue should have room, from the measured throughput."""
 
 
-class NotServed(msgspec.Struct, frozen=True, tag="not_served"):
-    """Engine to HTTP: nothing was computed, as that version is not served, or not the load of it that was asked for.
-
-    A ``State`` goes before, which says what is served.
-    """
+class NotServed(Struct, frozen=True, tag="not_served"):
+    """Engine to HTTP: this version, or this load of it, is not served; nothing was computed. A ``State`` precedes it."""
 
     id: int
 
 
-class Changed(msgspec.Struct, frozen=True, tag="changed"):
-    """Engine to HTTP: what was to be loaded or unloaded is. A ``State`` goes before, which says what is served."""
+class ModelsChanged(Struct, frozen=True, tag="models_changed"):
+    """Engine to HTTP: the load or unload is done. A ``State`` precedes it."""
 
     id: int
     refused: dict[str, str]
-    """``name/version`` to the reason, of the models that were looked at."""
+    """``name/version`` to the reason, of the model that was to be loaded."""
 
 
-class Failed(msgspec.Struct, frozen=True, tag="failed"):
+class Failed(Struct, frozen=True, tag="failed"):
     """Engine to HTTP: this request could not be computed; others are not affected."""
 
     id: int
     reason: str
 
 
-class LabelStop(msgspec.Struct, frozen=True):
-    """What a request with ``stop: label`` may count on: rows end as soon as their label cannot change any more."""
+class LabelStop(Struct, frozen=True):
+    """What a request with ``stop: label`` may rely on."""
 
-    kind: Annotated[
-        Literal["estimate", "guarantee"],
-        Meta(description="guarantee: the network contracts by construction; estimate: calibrated on held-out data"),
-    ]
-    solvers: Annotated[tuple[str, ...], Meta(description="those that it goes with")]
-    tolerance: Annotated[float, Meta(description="that ends the other rows, unless the request says otherwise")]
-    inputs: Annotated[int, Meta(description="held-out inputs that the estimate was tested on; null for a guarantee")] | None = (
-        None
-    )
-    differing: (
-        Annotated[float, Meta(ge=0, le=1, description="share of them whose label was not that of the exact fixed point")] | None
-    ) = None
-    iterations: Annotated[float, Meta(description="mean iterations of them")] | None = None
+    kind: Literal["estimate", "guarantee"]
+    """``guarantee``: the network contracts by construction; ``estimate``: calibrated on held-out data."""
+    solvers: tuple[str, ...]
+    """Those that support it."""
+    tolerance: float
+    """The default tolerance of such requests."""
+    inputs: int | None = None
+    """Held-out inputs that the estimate was tested on; None for a guarantee."""
+    differing: float | None = None
+    """Share of them whose label was not that of the exact fixed point, in [0, 1]."""
+    iterations: float | None = None
+    """Their mean iterations."""
 
 
-class ServedVersion(msgspec.Struct, frozen=True):
-    """One version of one model, as the engine holds it."""
+class ServedVersion(Struct, frozen=True, dict=True):
+    """One version of one model, as an engine serves it."""
 
     model: str
     version: int
-    config: str
-    """``config.json``, validated and with what it leaves out filled in (``ModelConfig.model_dump_json()``)."""
+    config_json: str
+    """``config.json``, validated and complete (``ModelConfig.model_dump_json()``)."""
     fingerprint: str = ""
-    """Differs from that of an earlier load of this version, if its folder was replaced in the meantime."""
+    """Changes when the version's folder is replaced and loaded again."""
     solvers: tuple[str, ...] = ()
     """Those that a request may name."""
     label_stop: LabelStop | None = None
-    """None if a request may not ask for label stops."""
+    """None if requests may not use label stops."""
+
+    @cached_property
+    def config(self) -> ModelConfig:
+        """What ``config.json`` says."""
+        return ModelConfig.model_validate_json(self.config_json)
 
 
-class Counters(msgspec.Struct, frozen=True):
-    """What one version has done since its engine started; every number only grows, but for the rows and slots of now."""
+class Counters(Struct, frozen=True):
+    """What one version has done since its engine started; every number only grows, except the last three."""
 
     model: str
     version: int
@@ -208,7 +222,7 @@ class Counters(msgspec.Struct, frozen=True):
     step_evaluations: int
     """Rows summed over the ticks: the work that was done."""
     iterations: int
-    """Iterations summed over the rows that ended, cancelled ones included: the work that was asked for."""
+    """Iterations summed over the rows that ended, cancelled ones included: the work that was requested."""
     rows_ended: int
     batch_sizes: list[int]
     """Ticks with at most 1, 2, 4, 8, ... rows, and more than half as many."""
@@ -217,16 +231,59 @@ class Counters(msgspec.Struct, frozen=True):
     slots: int
 
 
-class State(msgspec.Struct, frozen=True, tag="state"):
-    """Engine to HTTP: the answer to ``Look``. An engine that answers has loaded its models."""
+class State(Struct, frozen=True, tag="state"):
+    """Engine to HTTP: what it serves and what it has done. An engine that answers has loaded its models."""
 
     served: list[ServedVersion]
     refused: dict[str, str]
-    """``name/version`` to the reason why it was not loaded; what was loaded of that version before is still served."""
+    """``name/version`` to the reason why it could not be loaded; an earlier load of it may still be served."""
     counters: list[Counters]
     unloaded: list[str] = []
-    """Models that are not served because somebody unloaded them."""
+    """Models that a client has unloaded."""
 
 
-ToEngine = Submit | Cancel | Load | Unload | Look | Gone
-ToClient = Answer | Progress | Refused | NotServed | Changed | Failed | State
+ToEngine = Request | Cancel | Load | Unload | GetState
+ToClient = Result | Iteration | QueueFull | NotServed | ModelsChanged | Failed | State
+
+_LENGTH = struct.Struct("<I")
+_ENCODER = msgspec.msgpack.Encoder()
+
+Message = TypeVar("Message")
+
+
+def encode(messages: Sequence[Struct | msgspec.Raw]) -> bytes:
+    """One frame of messages."""
+    buffer = bytearray(_LENGTH.size)
+    _ENCODER.encode_into(messages, buffer, _LENGTH.size)
+    _LENGTH.pack_into(buffer, 0, len(buffer) - _LENGTH.size)
+    return bytes(buffer)
+
+
+class FrameDecoder(Generic[Message]):
+    """Splits a stream of bytes into messages.
+
+    Args:
+        kind: the union of messages that may arrive, ``ToEngine`` or ``ToClient``.
+    """
+
+    def __init__(self, kind: Any) -> None:
+        self._decoder = msgspec.msgpack.Decoder(list[kind])
+        self._buffer = bytearray()
+
+    def feed(self, data: bytes) -> Iterator[Message]:
+        """Yield the messages that ``data`` completes.
+
+        Raises:
+            msgspec.MsgspecError: for bytes that are no messages; the stream cannot be read any further then.
+        """
+        self._buffer += data
+        begin = 0
+        while len(self._buffer) - begin >= _LENGTH.size:
+            (length,) = _LENGTH.unpack_from(self._buffer, begin)
+            end = begin + _LENGTH.size + length
+            if len(self._buffer) < end:
+                break
+            yield from self._decoder.decode(memoryview(self._buffer)[begin + _LENGTH.size : end])
+            begin = end
+        if begin:
+            del self._buffer[:begin]

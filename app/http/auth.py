@@ -1,52 +1,169 @@
-"""Who may ask: dependencies of the routes that want a key, where the server has keys."""
+"""Authentication: API keys, and routes that cannot forget to ask for them."""
 
+import hashlib
+import hmac
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import structlog
 from fastapi import Request
+from fastapi.routing import APIRoute
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from pydantic import SecretStr
+from starlette.types import Receive, Scope, Send
 
-from app.http.api_keys import Keyring
-from app.http.errors import Refusal
-from app.http.state import Server
+from app.http.errors import ApiError
+from app.settings import Settings
 
-
-class _Key(HTTPBearer):
-    """A scheme of OpenAPI and its check in one: FastAPI then has one dependency to solve in every request, and not four."""
-
-    def __init__(self) -> None:
-        super().__init__(auto_error=False, scheme_name="key")
+log = structlog.get_logger(__name__)
 
 
-class _User(_Key):
-    """Lets pass whoever has a key of any kind; everybody if users need none. Raises a ``Refusal``, 401."""
-
-    async def __call__(self, request: Request) -> None:  # type: ignore[override]
-        server: Server = request.app.state.server
-        if server.keys.users.wanted:
-            _check(await super().__call__(request), server.keys.users, server.keys.admins)
+class ApiKeyError(Exception):
+    """API keys are required by the settings, but none can be read."""
 
 
-class _Admin(_Key):
-    """Lets pass whoever has an admin key; everybody if there are no keys of any kind.
+class KeySet:
+    """The keys of one role, of which only the hashes are kept.
 
-    Raises a ``Refusal``: 401 without a key, 403 with a user's.
+    Args:
+        setting: that holds keys; with ``_file`` appended, the setting that names a file of more.
+        keys: one or several, separated by commas or white space.
+        file: likewise.
+
+    Attributes:
+        required: whether there are any.
+
+    Raises:
+        ApiKeyError: if the file cannot be read, or a setting holds no key.
     """
 
+    def __init__(self, setting: str, keys: SecretStr | None, file: Path | None) -> None:
+        self._setting, self._keys, self._file = setting, keys, file
+        self.required = keys is not None or file is not None
+        self._hashes = self._read()
+
+    def reload(self) -> None:
+        """Read the file again; if that fails, keep the keys."""
+        try:
+            self._hashes = self._read()
+        except ApiKeyError as error:
+            log.error("API key reload failed, previous keys kept", error=str(error))
+
+    def __contains__(self, key: str) -> bool:
+        """Whether a key is one of these, in a time that depends neither on which nor on how much of it is right."""
+        digest = _hash(key)
+        return any([hmac.compare_digest(digest, known) for known in self._hashes])  # noqa: C419 - all are compared
+
+    def _read(self) -> frozenset[bytes]:
+        flag = f"--{self._setting.replace('_', '-')}"
+        texts = [] if self._keys is None else [self._keys.get_secret_value()]
+        if self._file is not None:
+            flag = f"{flag}-file"
+            try:
+                texts.append(self._file.read_text())
+            except (OSError, UnicodeDecodeError) as error:
+                raise ApiKeyError(f"{flag} must be a readable file of API keys (got {self._file}: {error})") from error
+        hashes = frozenset(_hash(key) for text in texts for key in re.split(r"[\s,]+", text) if key)
+        if self.required and not hashes:
+            raise ApiKeyError(f"{flag} must hold at least one API key (got none)")
+        return hashes
+
+
+class ApiKeys:
+    """The server's API keys, those of users and those of admins.
+
+    Raises:
+        ApiKeyError: as ``KeySet``.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self.users = KeySet("api_keys", settings.api_keys, settings.api_keys_file)
+        self.admins = KeySet("admin_keys", settings.admin_keys, settings.admin_keys_file)
+
+    def reload(self) -> None:
+        """Read the files again."""
+        self.users.reload()
+        self.admins.reload()
+
+
+def _hash(key: str) -> bytes:
+    return hashlib.sha256(key.encode(errors="surrogateescape")).digest()
+
+
+class _Bearer(HTTPBearer):
+    """A security scheme and its check in one, so that FastAPI has one dependency to solve per request."""
+
+    def __init__(self) -> None:
+        super().__init__(auto_error=False, scheme_name="API key")
+
+
+class _User(_Bearer):
     async def __call__(self, request: Request) -> None:  # type: ignore[override]
-        server: Server = request.app.state.server
-        users, admins = server.keys.users, server.keys.admins
-        if users.wanted or admins.wanted:
-            key = _check(await super().__call__(request), users, admins)
-            if not admins.holds(key):
-                raise Refusal(403, "authorization: expected an admin key, got a user's")
+        keys: ApiKeys = request.app.state.server.api_keys
+        if keys.users.required:
+            _authenticate(await super().__call__(request), keys)
 
 
-user, admin = _User(), _Admin()
+class _Admin(_Bearer):
+    async def __call__(self, request: Request) -> None:  # type: ignore[override]
+        keys: ApiKeys = request.app.state.server.api_keys
+        if keys.users.required or keys.admins.required:
+            key = _authenticate(await super().__call__(request), keys)
+            if key not in keys.admins:
+                raise ApiError(403, "authorization: must be an admin key (got a user key)")
 
 
-def _check(bearer: HTTPAuthorizationCredentials | None, *rings: Keyring) -> str:
-    """The key, if it is one."""
-    if bearer is not None:
-        matches = [ring.holds(bearer.credentials) for ring in rings]
-        if any(matches):
-            return bearer.credentials
-    got = "none" if bearer is None else "one that the server does not know"
-    raise Refusal(401, f"authorization: expected Bearer and a key, got {got}", {"www-authenticate": "Bearer"})
+def _authenticate(bearer: HTTPAuthorizationCredentials | None, keys: ApiKeys) -> str:
+    if bearer is not None and any([bearer.credentials in keys.users, bearer.credentials in keys.admins]):
+        return bearer.credentials
+    got = "none" if bearer is None else "an unknown key"
+    raise ApiError(401, f"authorization: must be Bearer and an API key (got {got})", {"www-authenticate": "Bearer"})
+
+
+async def anyone() -> None:
+    """Access decision: no key is needed."""
+
+
+user = _User()
+"""Access decision: any key, if the server requires keys of users. Raises an ``ApiError`` (401)."""
+admin = _Admin()
+"""Access decision: an admin key, if the server has any keys. Raises an ``ApiError`` (401 without a key, 403 with a user's)."""
+
+
+class AccessRoute(APIRoute):
+    """A route that depends on exactly one of ``anyone``, ``user`` and ``admin``; anything else is a ``TypeError``.
+
+    Attributes:
+        access: which of them.
+    """
+
+    def __init__(self, path: str, endpoint: Callable[..., Any], **options: Any) -> None:
+        super().__init__(path, endpoint, **options)
+        decisions = [one.dependency for one in self.dependencies if one.dependency in (anyone, user, admin)]
+        if len(decisions) != 1:
+            raise TypeError(f"{path}: must depend on exactly one of anyone, user and admin (got {len(decisions)} of them)")
+        self.access: Any = decisions[0]
+
+
+class FastRoute(AccessRoute):
+    """A route that FastAPI only describes; for what is requested thousands of times per second.
+
+    FastAPI's dependencies, parameters and exit stacks would be a sixth of what such a request costs. The endpoint gets the
+    request and the path parameters, as text, and returns a ``Response``. The access decision is the only dependency it may have.
+    """
+
+    def __init__(self, path: str, endpoint: Callable[..., Any], **options: Any) -> None:
+        super().__init__(path, endpoint, **options)
+        if len(self.dependencies) != 1:
+            raise TypeError(f"{path}: must have no dependency except its access decision (got {len(self.dependencies)})")
+
+    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["method"] not in (self.methods or ()):
+            await super().handle(scope, receive, send)  # raises what becomes 405
+            return
+        request = Request(scope, receive, send)
+        await self.access(request)
+        response = await self.endpoint(request, **scope["path_params"])
+        await response(scope, receive, send)

@@ -1,66 +1,116 @@
-"""The head of a request: uvicorn waits for its end for ever and keeps whatever arrives in the meantime; here it does not."""
+"""Connection limits: uvicorn waits for the end of a request's head for ever, and buffers all of it; here it does not.
+
+Written for uvicorn 0.54, whose HttpToolsProtocol has no public way to do this: its attributes ``cycle``, ``flow``, ``transport``
+and ``timeout_keep_alive_task`` and the parser's callbacks are used. pyproject.toml bounds its version; a test fails when they
+move.
+"""
 
 import asyncio
-from typing import cast
+from typing import Any, cast
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from app.http.errors import Refusal, encode
-from app.http.lingering import Lingering
+from app.http.errors import ApiError, encode_error
 
-MOST_BYTES = 64 * 1024
-"""That a request line and its headers may have."""
+MAX_HEAD_BYTES = 64 * 1024
+"""Of a request line and its headers."""
+REASONS = {400: "Bad Request", 408: "Request Timeout", 431: "Request Header Fields Too Large"}
 
 
-class BoundedHeads(HttpToolsProtocol):
-    """A connection on which each head has a time to arrive in, and a size; ``arriving_within`` makes one of a given time.
+class _LingeringTransport:
+    """A transport whose ``close`` waits for the client while a part of its request is still arriving.
 
-    A connection that brings nothing at all is closed after that time; a head that is late, too long or none is answered first.
-    A body that nobody waits for, because its request was answered by its head, has that time too. Answers that end a connection
-    reach clients that are still sending.
+    A socket that is closed while data arrives for it resets the connection, and the reset overtakes the response: the client
+    sees a broken connection instead of the error (RFC 9112, section 9.6). So the server shuts down its own direction, discards
+    what still arrives, and closes when the client does, or after some seconds.
+
+    Args:
+        transport: to write to.
+        seconds: to wait at most.
+
+    Attributes:
+        receiving: whether more of a request is to come; the protocol sets it.
+        lingering: whether what arrives must be discarded.
+    """
+
+    def __init__(self, transport: asyncio.Transport, seconds: float) -> None:
+        self.receiving = False
+        self.lingering = False
+        self._transport = transport
+        self._seconds = seconds
+        self._timer: asyncio.TimerHandle | None = None
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+    def write(self, data: bytes) -> None:
+        if not self.lingering:
+            self._transport.write(data)
+
+    def is_closing(self) -> bool:
+        return self.lingering or self._transport.is_closing()
+
+    def close(self) -> None:
+        """Close; the second call closes at once."""
+        if self.receiving and not self.is_closing():
+            self.lingering = True
+            self._transport.write_eof()
+            self._transport.resume_reading()
+            self._timer = asyncio.get_running_loop().call_later(self._seconds, self._transport.abort)
+        else:
+            if self._timer is not None:
+                self._timer.cancel()
+            self._transport.close()
+
+
+class BoundedConnection(HttpToolsProtocol):
+    """A connection on which each request's head has a time limit and a size limit; ``bounded_connections`` sets the time.
+
+    A connection on which nothing arrives is closed after that time; a head that is late, too large or malformed is answered
+    first. An unread body, of a request that was answered by its head, has the same time limit.
     """
 
     seconds: float
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self._lingering = Lingering(transport, self.seconds)
-        self.transport = cast("asyncio.Transport", self._lingering)
-        self._bytes = 0
-        self._within_head = True
+        self._transport = _LingeringTransport(transport, self.seconds)
+        self.transport = cast("asyncio.Transport", self._transport)
+        self._head_bytes = 0
+        self._in_head = True
         self._timer: asyncio.TimerHandle | None = None
-        self._wait()
+        self._start_timer()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._stop_waiting()
-        self._lingering.is_arriving = False
+        self._stop_timer()
+        self._transport.receiving = False
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        if self._lingering.lingers:
+        if self._transport.lingering:
             return
-        within_head = self._within_head  # else it begins with the rest of a body, which may be of any size
+        was_in_head = self._in_head  # else the data starts with the rest of a body, which may be of any size
         super().data_received(data)
-        if within_head and self._within_head and not self._lingering.lingers:
-            self._bytes += len(data)
-            if self._bytes > MOST_BYTES:
-                self._refuse(Refusal(431, f"head: expected at most {MOST_BYTES} bytes, got more"))
+        if was_in_head and self._in_head and not self._transport.lingering:
+            self._head_bytes += len(data)
+            if self._head_bytes > MAX_HEAD_BYTES:
+                self._reject(ApiError(431, f"head: must have at most {MAX_HEAD_BYTES} bytes (got more)"))
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
         self._unset_keepalive_if_required()
-        self._lingering.is_arriving = self._within_head = True
-        self._bytes = 0
-        self._wait()
+        self._transport.receiving = self._in_head = True
+        self._head_bytes = 0
+        self._start_timer()
 
     def on_headers_complete(self) -> None:
-        self._within_head = False
-        self._stop_waiting()
+        self._in_head = False
+        self._stop_timer()
         super().on_headers_complete()
 
     def on_message_complete(self) -> None:
-        self._lingering.is_arriving = False
-        self._stop_waiting()
+        self._transport.receiving = False
+        self._stop_timer()
         super().on_message_complete()
         if self.cycle is not None and self.cycle.response_complete:  # answered by its head; uvicorn would wait for ever now
             self._unset_keepalive_if_required()
@@ -70,46 +120,48 @@ class BoundedHeads(HttpToolsProtocol):
         super().on_response_complete()
         if self.transport.is_closing():
             return
-        if self._lingering.is_arriving and not self._within_head and self.cycle.response_complete:
+        if self._transport.receiving and not self._in_head and self.cycle.response_complete:
             self._unset_keepalive_if_required()
-            self._wait()  # for the rest of a body that was not waited for
+            self._start_timer()  # for the rest of an unread body
 
     def shutdown(self) -> None:
-        if self._within_head:
-            self._lingering.is_arriving = False  # nothing was answered, so nothing can be lost
+        if self._in_head:
+            self._transport.receiving = False  # nothing was answered, so nothing can be lost
         super().shutdown()
 
     def send_400_response(self, msg: str) -> None:
-        self._refuse(Refusal(400, "request: expected HTTP/1.1, got something else"))
+        self._reject(ApiError(400, "request: must be HTTP/1.1 (got something else)"))
 
-    def _wait(self) -> None:
-        self._stop_waiting()
-        self._timer = self.loop.call_later(self.seconds, self._late)
+    def _start_timer(self) -> None:
+        self._stop_timer()
+        self._timer = self.loop.call_later(self.seconds, self._time_out)
 
-    def _stop_waiting(self) -> None:
+    def _stop_timer(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
 
-    def _late(self) -> None:
-        if self.cycle is not None and not self.cycle.response_complete:  # the answer to the request before goes first
-            self._wait()
-        elif self._lingering.is_arriving and self._within_head:
-            self._refuse(Refusal(408, f"head: expected all of it within {self.seconds:g} s, got a part of it"))
+    def _time_out(self) -> None:
+        if self.cycle is not None and not self.cycle.response_complete:  # the previous request is answered first
+            self._start_timer()
+        elif self._transport.receiving and self._in_head:
+            self._reject(ApiError(408, f"head: must arrive within {self.seconds:g} s (got a part of it)"))
         else:
-            self._lingering.is_arriving = False  # it had its time, and its answer
+            self._transport.receiving = False
             self.transport.close()
 
-    def _refuse(self, refusal: Refusal) -> None:
-        self._stop_waiting()
-        self._lingering.is_arriving = True
-        content = encode(refusal)
-        reason = {400: "Bad Request", 408: "Request Timeout", 431: "Request Header Fields Too Large"}[refusal.status]
-        head = f"HTTP/1.1 {refusal.status} {reason}\r\ncontent-type: application/json\r\ncontent-length: {len(content)}\r\n"
-        self.transport.write(head.encode() + b"connection: close\r\n\r\n" + content)
+    def _reject(self, error: ApiError) -> None:
+        self._stop_timer()
+        self._transport.receiving = True
+        content = encode_error(error)
+        status = f"{error.status_code} {REASONS[error.status_code]}"
+        head = (
+            f"HTTP/1.1 {status}\r\ncontent-type: application/json\r\ncontent-length: {len(content)}\r\nconnection: close\r\n\r\n"
+        )
+        self.transport.write(head.encode() + content)
         self.transport.close()
 
 
-def arriving_within(seconds: float) -> type[BoundedHeads]:
-    """The protocol for ``uvicorn.Config``."""
-    return type("BoundedHeadsWithin", (BoundedHeads,), {"seconds": seconds})
+def bounded_connections(seconds: float) -> type[BoundedConnection]:
+    """The protocol class for ``uvicorn.Config`` whose heads must arrive within some seconds."""
+    return type("BoundedConnection", (BoundedConnection,), {"seconds": seconds})

@@ -1,9 +1,7 @@
-"""Errors as clients see them: a status, and ``{"error": "<field>: expected ..., got ..."}``."""
+"""Errors as clients see them: a status, and ``{"error": "<field>: must be ... (got ...)"}``."""
 
-import json
 import math
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 
 import msgspec
 import structlog
@@ -12,128 +10,118 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
-from app.engine_client.errors import EngineError, LoadFailed, NotServed, QueueFull, RequestFailed
-from app.schemas.native import Error
+from app.engine_client.errors import EngineError, LoadFailed, ModelNotFound, NoDefaultModel, QueueFull, RequestFailed
 
 log = structlog.get_logger(__name__)
 
-CLIENT_GONE = 499
-"""The status that is logged when nobody waits for the answer any more (nginx's convention); it is never sent."""
+CLIENT_DISCONNECTED = 499
+"""The status that is logged when the client left before its answer (nginx's convention); it is never sent."""
 
 
-class Refusal(Exception):  # noqa: N818 - the server is well; it is the request that is refused
+class ApiError(HTTPException):
     """A request that is answered with an error.
 
     Args:
-        status: of HTTP, 4xx or 5xx.
-        message: ``<field>: <what was expected>, got <value>``.
-        headers: sent with it.
+        status: HTTP status code, 4xx or 5xx.
+        message: for the client, ``<field>: must be ... (got ...)``.
+        headers: of the response.
     """
 
     def __init__(self, status: int, message: str, headers: Mapping[str, str] | None = None) -> None:
-        super().__init__(message)
-        self.status = status
-        self.message = message.encode(errors="replace").decode()  # JSON lets half a surrogate pair through, UTF-8 does not
-        self.headers = headers
+        # JSON lets unpaired surrogates through, UTF-8 does not.
+        super().__init__(status, message.encode(errors="replace").decode(), headers)
 
 
-def expected(field: str, what: str, got: object) -> Refusal:
-    """The usual refusal, 422: a field whose value is not what it should be."""
-    return Refusal(422, f"{field}: expected {what}, got {shown(got)}")
+def invalid(field: str, requirement: str, got: object) -> ApiError:
+    """The usual error, 422: ``<field>: must be <requirement> (got <value>)``."""
+    return ApiError(422, f"{field}: must be {requirement} (got {shown(got)})")
 
 
-def unavailable(message: str) -> Refusal:
-    """503: it is not the request that is wrong, and soon it can be answered."""
-    return Refusal(503, message, {"retry-after": "1"})
+def unavailable(message: str) -> ApiError:
+    """503: the request may be repeated soon."""
+    return ApiError(503, message, {"retry-after": "1"})
 
 
 def shown(value: object) -> str:
-    """A client's value as JSON writes it (and NaN and infinities as JavaScript does), cut where it is long."""
+    """A client's value as JSON writes it (NaN and infinities as JavaScript does), cut if it is long."""
     if isinstance(value, list | dict) and len(value) > 8:
         return f"{'a list' if isinstance(value, list) else 'an object'} of {len(value)} entries"
     try:
-        is_constant = isinstance(value, float) and not math.isfinite(value)
-        text = json.dumps(value) if is_constant else msgspec.json.encode(value).decode()
+        if isinstance(value, float) and not math.isfinite(value):
+            text = "NaN" if math.isnan(value) else f"{'-' if value < 0 else ''}Infinity"
+        else:
+            text = msgspec.json.encode(value).decode()
     except (msgspec.MsgspecError, UnicodeError, RecursionError, OverflowError, TypeError, ValueError):
         text = "a value that cannot be shown"
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
-def in_our_words(message: str) -> str:
-    """Pydantic's "Input should be ..." as the "expected ..." of our own errors."""
-    return message.replace("Input should be", "expected").removeprefix("Value error, ")
+def encode_error(error: ApiError) -> bytes:
+    """The body of an error response."""
+    return msgspec.json.encode({"error": error.detail})
 
 
-@contextmanager
-def bad_requests_are_400() -> Iterator[None]:
-    """For the routes of the Open Inference Protocol, which knows no 422."""
-    try:
-        yield
-    except Refusal as refusal:
-        if refusal.status != 422:
-            raise
-        raise Refusal(400, refusal.message, refusal.headers) from refusal
+def error_response(error: ApiError) -> Response:
+    """The response that an error is answered with."""
+    return Response(encode_error(error), error.status_code, error.headers, "application/json")
 
 
-def encode(refusal: Refusal) -> bytes:
-    """The body that carries a refusal."""
-    return msgspec.json.encode(Error(refusal.message))
-
-
-def respond(refusal: Refusal) -> Response:
-    """The response that carries a refusal."""
-    return Response(
-        encode(refusal),
-        refusal.status,
-        headers=refusal.headers,
-        media_type="application/json",
-    )
+def engine_error(error: EngineError) -> ApiError:
+    """What a client is answered if the engine could not answer its request."""
+    match error:
+        case ModelNotFound():
+            return ApiError(404, str(error))
+        case NoDefaultModel():
+            return ApiError(400, str(error))
+        case LoadFailed():
+            return ApiError(400, f"model: {error}")
+        case QueueFull():
+            return ApiError(429, f"queue: {error}", {"retry-after": str(max(1, math.ceil(error.retry_after)))})
+        case RequestFailed():
+            log.error("request failed in the engine", reason=error.reason)
+            return ApiError(500, f"engine: these rows could not be computed: {error.reason}")
+        case _:
+            return unavailable(f"engine: {error}")
 
 
 def install(app: FastAPI) -> None:
-    """Give every error the same form, also those that FastAPI and Starlette raise themselves."""
+    """Give every error of an application the same form, also those that FastAPI and Starlette raise."""
 
-    async def refused(request: Request, error: Exception) -> Response:
-        assert isinstance(error, Refusal)
-        return respond(error)
+    async def api_error(request: Request, error: Exception) -> Response:
+        assert isinstance(error, ApiError)
+        if error.status_code == 422 and getattr(request.scope.get("route"), "path", "").startswith("/v2"):
+            error.status_code = 400  # the Open Inference Protocol has no 422
+        return error_response(error)
 
-    async def not_routed(request: Request, error: Exception) -> Response:
+    async def http_exception(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
         match error.status_code:
             case 404:
-                message = f"path: expected one that /docs lists, got {shown(request.url.path)}"
+                message = f"not found: {request.url.path[:80]} (see /docs for the routes)"
             case 405:
-                allowed = (error.headers or {}).get("Allow", "another")
-                message = f"method: expected {allowed}, got {request.method}"
+                message = f"method: must be {(error.headers or {}).get('Allow', 'another')} (got {request.method})"
             case _:
                 message = f"request: {error.detail}"
-        return respond(Refusal(error.status_code, message, error.headers))
+        return await api_error(request, ApiError(error.status_code, message, error.headers))
 
-    async def not_valid(request: Request, error: Exception) -> Response:
+    async def validation_error(request: Request, error: Exception) -> Response:
         assert isinstance(error, RequestValidationError)
         first = error.errors()[0]
-        return respond(Refusal(422, f"{first['loc'][-1]}: {in_our_words(first['msg'])}, got {shown(first.get('input'))}"))
+        if first["type"] == "json_invalid":
+            return await api_error(request, ApiError(400, f"body: must be JSON ({first['ctx']['error']})"))
+        field = ".".join(str(part) for part in first["loc"][1:]) or "body"
+        message = first["msg"].replace("Input should be", "must be")
+        return await api_error(request, ApiError(422, f"{field}: {message} (got {shown(first.get('input'))})"))
 
     async def engine_failed(request: Request, error: Exception) -> Response:
-        match error:
-            case QueueFull():
-                wait = {"retry-after": str(max(1, math.ceil(error.retry_after)))}
-                return respond(Refusal(429, f"queue: {error}", wait))
-            case LoadFailed():
-                return respond(Refusal(422, f"model: {error}"))
-            case NotServed():
-                return respond(unavailable(f"engine: {error}"))
-            case RequestFailed():
-                log.error("request failed in the engine", reason=error.reason)
-                return respond(Refusal(500, f"engine: these rows could not be computed: {error.reason}"))
-            case _:
-                return respond(unavailable(f"engine: {error}; it is being restarted"))
+        assert isinstance(error, EngineError)
+        return await api_error(request, engine_error(error))
 
-    async def gone(request: Request, error: Exception) -> Response:
-        return Response(status_code=CLIENT_GONE)
+    async def disconnected(request: Request, error: Exception) -> Response:
+        return Response(status_code=CLIENT_DISCONNECTED)
 
-    app.add_exception_handler(Refusal, refused)
+    app.add_exception_handler(ApiError, api_error)
+    app.add_exception_handler(HTTPException, http_exception)
+    app.add_exception_handler(RequestValidationError, validation_error)
     app.add_exception_handler(EngineError, engine_failed)
-    app.add_exception_handler(HTTPException, not_routed)
-    app.add_exception_handler(RequestValidationError, not_valid)
-    app.add_exception_handler(ClientDisconnect, gone)
+    app.add_exception_handler(ClientDisconnect, disconnected)

@@ -1,17 +1,22 @@
-"""Around every request: an id, a trace, one line in the log, one count in the metrics, and an answer even to a bug."""
+"""Middleware around every request: its id, trace, log line and metrics, its body's limits, and a response even to a bug."""
 
 import asyncio
 import os
 import re
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import structlog
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.http.errors import Refusal, respond, unavailable
-from app.http.state import Server
+from app.engine_client.messages import Timings
+from app.http.errors import ApiError, error_response, unavailable
+from app.http.state import AppState
+from app.observability.tracing import TraceStep
+from app.settings import Settings
 
 log = structlog.get_logger(__name__)
 
@@ -24,87 +29,138 @@ PAGE_HEADERS = {
     "x-frame-options": "DENY",
     "referrer-policy": "no-referrer",
 }
-"""Of every HTML page: it loads nothing from elsewhere, and nobody can put it into a frame."""
+"""Of every HTML page: it loads nothing from other hosts, and cannot be put into a frame."""
 DOCS_HEADERS = PAGE_HEADERS | {
     "content-security-policy": PAGE_HEADERS["content-security-policy"].replace(
         "script-src 'self'", "script-src 'self' 'unsafe-inline'"
     )
 }
-"""Of /docs, which FastAPI writes with a script in it."""
+"""Of /docs, which FastAPI writes with an inline script."""
+QUIET_ROUTES = ("/v2/health/live", "/v2/health/ready", "/metrics")
+"""Programs request these every few seconds; they are logged at the level debug."""
 
 
-QUIET = ("/v2/health/live", "/v2/health/ready", "/metrics")
-"""What is asked every few seconds by programs; the log tells of it at the level debug only."""
+@dataclass(slots=True)
+class RequestLog:
+    """What a route reports about its request, for the log, the metrics and the trace; nothing else of its content is kept."""
+
+    traced: bool = False
+    """Whether ``steps`` are wanted."""
+    model: str = ""
+    rows: int | None = None
+    timings: Timings | None = None
+    steps: list[TraceStep] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, request: Request) -> "RequestLog":
+        """The log of a request."""
+        found: RequestLog = request.scope["request_log"]
+        return found
 
 
 class RequestMiddleware:
-    """Echo or make ``x-request-id``, log, count and trace the request, and answer 500 in the usual form if a handler raises.
+    """Echoes or makes ``x-request-id``; logs, counts and traces the request; bounds its body; answers 500 if a handler raises."""
 
-    Routes may put the number of rows of a request into ``request.state.rows``, the name of the model that it asks into
-    ``request.state.model`` and when the engine did what into ``request.state.moments``; nothing else of its content is logged.
-    Where ``request.state.is_traced``, they add what each iteration came to to ``request.state.steps``.
-    """
-
-    def __init__(self, app: ASGIApp, server: Server) -> None:
+    def __init__(self, app: ASGIApp, state: AppState) -> None:
         self._app = app
-        self._server = server
+        self._state = state
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        began = time.perf_counter()
-        headers, method = dict(reversed([*scope["headers"]])), scope["method"]  # of two of a name the first counts
-        request_id = _id_of(headers)
+        started = time.perf_counter()
+        headers, method = dict(reversed([*scope["headers"]])), scope["method"]  # the first of two with one name counts
+        request_id = _request_id(headers)
         status: int | None = None
 
         async def send_with_id(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                answered = message["headers"] = [*message.get("headers", ()), (b"x-request-id", request_id.encode())]
-                if any(name == b"content-type" and value.startswith(b"text/html") for name, value in answered):
+                sent = message["headers"] = [*message.get("headers", ()), (b"x-request-id", request_id.encode())]
+                if any(name == b"content-type" and value.startswith(b"text/html") for name, value in sent):
                     page = DOCS_HEADERS if scope["path"].startswith("/docs") else PAGE_HEADERS
-                    MutableHeaders(raw=answered).update(page)
+                    MutableHeaders(raw=sent).update(page)
             await send(message)
 
-        tracing = self._server.tracing
-        trace = tracing.begin(Headers(scope=scope)) if tracing else None
-        trace_id = trace.id if trace else _trace_of(headers)
-        if trace:
-            scope.setdefault("state", {}).update(is_traced=trace.is_sampled, steps=[])
-        structlog.contextvars.clear_contextvars()  # a pipelined request inherits those of the one before
+        tracing = self._state.tracing
+        trace = tracing.start(Headers(scope=scope)) if tracing else None
+        trace_id = trace.id if trace else _trace_id(headers)
+        request = scope["request_log"] = RequestLog(traced=trace is not None and trace.is_sampled)
+        structlog.contextvars.clear_contextvars()  # a pipelined request inherits those of the previous one
         structlog.contextvars.bind_contextvars(request_id=request_id, **({"trace_id": trace_id} if trace_id else {}))
         try:
-            await self._app(scope, receive, send_with_id)
-        except asyncio.CancelledError:  # uvicorn does that to what is still in flight when the time to shut down is over
+            await self._app(scope, _bounded(receive, headers, self._state.settings), send_with_id)
+        except asyncio.CancelledError:  # uvicorn cancels what is still in flight when the time to shut down is over
             if status is None:
-                await respond(unavailable("server: it is shutting down"))(scope, receive, send_with_id)
+                await error_response(unavailable("server: shutting down"))(scope, receive, send_with_id)
         except Exception:
-            log.exception("a bug: the request was not handled")
+            log.exception("unhandled exception")
             if status is None:
-                await respond(Refusal(500, "server: an unexpected error, see its log"))(scope, receive, send_with_id)
+                await error_response(ApiError(500, "server: internal error (see its log)"))(scope, receive, send_with_id)
         finally:
-            # Unknown paths share one label, or clients could make up labels without end.
+            # Unknown paths share one label, or clients could make up any number of labels.
             route = getattr(scope.get("route"), "path", "unknown")
-            seconds = time.perf_counter() - began
-            state = scope.get("state", {})
-            model, rows = state.get("model", ""), state.get("rows")
-            self._server.measures.count_request(model, method, route, str(status), seconds)
-            tell = log.debug if route in QUIET else log.info
-            tell("request", method=method, route=route, model=model, status=status, rows=rows, ms=round(seconds * 1e3, 2))
+            seconds = time.perf_counter() - started
+            metrics = self._state.metrics
+            metrics.requests(request.model, method, route, str(status)).inc()
+            metrics.request_seconds(request.model, route).observe(seconds)
+            write = log.debug if route in QUIET_ROUTES else log.info
+            ms = round(seconds * 1e3, 2)
+            write("request", method=method, route=route, model=request.model, status=status, rows=request.rows, ms=ms)
             if tracing and trace:
-                facts = {"http.request.method": method, "http.route": route, "http.response.status_code": status or 0}
-                own = {"jfb.model": model, "jfb.rows": rows or 0, "jfb.request_id": request_id}
-                tracing.end(trace, f"{method} {route}", facts | own, state.get("moments"), state.get("steps", ()))
+                attributes = {
+                    "http.request.method": method,
+                    "http.route": route,
+                    "http.response.status_code": status or 0,
+                    "jfb.model": request.model,
+                    "jfb.rows": request.rows or 0,
+                    "jfb.request_id": request_id,
+                }
+                tracing.end(trace, f"{method} {route}", attributes, request.timings, request.steps)
 
 
-def _id_of(headers: Mapping[bytes, bytes]) -> str:
+def _bounded(receive: Receive, headers: Mapping[bytes, bytes], settings: Settings) -> Receive:
+    """The body of a request, which must be complete in time and may have only so many bytes.
+
+    Raises an ``ApiError``, from ``receive``: 408 if the body takes longer than ``body_timeout`` from the first call; 413 as soon
+    as it is known to be larger than ``max_body_bytes``, from its header or while it arrives.
+    """
+    limit, seconds = settings.max_body_bytes, settings.body_timeout
+    declared = headers.get(b"content-length", b"0")
+    deadline: float | None = None
+    size, complete = 0, False
+
+    async def bounded() -> Message:
+        nonlocal deadline, size, complete
+        if complete:
+            return await receive()
+        if deadline is None:
+            deadline = asyncio.get_running_loop().time() + seconds
+            if declared.isdigit() and int(declared) > limit:
+                raise ApiError(413, f"body: must have at most {limit} bytes (got {declared.decode()})")
+        try:
+            async with asyncio.timeout_at(deadline):
+                message = await receive()
+        except TimeoutError as error:
+            text = f"body: must arrive within {seconds:g} s (got {size} bytes)"
+            raise ApiError(408, text, {"connection": "close"}) from error  # or the rest would be waited for
+        size += len(message.get("body", b""))
+        if size > limit:
+            raise ApiError(413, f"body: must have at most {limit} bytes (got more)")
+        complete = not message.get("more_body", False)
+        return message
+
+    return bounded
+
+
+def _request_id(headers: Mapping[bytes, bytes]) -> str:
     given = headers.get(b"x-request-id", b"").decode("latin-1")
     return given if 0 < len(given) <= 128 and given.isascii() and given.isprintable() else os.urandom(16).hex()
 
 
-def _trace_of(headers: Mapping[bytes, bytes]) -> str | None:
+def _trace_id(headers: Mapping[bytes, bytes]) -> str | None:
     """The trace id of a W3C ``traceparent``."""
     given = headers.get(b"traceparent")
     if given is None:

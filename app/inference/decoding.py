@@ -1,114 +1,443 @@
-"""Work: what a predict request asks for, from any of the bodies that it may come in."""
+"""Decoding: from the body of a predict request to a validated ``Request``."""
 
 import asyncio
-import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+import base64
+import io
+import math
+import re
+import sys
+from collections.abc import Callable, Iterable
+from difflib import get_close_matches
+from functools import lru_cache
+from typing import Any, Generic, TypeVar
 
 import msgspec
-from starlette.datastructures import QueryParams
+import numpy as np
+from msgspec import UNSET, Struct, UnsetType
+from numpy.typing import NDArray
+from starlette.datastructures import Headers, QueryParams
 
-from app.engine_client.catalogue import Model
-from app.http.errors import Refusal, expected, shown
-from app.inference import images, inputs, parameters
-from app.inference.inputs import Rows
-from app.inference.parameters import Parameters
+from app.engine_client.messages import Request, ServedVersion, Stop
+from app.http.errors import ApiError, invalid, shown
+from app.schemas.native import MAX_SESSION_CHARACTERS, MAX_TOLERANCE, MIN_TOLERANCE
 from app.settings import Settings
+from jfb import images
+from jfb.config import InputSpec
 
-LONGEST_SESSION = 128
-"""Characters that the name of a session may have."""
+TOO_LARGE = "Number out of range"
+"""What msgspec says of numbers that no float holds."""
+MEDIA_TYPES = ("application/json", "application/x-npy", "image/png", "image/jpeg")
 
-
-@dataclass(frozen=True)
-class Work:
-    """n checked rows, and how each is to be solved."""
-
-    inputs: Rows
-    parameters: Parameters
-    session: str | None = None
-    """Whose rows these are, for a warm start."""
+Rows = NDArray[np.float32]
+"""Raw inputs, shape ``[n, *input_shape]``, C order."""
+Kind = TypeVar("Kind")
 
 
-async def read(body: bytes, media_type: str, query: QueryParams, model: Model, settings: Settings) -> Work:
-    """Parse and check a body and the parameters that come with it.
+class Parameters(Struct, forbid_unknown_fields=True, kw_only=True):
+    """How the rows of a request are solved, as the client sent it; ``build_request`` validates it."""
 
-    The parameters may stand in the query string whatever the body is; those in a JSON body go before.
+    tolerance: Any = UNSET
+    max_iterations: Any = UNSET
+    deadline_ms: Any = UNSET
+    solver: Any = UNSET
+    stop: Any = UNSET
+    session: Any = UNSET
+
+
+class PredictBody(Parameters, Generic[Kind]):
+    """The JSON body of a predict request."""
+
+    inputs: Kind | UnsetType = UNSET
+    images: Any = UNSET
+
+
+async def decode_predict(
+    body: bytes, media_type: str, query: QueryParams, model: ServedVersion, settings: Settings, arrived: float
+) -> Request:
+    """Decode a body and its parameters, which may be in the query string; those in a JSON body take precedence.
+
+    Args:
+        arrived: when the request did, in seconds of ``time.monotonic()``; its deadlines count from then.
 
     Raises:
-        Refusal: 400 for what is not JSON, 413 for too many rows, 422 for everything that is not as it should be.
+        ApiError: 400 for what is not JSON, 413 for too many rows, 422 for everything else that is invalid.
     """
-    given = _from_query(query)
-    session: object = query.get("session")
+    parameters = _decode_query(query) if query else Parameters()
     spec, max_rows = model.config.input, settings.max_rows_per_request
     match media_type:
         case "application/json":
-            content = _from_json(body)
-            if "inputs" in content:
-                rows = inputs.from_lists(content["inputs"], spec, max_rows)
-            else:
-                rows = await asyncio.to_thread(images.from_base64, content["images"], spec, max_rows)
-            session = content.get("session", session)
-            given |= {name: content[name] for name in parameters.NAMES if name in content}
+            content = _decode_body(body, spec)
+            rows = rows_of_lists(content.inputs, spec, max_rows) if content.images is UNSET else None
+            if rows is None:
+                rows = await asyncio.to_thread(_rows_of_images, content.images, spec, max_rows)
+            for name in Parameters.__struct_fields__:
+                if getattr(content, name) is not UNSET:
+                    setattr(parameters, name, getattr(content, name))
         case "application/x-npy":
-            rows = inputs.from_npy(body, spec, max_rows)
+            rows = _rows_of_npy(body, spec, max_rows)
         case _:
-            rows = (await asyncio.to_thread(images.from_file, "body", body, spec))[None]
-    asked = parameters.read(given, len(rows), model, settings.max_iterations_limit)
-    return Work(rows, asked, check_session(session))
+            rows = (await asyncio.to_thread(_row_of_image, "body", body, spec))[None]
+    return build_request(rows, parameters, model, settings, arrived)
 
 
-def check_session(value: object) -> str | None:
-    """The name of a session, or None if there is none.
+def build_request(rows: Rows, parameters: Parameters, model: ServedVersion, settings: Settings, arrived: float) -> Request:
+    """Validate parameters and combine them with validated rows; the model's defaults hold for what is left out.
 
     Raises:
-        Refusal: 422 for what is no text, or too long.
+        ApiError: 422 for a value out of its range, a list of the wrong length, or what this model does not offer.
     """
-    if value is None:
-        return None
-    if not isinstance(value, str) or not 0 < len(value) <= LONGEST_SESSION:
-        raise expected("session", f"a text of 1 to {LONGEST_SESSION} characters", value)
-    return value.encode(errors="replace").decode()  # JSON lets half a surrogate pair through, msgpack does not
+    count, limit, serving = len(rows), settings.max_iterations_limit, model.config.serving
+    stop = _stop(parameters.stop, model)
+    solver = _solver(parameters.solver, stop, model)
+    default_tolerance = model.label_stop.tolerance if stop == "label" and model.label_stop else serving.tolerance
+    tolerance = _per_row(
+        "tolerance",
+        parameters.tolerance,
+        count,
+        lambda value: MIN_TOLERANCE <= value <= MAX_TOLERANCE,
+        "a finite number above 0 (1.2e-38 to 3.4e38)",
+    )
+    caps = _per_row(
+        "max_iterations",
+        parameters.max_iterations,
+        count,
+        lambda value: 1 <= value <= limit and value % 1 == 0,
+        f"an integer between 1 and {limit}",
+    )
+    milliseconds = _per_row(
+        "deadline_ms", parameters.deadline_ms, count, lambda value: 0 < value <= sys.float_info.max, "a finite number above 0"
+    )
+    return Request(
+        model.model,
+        model.version,
+        rows.tobytes(),
+        [float(value) for value in tolerance] or [default_tolerance] * count,
+        [int(value) for value in caps] or [min(serving.max_iterations, limit)] * count,
+        [arrived + value / 1000 for value in milliseconds] or [None] * count,
+        fingerprint=model.fingerprint,
+        solver=solver,
+        stop=stop,
+        session=_session(parameters.session),
+    )
 
 
-def _from_json(body: bytes) -> Mapping[str, object]:
-    content = _decode(body)
-    if not isinstance(content, dict):
-        raise expected("body", "an object with inputs or images", content)
-    _check_names(content, ("inputs", "images", "session", *parameters.NAMES))
-    if ("inputs" in content) == ("images" in content):
-        raise Refusal(422, f"inputs, images: expected one of them, got {'both' if 'inputs' in content else 'neither'}")
-    return content
+def media_type(headers: Headers) -> str:
+    """The content type of a predict request, without its parameters.
+
+    Raises:
+        ApiError: 415 if it is none of ``MEDIA_TYPES``, or the body is compressed.
+    """
+    header = headers.get("content-type", "")
+    name = header.partition(";")[0].strip().lower()
+    if name not in MEDIA_TYPES:
+        raise ApiError(415, f"content-type: must be one of {', '.join(MEDIA_TYPES)} (got {header[:80] or 'none'})")
+    encoding = headers.get("content-encoding", "identity")
+    if encoding.lower() != "identity":
+        raise ApiError(415, f"content-encoding: must be identity (got {encoding[:80]})")
+    return name
 
 
-def _decode(body: bytes) -> object:
+def parse_version(text: str) -> int:
+    """The version in a path.
+
+    Raises:
+        ApiError: 422 for what is not a positive integer.
+    """
+    if not (text.isascii() and text.isdecimal() and len(text) < 20):
+        raise invalid("version", "a positive integer", text)
+    return int(text)
+
+
+def decode_json(field: str, content: bytes | memoryview | msgspec.Raw, kind: Any) -> Any:
+    """Decode JSON into a type.
+
+    Args:
+        field: where it is in the request, for errors.
+
+    Raises:
+        ApiError: 400 for what is not JSON, 422 for JSON of another type.
+    """
     try:
-        return msgspec.json.decode(body)
+        return _decoder(kind).decode(content)
+    except msgspec.ValidationError as error:
+        message = str(error)
+        if kind is Any:  # an integer of more digits than Python converts
+            raise ApiError(400, f"{field}: must be JSON ({message})") from error
+        untyped = None if message.startswith(TOO_LARGE) else decode_json(field, content, Any)
+        raise _type_error(field, message, untyped, kind) from error
     except RecursionError as error:
-        raise Refusal(400, "body: expected JSON, got lists nested too deeply") from error
-    except (msgspec.MsgspecError, UnicodeDecodeError) as malformed:
-        # NaN, Infinity and numbers like 1e999 are no JSON, but many programs write them. Python's slower parser reads them,
-        # so that the answer can name the entry instead of a byte.
-        try:
-            return json.loads(body.decode())
-        except (ValueError, RecursionError):
-            raise Refusal(400, f"body: expected JSON, got something else: {malformed}") from malformed
+        raise ApiError(400, f"{field}: must be JSON (nested too deeply)") from error
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise ApiError(400, f"{field}: must be JSON ({error})") from error
 
 
-def _from_query(query: QueryParams) -> dict[str, object]:
-    _check_names(query, ("session", *parameters.NAMES))
-    values = {name: [_number_or_text(text) for text in query.getlist(name)] for name in query if name != "session"}
-    return {name: several if len(several) > 1 else several[0] for name, several in values.items()}
+def check_count(field: str, count: int, max_rows: int) -> None:
+    """Raise an ``ApiError`` for an empty batch (422) or one that is too large (413)."""
+    if count < 1:
+        raise ApiError(422, f"{field}: must have at least one row (got an empty batch)")
+    if count > max_rows:
+        raise ApiError(413, f"{field}: must have at most {max_rows} rows (got {count})")
+
+
+def check_rows(field: str, rows: NDArray[Any], spec: InputSpec) -> Rows:
+    """The rows as float32.
+
+    Raises:
+        ApiError: 422 if they do not have shape ``[n, *spec.shape]``, or an entry is not one that the model allows.
+    """
+    if rows.shape[1:] != spec.shape:
+        raise ApiError(422, f"{field}: must have shape {_shape(spec)} (got {list(rows.shape)})")
+    if rows.dtype.kind == "f" and rows.dtype.itemsize == 2:
+        rows = rows.astype(np.float32)  # in half precision, a bound of 70,000 would be infinite
+    limit = np.finfo(np.float32).max
+    low, high = spec.low, spec.high
+    inside = (rows >= (-limit if low is None else low)) & (rows <= (limit if high is None else high))  # false for NaN
+    if not inside.all():
+        raise _invalid_entry(field, f"a finite number{_range(spec)}", rows, inside)
+    if spec.dtype == "uint8" and rows.dtype.kind == "f":
+        whole = rows == np.rint(rows)
+        if not whole.all():
+            raise _invalid_entry(field, "a whole number", rows, whole)
+    return np.ascontiguousarray(rows, dtype=np.float32)
+
+
+def rows_of_lists(lists: Any, spec: InputSpec, max_rows: int) -> Rows:
+    """Rows from nested lists of numbers.
+
+    Raises:
+        ApiError: 413 for more than ``max_rows``; 422 for anything that the model does not take.
+    """
+    check_count("inputs", len(lists), max_rows)
+    try:
+        rows = np.array(lists, dtype=np.float64)
+    except ValueError as error:  # lists of different lengths
+        raise _invalid_lists(lists, spec) from error
+    return check_rows("inputs", rows, spec)
+
+
+def unknown_name(name: str, known: Iterable[str]) -> ApiError:
+    """422: a field that does not exist; the error lists those that do."""
+    names = list(known)
+    near = get_close_matches(name, names, 1)
+    return ApiError(422, f"{name[:80]}: unknown field (known: {', '.join(names)}{f'; did you mean {near[0]}?' if near else ''})")
+
+
+def _decode_query(query: QueryParams) -> Parameters:
+    values: dict[str, object] = {}
+    for name in query:
+        if name not in Parameters.__struct_fields__:
+            raise unknown_name(name, Parameters.__struct_fields__)
+        several = [
+            _number_or_text(text) if name in ("tolerance", "max_iterations", "deadline_ms") else text
+            for text in query.getlist(name)
+        ]
+        values[name] = several if len(several) > 1 else several[0]
+    return Parameters(**values)
 
 
 def _number_or_text(text: str) -> object:
     try:
-        value: object = json.loads(text)
-    except (ValueError, RecursionError):
+        return msgspec.json.decode(text, type=int | float)
+    except msgspec.MsgspecError:
         return text
-    return value if isinstance(value, int | float) else text
 
 
-def _check_names(given: Mapping[str, object] | QueryParams, known: tuple[str, ...]) -> None:
-    for name in given:
-        if name not in known:
-            raise Refusal(422, f"{name[:80]}: expected one of {', '.join(known)}, got the unknown key {shown(name)}")
+def _decode_body(body: bytes, spec: InputSpec) -> PredictBody[list[Any]]:
+    try:
+        content: PredictBody[list[Any]] = _body_decoder(len(spec.shape) + 1).decode(body)
+    except msgspec.ValidationError as error:
+        if str(error).startswith(TOO_LARGE):
+            raise _type_error("body", str(error), None, PredictBody) from error
+        untyped: PredictBody[Any] = decode_json("body", body, PredictBody[Any])
+        _check_inputs_or_images(untyped)
+        raise _invalid_lists(untyped.inputs, spec) from None
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        content = decode_json("body", body, PredictBody[Any])  # raises, with a message
+    _check_inputs_or_images(content)
+    return content
+
+
+def _check_inputs_or_images(content: PredictBody[Any]) -> None:
+    if (content.inputs is UNSET) == (content.images is UNSET):
+        raise ApiError(422, f"inputs, images: must be one of them (got {'neither' if content.inputs is UNSET else 'both'})")
+
+
+def _rows_of_images(files: object, spec: InputSpec, max_rows: int) -> Rows:
+    if not isinstance(files, list):
+        raise invalid("images", "a list of base64 strings", files)
+    check_count("images", len(files), max_rows)
+    rows = []
+    for index, text in enumerate(files):
+        field = f"images[{index}]"
+        try:
+            file = base64.b64decode(text, validate=True)
+        except (TypeError, ValueError) as error:
+            raise invalid(field, "a base64 string", text) from error
+        rows.append(_row_of_image(field, file, spec))
+    return np.stack(rows)
+
+
+def _row_of_image(field: str, file: bytes, spec: InputSpec) -> NDArray[np.float32]:
+    try:
+        return images.decode(file, spec)
+    except images.ImageError as error:
+        raise ApiError(422, f"{field}: {error}") from error
+
+
+def _rows_of_npy(body: bytes, spec: InputSpec, max_rows: int) -> Rows:
+    """The header is checked before anything of the size that it states is allocated, and nothing is unpickled."""
+    file = io.BytesIO(body)
+    try:
+        version = np.lib.format.read_magic(file)
+        read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, fortran_order, dtype = read_header(file)
+    except Exception as error:  # NumPy's header parser, with a tokenizer and literal_eval in it, raises anything
+        raise ApiError(422, "body: must be a .npy file (got bytes whose header cannot be read)") from error
+    if dtype.kind not in "iuf":
+        raise ApiError(422, f"body: must be a .npy file of integers or floats (got dtype {dtype})")
+    if len(shape) != len(spec.shape) + 1 or shape[1:] != spec.shape:
+        raise ApiError(422, f"body: must have shape {_shape(spec)} (got {list(shape)})")
+    check_count("body", shape[0], max_rows)
+    size = math.prod(shape) * dtype.itemsize
+    if size != len(body) - file.tell():
+        raise ApiError(422, f"body: must have {size} bytes of {dtype} after the header (got {len(body) - file.tell()})")
+    rows = np.frombuffer(body, dtype, offset=file.tell()).reshape(shape, order="F" if fortran_order else "C")
+    return check_rows("body", rows, spec)
+
+
+def _stop(value: object, model: ServedVersion) -> Stop:
+    match value:
+        case "tolerance" | msgspec.UNSET:
+            return "tolerance"
+        case "label" if model.label_stop is not None:
+            return "label"
+        case "label":
+            reason = f"tolerance, as {model.model} has no label stops (python -m training evaluate calibrates them)"
+            raise invalid("stop", reason, value)
+        case _:
+            raise invalid("stop", "one of tolerance, label", value)
+
+
+def _solver(value: object, stop: Stop, model: ServedVersion) -> str | None:
+    """The requested solver; without one None, the model's own, or one that supports label stops if that does not."""
+    if value is not UNSET and value not in model.solvers:
+        raise invalid("solver", f"one of {', '.join(model.solvers)}", value)
+    if stop == "label" and model.label_stop is not None:
+        supported = model.label_stop.solvers
+        if (model.config.serving.solver if value is UNSET else value) not in supported:
+            if value is not UNSET:
+                raise invalid("solver", f"one of {', '.join(supported)} with stop label", value)
+            return supported[0]
+    return None if value is UNSET else str(value)
+
+
+def _session(value: object) -> str | None:
+    if value is UNSET or value is None:
+        return None
+    if not isinstance(value, str) or not 0 < len(value) <= MAX_SESSION_CHARACTERS:
+        raise invalid("session", f"a string of 1 to {MAX_SESSION_CHARACTERS} characters", value)
+    return value.encode(errors="replace").decode()  # JSON lets unpaired surrogates through, msgpack does not
+
+
+def _per_row(name: str, value: Any, rows: int, allows: Callable[[float], bool], requirement: str) -> list[float]:
+    """One number per row; an empty list if there is no value."""
+    if value is UNSET:
+        return []
+    if isinstance(value, list) and len(value) != rows:
+        raise ApiError(422, f"{name}: must be a number or a list of {rows}, one per row (got a list of {len(value)})")
+    for index, entry in enumerate(value if isinstance(value, list) else [value]):
+        if type(entry) not in (int, float) or not allows(entry):  # to isinstance, true would be a number
+            raise invalid(f"{name}[{index}]" if isinstance(value, list) else name, requirement, entry)
+    return value if isinstance(value, list) else [value] * rows
+
+
+@lru_cache
+def _decoder(kind: Any) -> msgspec.json.Decoder[Any]:
+    return msgspec.json.Decoder(kind)
+
+
+@lru_cache
+def _body_decoder(depth: int) -> msgspec.json.Decoder[Any]:
+    """Decodes a body whose inputs are lists, nested this deeply, of numbers."""
+    kind: Any = float
+    for _ in range(depth):
+        kind = list[kind]
+    body: Any = PredictBody
+    return msgspec.json.Decoder(body[kind])
+
+
+def _shape(spec: InputSpec) -> str:
+    return f"[n, {', '.join(map(str, spec.shape))}]"
+
+
+def _range(spec: InputSpec) -> str:
+    match spec.low, spec.high:
+        case None, None:
+            return ""
+        case None, high:
+            return f" of at most {high:g}"
+        case low, None:
+            return f" of at least {low:g}"
+        case low, high:
+            return f" within [{low:g}, {high:g}]"
+
+
+def _invalid_entry(field: str, requirement: str, rows: NDArray[Any], good: NDArray[np.bool_]) -> ApiError:
+    where = np.unravel_index(int(np.argmin(good)), good.shape)
+    return invalid(f"{field}{''.join(f'[{index}]' for index in where)}", requirement, rows[where].item())
+
+
+def _invalid_lists(value: Any, spec: InputSpec) -> ApiError:
+    """What is wrong with what are not nested lists of numbers of shape ``[n, *spec.shape]``."""
+    if not isinstance(value, list):
+        return invalid("inputs", f"nested lists of shape {_shape(spec)}", value)
+    sides: list[int] = []
+    first: Any = value
+    while isinstance(first, list) and len(sides) <= 32:
+        sides.append(len(first))
+        first = first[0] if first else None
+    if sides[1:] != list(spec.shape):
+        return ApiError(422, f"inputs: must have shape {_shape(spec)} (got {sides})")
+    flaw = _first_flaw("inputs", value, (len(value), *spec.shape))
+    return flaw or ApiError(422, f"inputs: must be numbers of shape {_shape(spec)} (got {shown(value)})")
+
+
+def _first_flaw(path: str, value: object, shape: tuple[int, ...]) -> ApiError | None:
+    if not shape:
+        fits = type(value) in (int, float) and abs(value) <= sys.float_info.max  # type: ignore[arg-type]
+        return None if fits else invalid(path, "a number that fits in a float", value)
+    if not isinstance(value, list):
+        return invalid(path, f"a list of {shape[0]}", value)
+    if len(value) != shape[0]:
+        return ApiError(422, f"{path}: must have {shape[0]} entries (got {len(value)}); all rows have the same shape")
+    flaws = (_first_flaw(f"{path}[{index}]", entry, shape[1:]) for index, entry in enumerate(value))
+    return next((flaw for flaw in flaws if flaw), None)
+
+
+_TYPES = {
+    "float": "a number",
+    "int": "an integer",
+    "str": "a string",
+    "bool": "true or false",
+    "array": "a list",
+    "object": "an object",
+}
+
+
+def _type_error(field: str, message: str, content: Any, kind: Any) -> ApiError:
+    """What msgspec says of JSON of another type, in the words of this API and with the value."""
+    message, _, path = message.partition(" - at `$")
+    name = f"{field}{path.rstrip('`')}".removeprefix("body.")
+    if message == TOO_LARGE:
+        return ApiError(422, f"{name}: must be a number that fits in a float (got one that is too large)")
+    if match := re.match(r"Object contains unknown field `(.*)`", message):
+        known = getattr(kind, "__origin__", kind).__struct_fields__ if not path else ()
+        return unknown_name(match[1], known) if known else ApiError(422, f"{name}: unknown field {shown(match[1])}")
+    if match := re.match(r"Object missing required field `(.*)`", message):
+        return ApiError(422, f"{f'{name}.' if path else ''}{match[1]}: must be given (got nothing)")
+    for key, index in re.findall(r"\.(\w+)|\[(\d+)\]", path):
+        content = content[key] if key else content[int(index)]
+    if match := re.match(r"Expected `([^`]*)`(?: ([<>]=? \S+?))?(?:, got .*)?$", message):
+        kinds = [_TYPES.get(one, one) for one in match[1].split(" | ")]
+        return invalid(name, " ".join([" or ".join(kinds), *([match[2]] if match[2] else [])]), content)
+    return ApiError(422, f"{name}: {message[:1].lower()}{message[1:]} (got {shown(content)})")

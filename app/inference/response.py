@@ -1,45 +1,57 @@
-"""From what the engine computed to the answer that a client gets."""
+"""Responses: from what the engine computed to what a client gets, as ``schemas.native`` describes it."""
 
 from math import isfinite
-from typing import cast
+from typing import Any
 
 import numpy as np
-from msgspec import UNSET, UnsetType
 from numpy.typing import NDArray
 
-from app.engine_client.catalogue import Model
-from app.engine_client.client import Computed
-from app.schemas.native import EndStatus, PredictAnswer, Prediction, Stability
+from app.engine_client.messages import Iteration, Result, ServedVersion
+
+TOP = 5
+"""Labels in an iteration's event."""
 
 
-def answer(model: Model, computed: Computed) -> PredictAnswer:
-    """Labels and probabilities from logits; nulls for rows that have none (diverged, or no time for an iteration)."""
-    probabilities = softmax(computed.logits)
+def predict_response(model: ServedVersion, result: Result) -> dict[str, Any]:
+    """A ``PredictResponse``: labels and probabilities from logits; nulls for rows that diverged or had no iteration."""
+    classes = model.config.classes
+    probabilities = softmax(result.logits_array())
     indices: list[int] = np.argmax(probabilities, axis=1).tolist()
     rounded: list[list[float]] = _float32_digits(probabilities).tolist()
-    residual = [float(f"{movement:.9g}") for movement in computed.residual]
     predictions = []
-    for row, (iterations, status) in enumerate(zip(computed.iterations, computed.status, strict=True)):
-        end = cast(EndStatus, status)
-        stability = _stability(model, computed, row)
-        if iterations > 0 and status != "diverged" and isfinite(rounded[row][0]):
-            index = indices[row]
-            label = model.config.classes[index]
-            predictions.append(Prediction(label, index, rounded[row], iterations, residual[row], end, stability))
-        else:
-            predictions.append(Prediction(None, None, None, iterations, None, end, stability))
-    return PredictAnswer(model.name, model.version, predictions)
+    for row, (iterations, status) in enumerate(zip(result.iterations, result.status, strict=True)):
+        valid = iterations > 0 and status != "diverged" and isfinite(rounded[row][0])
+        index = indices[row]
+        prediction: dict[str, Any] = {
+            "label": classes[index] if valid else None,
+            "index": index if valid else None,
+            "probabilities": rounded[row] if valid else None,
+            "iterations": iterations,
+            "residual": float(f"{result.residual[row]:.9g}") if valid else None,
+            "status": status,
+        }
+        if result.margin is not None and result.bound is not None and model.label_stop is not None:
+            margin, bound = (value if isfinite(value) else None for value in (result.margin[row], result.bound[row]))
+            prediction["stability"] = {"margin": margin, "bound": bound, "kind": model.label_stop.kind}
+        predictions.append(prediction)
+    return {"model": model.model, "version": model.version, "predictions": predictions}
 
 
-def _stability(model: Model, computed: Computed, row: int) -> Stability | UnsetType:
-    if computed.margin is None or computed.bound is None or model.label_stop is None:
-        return UNSET
-    margin, bound = (value if isfinite(value) else None for value in (computed.margin[row], computed.bound[row]))
-    return Stability(margin, bound, model.label_stop.kind)
+def iteration_events(model: ServedVersion, iteration: Iteration) -> list[dict[str, Any]]:
+    """An ``IterationEvent`` for each row."""
+    classes = model.config.classes
+    probabilities = softmax(iteration.logits_array())
+    best = np.argsort(-probabilities, axis=1, kind="stable")[:, :TOP].tolist()
+    events = []
+    for k, (row, count, residual) in enumerate(zip(iteration.rows, iteration.iterations, iteration.residual, strict=True)):
+        valid = isfinite(residual) and bool(np.isfinite(probabilities[k]).all())
+        top = [{"label": classes[index], "index": index, "probability": float(probabilities[k, index])} for index in best[k]]
+        events.append({"row": row, "iteration": count, "residual": residual if valid else None, "top": top if valid else []})
+    return events
 
 
 def softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Probabilities ``[n, classes]``, computed in float64; all NaN in a row whose logits are not numbers."""
+    """Probabilities ``[n, classes]``, computed in float64; all NaN in a row whose logits are not finite numbers."""
     with np.errstate(invalid="ignore"):
         powers = np.exp(np.subtract(logits, np.maximum.reduce(logits, axis=1, keepdims=True), dtype=np.float64))
         ratios: NDArray[np.float64] = powers / np.add.reduce(powers, axis=1, keepdims=True)
@@ -47,7 +59,7 @@ def softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
 
 
 def _float32_digits(probabilities: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Round to nine significant digits, which is all that float32 has: shorter numbers on the wire."""
+    """Round to nine significant digits, which is all that float32 has: shorter JSON."""
     scales = 10.0 ** (8 - np.floor(np.log10(np.maximum(probabilities, 1e-45))))
     rounded: NDArray[np.float64] = np.rint(probabilities * scales) / scales
     return rounded

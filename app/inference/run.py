@@ -1,123 +1,71 @@
-"""Asking the engine on behalf of a request: not longer than its client waits, and always of the models of now."""
+"""Running: a request in the engine, for no longer than its client waits, with the models as they are now."""
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
+from bisect import bisect_left
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Sequence
 from contextlib import aclosing
+from math import isfinite
 from typing import Any, TypeVar
 
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import ClientDisconnect
+from starlette.requests import Request as HttpRequest
 
-from app.engine_client.catalogue import Model
-from app.engine_client.client import Computed, Iteration
 from app.engine_client.errors import NotServed
-from app.engine_client.messages import Question
-from app.http.errors import Refusal
-from app.http.state import Server
-from app.inference.decoding import Work
-from app.inference.stream import EventStream
-from app.observability.tracing import MOST_EVENTS, Step
+from app.engine_client.messages import Iteration, Request, Result
+from app.http.errors import ApiError
+from app.http.middleware import RequestLog
+from app.http.state import AppState
+from app.observability.metrics import RowHistogram
+from app.observability.tracing import MAX_EVENTS, TraceStep
 
-MOST_ATTEMPTS = 5
-"""A model is not expected to be exchanged more often in the course of one request."""
+MAX_ATTEMPTS = 5
+"""A model is not replaced more often during one request."""
 
-Result = TypeVar("Result")
+Value = TypeVar("Value")
 
 
-async def compute(request: Request, server: Server, model: Model, work: Work, arrived: float) -> Computed:
-    """Have the engine compute a request's rows, and drop them as soon as the client has closed the connection.
-
-    Args:
-        arrived: when the request did, in seconds of ``time.monotonic()``.
+async def predict(http: HttpRequest, state: AppState, log: RequestLog, request: Request) -> Result:
+    """Have the engine compute a request, and drop it as soon as the client has closed the connection.
 
     Raises:
-        Refusal: 504 if no row had an iteration before its deadline.
-        ClientDisconnect: if the client went first.
-        EngineError: as ``EngineClient.predict``.
+        ApiError: 504 if no row had an iteration before its deadline.
+        ClientDisconnect: if the client left first.
+        EngineError: as ``Engines.predict``.
     """
-    question = _question(request, model, work, arrived)
-    if getattr(request.state, "is_traced", False):
-        computed = await _unless_gone(request, _followed(request, server.engine.client.watch(question, work.inputs)))
+    log.rows = request.rows
+    if log.traced:
+        result = await _unless_disconnected(http, _last(_reported(state, log, request)))
     else:
-        computed = await _unless_gone(request, server.engine.client.predict(question, work.inputs))
-    _count(request, server, model, computed)
-    return _in_time(computed)
+        result = await _unless_disconnected(http, state.engines.predict(request))
+        _report(state, log, request, result)
+    return _in_time(result)
 
 
-async def watch(request: Request, server: Server, model: Model, work: Work, arrived: float) -> EventStream:
-    """The same, as events that tell of each iteration."""
-    watching = server.engine.client.watch(_question(request, model, work, arrived), work.inputs)
-    watching = _counted(request, server, model, watching)
-    first = await _unless_gone(request, anext(watching))
-    if isinstance(first, Computed):
-        _in_time(first)
-    return EventStream(model, first, watching)
+async def stream(
+    http: HttpRequest, state: AppState, log: RequestLog, request: Request
+) -> tuple[Iteration | Result, AsyncGenerator[Iteration | Result, None]]:
+    """As ``predict``, but iteration by iteration.
+
+    Returns:
+        The first iteration, or the result, for which an error can still have a status; and the rest.
+    """
+    log.rows = request.rows
+    rest = _reported(state, log, request)
+    first = await _unless_disconnected(http, anext(rest))
+    return (_in_time(first) if isinstance(first, Result) else first), rest
 
 
-def _question(request: Request, model: Model, work: Work, arrived: float) -> Question:
-    request.state.rows = len(work.inputs)
-    asked = work.parameters
-    return Question(
-        model.name,
-        model.version,
-        asked.tolerance,
-        asked.max_iterations,
-        [None if limit is None else arrived + limit / 1000 for limit in asked.deadline_ms],
-        fingerprint=model.fingerprint,
-        solver=asked.solver,
-        stop=asked.stop,
-        session=work.session,
-    )
+async def retry_if_replaced(attempt: Callable[[], Awaitable[Value]]) -> Value:
+    """Make an attempt, which finds a model in the catalogue and runs a request; again if the model was replaced in between.
 
-
-async def _counted(
-    request: Request, server: Server, model: Model, watching: AsyncGenerator[Iteration | Computed, None]
-) -> AsyncGenerator[Iteration | Computed, None]:
-    async with aclosing(watching):
-        async for event in watching:
-            if isinstance(event, Computed):
-                _count(request, server, model, event)
-            else:
-                _note(request, event)
-            yield event
-
-
-async def _followed(request: Request, watching: AsyncGenerator[Iteration | Computed, None]) -> Computed:
-    """The answer of a request whose trace shall tell of each iteration."""
-    async with aclosing(watching):
-        async for event in watching:
-            if isinstance(event, Computed):
-                return event
-            _note(request, event)
-    raise AssertionError("the answer comes last")
-
-
-def _note(request: Request, event: Iteration) -> None:
-    if getattr(request.state, "is_traced", False) and len(request.state.steps) < MOST_EVENTS:
-        request.state.steps.append(Step(time.monotonic(), max(event.iterations), max(event.residual), len(event.rows)))
-
-
-def _count(request: Request, server: Server, model: Model, computed: Computed) -> None:
-    request.state.moments = computed.moments
-    server.measures.count_rows(model, computed)
-
-
-def _in_time(computed: Computed) -> Computed:
-    if not any(computed.iterations):
-        raise Refusal(504, "deadline_ms: expected time for one iteration at least, got none before the deadline of any row")
-    return computed
-
-
-async def while_models_change(attempt: Callable[[], Awaitable[Result]]) -> Result:
-    """Make an attempt, which finds a model in the catalogue and asks the engine for it; again if that was outdated.
-
-    When the engine says that it does not serve what it was asked for, the catalogue has already become that of now. So a
-    model that was exchanged is found anew, and read for anew, as its inputs may be others; one that is gone is a 404.
+    When an engine does not serve what it was sent, the catalogue is up to date already. A replaced model is found again, and the
+    body decoded again, as its inputs may be others; a model that is gone is a 404.
 
     Raises:
         NotServed: if it happened too often.
     """
-    for _ in range(MOST_ATTEMPTS - 1):
+    for _ in range(MAX_ATTEMPTS - 1):
         try:
             return await attempt()
         except NotServed:
@@ -125,31 +73,79 @@ async def while_models_change(attempt: Callable[[], Awaitable[Result]]) -> Resul
     return await attempt()
 
 
-async def _unless_gone(request: Request, computing: Coroutine[Any, Any, Result]) -> Result:
-    # As asyncio.timeout does it, with a client that goes in place of time that passes: no task for what is computed.
+async def _reported(state: AppState, log: RequestLog, request: Request) -> AsyncGenerator[Iteration | Result, None]:
+    """Stream a request, and report it."""
+    async with aclosing(state.engines.stream(request)) as events:
+        async for event in events:
+            if isinstance(event, Result):
+                _report(state, log, request, event)
+            elif log.traced and len(log.steps) < MAX_EVENTS:
+                step = TraceStep(time.monotonic(), max(event.iterations), max(event.residual), len(event.rows))
+                log.steps.append(step)
+            yield event
+
+
+async def _last(events: AsyncGenerator[Iteration | Result, None]) -> Result:
+    async with aclosing(events):
+        async for event in events:
+            if isinstance(event, Result):
+                return event
+    raise AssertionError("the result comes last")
+
+
+def _report(state: AppState, log: RequestLog, request: Request, result: Result) -> None:
+    """Count what the engine computed."""
+    log.timings = result.timings
+    metrics, labels = state.metrics, (request.model, str(request.version))
+    for phase, (start, end) in result.timings.phases().items():
+        metrics.phase_seconds[phase](*labels).observe(end - start)
+    for status in set(result.status):
+        metrics.rows(*labels, status).inc(sum(one == status for one in result.status))
+    observe(metrics.row_iterations, labels, result.iterations)
+    observe(metrics.row_residual, labels, result.residual)
+
+
+def observe(histogram: RowHistogram, labels: tuple[str, str], values: Sequence[float]) -> None:
+    """Count values, except those that are not finite."""
+    finite = [value for value in values if isfinite(value)]
+    # Most requests have one row, for which NumPy would take ten times as long.
+    buckets = [bisect_left(histogram.bounds, value) for value in finite]
+    for bucket in set(buckets):
+        histogram.buckets(*labels, str(bucket)).inc(buckets.count(bucket))
+    histogram.sums(*labels).inc(sum(finite))
+
+
+def _in_time(result: Result) -> Result:
+    if not any(result.iterations):
+        raise ApiError(504, "deadline_ms: deadline passed before any row completed an iteration")
+    return result
+
+
+async def _unless_disconnected(http: HttpRequest, computing: Coroutine[Any, Any, Value]) -> Value:
+    # As asyncio.timeout does it, with a client that leaves in place of time that passes: no task for what is computed.
     task = asyncio.current_task()
     assert task is not None
-    waits, has_gone = True, False
+    waiting, disconnected = True, False
 
     def stop(_: object) -> None:
-        nonlocal has_gone
-        if waits:
-            has_gone = True
+        nonlocal disconnected
+        if waiting:
+            disconnected = True
             task.cancel()
 
-    gone = asyncio.create_task(_disconnected(request))
-    gone.add_done_callback(stop)
+    watching = asyncio.create_task(_disconnect(http))
+    watching.add_done_callback(stop)
     try:
         return await computing
     except asyncio.CancelledError:
-        if has_gone and task.uncancel() == 0:
+        if disconnected and task.uncancel() == 0:
             raise ClientDisconnect from None
         raise
     finally:
-        waits = False
-        gone.cancel()
+        waiting = False
+        watching.cancel()
 
 
-async def _disconnected(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
+async def _disconnect(http: HttpRequest) -> None:
+    while (await http.receive())["type"] != "http.disconnect":
         pass

@@ -1,42 +1,32 @@
-"""Streaming: an answer as it comes about, iteration by iteration, as server-sent events."""
+"""Streaming: a prediction iteration by iteration, as server-sent events."""
 
 from collections.abc import AsyncGenerator, AsyncIterator
+from typing import Any
 
 import msgspec
-import numpy as np
-from fastapi import Request
 from fastapi.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from app.engine_client.catalogue import Model
-from app.engine_client.client import Computed, Iteration
 from app.engine_client.errors import EngineError
-from app.inference.response import answer, softmax
-from app.schemas.native import Error, IterationEvent, LabelProbability
+from app.engine_client.messages import Iteration, Result, ServedVersion
+from app.http.errors import engine_error
+from app.inference.response import iteration_events, predict_response
 
 EVENT_STREAM = "text/event-stream"
-TOP = 5
-"""Labels that an event tells of."""
-
-
-def is_wanted(request: Request) -> bool:
-    """Whether the client asks for events."""
-    ranges = request.headers.get("accept", "").split(",")
-    return EVENT_STREAM in [one.partition(";")[0].strip().lower() for one in ranges]
 
 
 class EventStream(StreamingResponse):
-    """An event ``iteration`` a row and iteration, then one ``answer``; or one ``error`` if there is none after all.
+    """An event ``iteration`` per row and iteration, then one ``answer``; or one ``error`` if there is none.
 
     Args:
-        model: that is asked.
-        first: what the engine said first, for whose sake a refusal can still have a status.
-        rest: what it says then; closed at the end, and when the client leaves.
+        model: that computes.
+        first: what the engine sent first.
+        rest: what it sends then; closed at the end, and when the client leaves.
     """
 
-    def __init__(self, model: Model, first: Iteration | Computed, rest: AsyncGenerator[Iteration | Computed, None]) -> None:
+    def __init__(self, model: ServedVersion, first: Iteration | Result, rest: AsyncGenerator[Iteration | Result, None]) -> None:
         self._rest = rest
-        headers = {"cache-control": "no-store", "x-accel-buffering": "no"}  # the latter for nginx, which would hold events back
+        headers = {"cache-control": "no-store", "x-accel-buffering": "no"}  # the latter for nginx, which would buffer events
         super().__init__(_events(model, first, rest), media_type=EVENT_STREAM, headers=headers)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -46,27 +36,18 @@ class EventStream(StreamingResponse):
             await self._rest.aclose()
 
 
-async def _events(model: Model, first: Iteration | Computed, rest: AsyncIterator[Iteration | Computed]) -> AsyncIterator[bytes]:
-    said = first
+async def _events(
+    model: ServedVersion, first: Iteration | Result, rest: AsyncIterator[Iteration | Result]
+) -> AsyncIterator[bytes]:
+    event = first
     try:
-        while isinstance(said, Iteration):
-            yield b"".join(_event("iteration", event) for event in _of_rows(model, said))
-            said = await anext(rest)
-        yield _event("answer", answer(model, said))
+        while isinstance(event, Iteration):
+            yield b"".join(_encode("iteration", row) for row in iteration_events(model, event))
+            event = await anext(rest)
+        yield _encode("answer", predict_response(model, event))
     except EngineError as error:
-        yield _event("error", Error(f"engine: {error}"))
+        yield _encode("error", {"error": engine_error(error).detail})
 
 
-def _of_rows(model: Model, iteration: Iteration) -> list[IterationEvent]:
-    probabilities = softmax(iteration.logits)
-    best = np.argsort(-probabilities, axis=1, kind="stable")[:, :TOP].tolist()
-    events = []
-    for k, (row, count, residual) in enumerate(zip(iteration.rows, iteration.iterations, iteration.residual, strict=True)):
-        is_finite = bool(np.isfinite(residual)) and bool(np.isfinite(probabilities[k]).all())
-        top = [LabelProbability(model.config.classes[index], index, float(probabilities[k, index])) for index in best[k]]
-        events.append(IterationEvent(row, count, residual if is_finite else None, top if is_finite else []))
-    return events
-
-
-def _event(name: str, content: msgspec.Struct) -> bytes:
+def _encode(name: str, content: dict[str, Any]) -> bytes:
     return b"event: %s\ndata: %s\n\n" % (name.encode(), msgspec.json.encode(content))

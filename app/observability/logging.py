@@ -1,4 +1,4 @@
-"""The log: structlog for us, for uvicorn and for every library, in one form."""
+"""The log: structlog for this project, uvicorn and every library, in one format."""
 
 import logging
 import sys
@@ -9,20 +9,21 @@ import msgspec
 import structlog
 
 
-def configure(level: str, form: str = "auto") -> None:
-    """Log to stderr from ``level`` (debug, info, warning, error) on.
+def configure_logging(level: str, log_format: str = "auto") -> None:
+    """Log to stderr what is at least as severe as ``level``.
 
     Args:
-        level: the least severe messages that are logged.
-        form: ``console`` is lines for people, ``json`` a JSON object a line, ``auto`` the former on a terminal only.
+        level: debug, info, warning or error.
+        log_format: ``console`` is text for people, ``json`` one JSON object per line, ``auto`` is ``console`` on a terminal and
+            ``json`` elsewhere.
     """
-    console = sys.stderr.isatty() if form == "auto" else form == "console"
+    console = sys.stderr.isatty() if log_format == "auto" else log_format == "console"
     shared: list[structlog.typing.Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
-    # Both kinds of traceback without the local variables: they would hold what clients sent.
+    # Tracebacks have no local variables, which would hold what clients sent.
     renderer: list[structlog.typing.Processor] = (
         [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback)]
         if console
@@ -30,7 +31,7 @@ def configure(level: str, form: str = "auto") -> None:
     )
     structlog.configure(
         processors=[*shared, *renderer],
-        logger_factory=structlog.WriteLoggerFactory(sys.stderr),  # not by way of logging, which doubles the cost of a line
+        logger_factory=structlog.WriteLoggerFactory(sys.stderr),  # through logging, a line would cost twice as much
         wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level.upper()]),
         cache_logger_on_first_use=True,
     )
@@ -45,5 +46,5 @@ def configure(level: str, form: str = "auto") -> None:
 
 
 def _to_json(event: object, default: Callable[[Any], Any]) -> str:
-    """In a fraction of the time of ``json.dumps``; a line is a part of what a request costs."""
+    """Encode in a fraction of the time of ``json.dumps``: a log line is part of what a request costs."""
     return msgspec.json.encode(event, enc_hook=default).decode()

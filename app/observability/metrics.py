@@ -1,83 +1,127 @@
-"""Measures: what the HTTP process counts for Prometheus."""
+"""Metrics: what an HTTP worker counts for Prometheus."""
 
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
 from functools import cache
-from typing import Any
+from itertools import accumulate
 
 from prometheus_client import CollectorRegistry, Counter, Histogram
+from prometheus_client.core import HistogramMetricFamily, Metric
+from prometheus_client.registry import Collector
 
-from app.engine_client.catalogue import Model
-from app.engine_client.client import Computed
-from app.engine_client.messages import Moments
-from app.observability.histogram import LABELS, RowHistogram
-
+LABELS = ["model", "version"]
 SECONDS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
-ITERATIONS = tuple(2**power for power in range(11))
-RESIDUALS = tuple(10.0**power for power in range(-8, 3))
-
 PHASES = {
-    "queue": ("submitted", "admitted"),
-    "inject": ("admitted", "injected"),
-    "iterate": ("injected", "ended"),
-    "readout": ("ended", "read_out"),
+    "queue": "Time that a request waited for its first slot.",
+    "inject": "Time that the injection of a request's first rows took, with the other rows that were admitted with them.",
+    "iterate": "Time from a request's first iteration to its last.",
+    "readout": "Time that the readout of a request's last rows took, with the other rows that ended with them.",
 }
-"""The parts of a request's time in the engine, each from one of its moments to another."""
+"""The parts of a request's time in the engine; ``Timings.phases`` has their start and end."""
 
 
-def phases(moments: Moments) -> dict[str, tuple[float, float]]:
-    """Begin and end of each phase that a request went through, in seconds of ``time.monotonic()``."""
-    found = {}
-    for phase, (first, last) in PHASES.items():
-        begin, end = getattr(moments, first), getattr(moments, last)
-        if begin is not None and end is not None:
-            found[phase] = (begin, end)
-    return found
+class RowHistogram:
+    """A histogram that counts many values at once, which prometheus_client's own cannot; ``RowHistograms`` shows it.
+
+    Args:
+        name: of the metric.
+        documentation: its help text.
+        bounds: upper bounds of the buckets, ascending; the last bucket, up to infinity, is added to them.
+        registry: that counts.
+    """
+
+    def __init__(self, name: str, documentation: str, bounds: Sequence[float], registry: CollectorRegistry) -> None:
+        self.name, self.documentation = name, documentation
+        self.bounds = [float(bound) for bound in bounds]
+        self.buckets = cache(Counter(f"{name}_bucket", "", [*LABELS, "bucket"], registry=registry).labels)
+        """By model, version and index of the bucket (``bisect_left(bounds, value)``); each counts its own values only."""
+        self.sums = cache(Counter(f"{name}_sum", "", LABELS, registry=registry).labels)
 
 
-class Measures:
-    """Counters and histograms of requests and rows, in a registry."""
+class Metrics:
+    """Counters and histograms of requests and rows.
+
+    Each attribute except the row histograms is a function from label values to a child of the metric. They are cached: the
+    client library looks a child up under a lock every time.
+
+    Args:
+        registry: that counts.
+    """
 
     def __init__(self, registry: CollectorRegistry) -> None:
-        self._requests = Counter(
-            "jfb_http_requests", "Requests answered.", ["model", "method", "route", "status"], registry=registry
+        self.requests = cache(
+            Counter("jfb_http_requests", "Requests answered.", ["model", "method", "route", "status"], registry=registry).labels
         )
-        self._seconds = Histogram(
-            "jfb_http_request_seconds",
-            "Time from the first byte of a request to the last of its answer.",
-            ["model", "route"],
-            buckets=SECONDS,
-            registry=registry,
+        self.request_seconds = cache(
+            Histogram(
+                "jfb_http_request_seconds",
+                "Time from the first byte of a request to the last of its response.",
+                ["model", "route"],
+                buckets=SECONDS,
+                registry=registry,
+            ).labels
         )
-        meanings = {
-            "queue": "Time that a request waited for its first slot.",
-            "inject": "Time that the injection of a request's first rows took, with those that joined beside them.",
-            "iterate": "Time from a request's first iteration to its last.",
-            "readout": "Time that the readout of a request's last rows took, with those that ended beside them.",
+        self.phase_seconds = {
+            phase: cache(Histogram(f"jfb_{phase}_seconds", meaning, LABELS, buckets=SECONDS, registry=registry).labels)
+            for phase, meaning in PHASES.items()
         }
-        self._phases = {
-            phase: Histogram(f"jfb_{phase}_seconds", meaning, LABELS, buckets=SECONDS, registry=registry)
-            for phase, meaning in meanings.items()
-        }
-        self._rows = Counter("jfb_rows", "Rows answered, by how they ended.", [*LABELS, "status"], registry=registry)
-        self._iterations = RowHistogram("jfb_row_iterations", "Iterations of a row.", ITERATIONS, registry)
-        self._residuals = RowHistogram("jfb_row_residual", "Residual of a row's last iteration.", RESIDUALS, registry)
-        self._of = cache(_labelled)
-
-    def count_request(self, model: str, method: str, route: str, status: str, seconds: float) -> None:
-        """Count an answered request; ``model`` is empty where none was asked."""
-        self._of(self._requests, model, method, route, status).inc()
-        self._of(self._seconds, model, route).observe(seconds)
-
-    def count_rows(self, model: Model, computed: Computed) -> None:
-        """Count what the engine made of a request."""
-        labels = model.name, str(model.version)
-        for phase, (begin, end) in phases(computed.moments).items():
-            self._of(self._phases[phase], *labels).observe(end - begin)
-        for status in set(computed.status):
-            self._of(self._rows, *labels, status).inc(computed.status.count(status))
-        self._iterations.observe(labels, computed.iterations)
-        self._residuals.observe(labels, computed.residual)
+        self.rows = cache(Counter("jfb_rows", "Rows answered, by status.", [*LABELS, "status"], registry=registry).labels)
+        self.row_iterations = RowHistogram(
+            "jfb_row_iterations", "Iterations of a row.", [2.0**power for power in range(11)], registry
+        )
+        self.row_residual = RowHistogram(
+            "jfb_row_residual", "Residual of a row's last iteration.", [10.0**power for power in range(-8, 3)], registry
+        )
 
 
-def _labelled(metric: Counter | Histogram, *labels: str) -> Any:
-    """One of a metric's children. The client looks for it under a lock each time, so it is looked for once."""
-    return metric.labels(*labels)
+class RowHistograms(Collector):
+    """What a registry has counted, with its row histograms in Prometheus's form.
+
+    Args:
+        source: the registry, or the collector that adds up those of all HTTP workers.
+        histograms: those that are registered there.
+    """
+
+    def __init__(self, source: Collector, histograms: Sequence[RowHistogram]) -> None:
+        self._source = source
+        self._histograms = histograms
+
+    def collect(self) -> Iterator[Metric]:
+        families = {family.name: family for family in self._source.collect()}
+        for histogram in self._histograms:
+            sums, buckets = families.pop(f"{histogram.name}_sum", None), families.pop(f"{histogram.name}_bucket", None)
+            if sums is not None and buckets is not None:
+                yield _histogram_family(histogram, buckets, sums)
+        yield from families.values()
+
+
+def _histogram_family(histogram: RowHistogram, buckets: Metric, sums: Metric) -> HistogramMetricFamily:
+    counts: defaultdict[tuple[str, str], list[float]] = defaultdict(lambda: [0.0] * (len(histogram.bounds) + 1))
+    for labels, value in _totals(buckets):
+        counts[labels["model"], labels["version"]][int(labels["bucket"])] += value
+    family = HistogramMetricFamily(histogram.name, histogram.documentation, labels=LABELS)
+    for labels, value in _totals(sums):
+        key = labels["model"], labels["version"]
+        add_histogram(family, key, histogram.bounds, counts[key], value)
+    return family
+
+
+def _totals(family: Metric) -> Iterator[tuple[dict[str, str], float]]:
+    """The values of a counter, each with its labels."""
+    for sample in family.samples:
+        if sample.name.endswith("_total"):
+            yield sample.labels, sample.value
+
+
+def add_histogram(
+    family: HistogramMetricFamily, labels: Sequence[str], bounds: Sequence[float], counts: Sequence[float], total: float
+) -> None:
+    """Add one histogram to a family.
+
+    Args:
+        bounds: upper bounds of the buckets.
+        counts: of the values in each bucket, one more than ``bounds``: the last goes up to infinity.
+        total: sum of the values.
+    """
+    ends = [*map(str, bounds), "+Inf"]
+    family.add_metric(list(labels), list(zip(ends, map(float, accumulate(counts)), strict=True)), total)

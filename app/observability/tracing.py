@@ -1,4 +1,4 @@
-"""Tracing: one OpenTelemetry span a request, with the phases of the engine below it; off unless an endpoint is set."""
+"""Tracing: one OpenTelemetry span per request, with the phases of the engine below it; off unless an endpoint is set."""
 
 import asyncio
 import time
@@ -10,34 +10,32 @@ from typing import TYPE_CHECKING, Any
 
 import structlog
 
-from app.engine_client.messages import Moments
-from app.observability.metrics import phases
+from app.engine_client.messages import Timings
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import ReadableSpan
     from opentelemetry.trace import SpanContext
 
-MOST_SPANS_HELD = 10_000
-"""While the collector does not take any; the oldest are dropped then."""
-MOST_EVENTS = 128
+MAX_BUFFERED_SPANS = 10_000
+"""While the collector does not accept any; the oldest are dropped then."""
+MAX_EVENTS = 128
 """Of a span; OpenTelemetry's own limit."""
-SECONDS_BETWEEN_EXPORTS = 1.0
-EXPORT_SECONDS = 5.0
-"""How long the collector may take."""
+EXPORT_INTERVAL_SECONDS = 1.0
+EXPORT_TIMEOUT_SECONDS = 5.0
 
 log = structlog.get_logger(__name__)
 
 
-class TracingMissing(Exception):  # noqa: N818
+class TracingUnavailable(Exception):  # noqa: N818
     """The packages for traces are not installed."""
 
 
 @dataclass(frozen=True)
-class Step:
-    """What one iteration came to for the rows of a request that had a slot."""
+class TraceStep:
+    """One iteration of the rows of a request that had a slot."""
 
     at: float
-    """When it was told, in seconds of ``time.monotonic()``."""
+    """When it was reported, in seconds of ``time.monotonic()``."""
     iteration: int
     """The highest k among the rows."""
     residual: float
@@ -49,35 +47,33 @@ class Step:
 class Trace:
     """A request's place in a trace."""
 
-    own: "SpanContext"
+    span: "SpanContext"
     parent: "SpanContext | None"
-    began: int
+    started: int
     """In nanoseconds since the epoch."""
 
     @property
     def is_sampled(self) -> bool:
-        """Whether it is to be sent at all."""
-        return bool(self.own.trace_flags.sampled)
+        """Whether it is sent at all."""
+        return bool(self.span.trace_flags.sampled)
 
     @property
     def id(self) -> str:
-        """Of the trace, 32 hexadecimal digits."""
-        return f"{self.own.trace_id:032x}"
+        """The trace id, 32 hexadecimal digits."""
+        return f"{self.span.trace_id:032x}"
 
 
 class Tracing:
     """Sends spans to an OTLP collector over HTTP.
 
-    Every request is traced, but for those whose client says in its ``traceparent`` that it does not sample the trace.
-
-    The SDK's ``TracerProvider`` is not used: it works after every fork, also in the process that is about to become an
-    engine, and hangs there. What it would do is little, as a request's spans are all known when it ends.
+    Every request is traced, except those whose client says in its ``traceparent`` that it does not sample the trace. The SDK's
+    ``TracerProvider`` is not needed: a request's spans are all known when it ends.
 
     Args:
         endpoint: of the collector, such as ``http://localhost:4318``.
 
     Raises:
-        TracingMissing: without the packages of the extra ``otel``.
+        TracingUnavailable: without the packages of the extra ``otel``.
     """
 
     def __init__(self, endpoint: str) -> None:
@@ -86,14 +82,16 @@ class Tracing:
             from opentelemetry.sdk.resources import SERVICE_NAME, OTELResourceDetector, Resource
             from opentelemetry.sdk.trace.id_generator import RandomIdGenerator
         except ImportError as error:
-            raise TracingMissing(f"otlp_endpoint: expected the packages of the extra otel to be there, got: {error}") from error
-        self._exporter = OTLPSpanExporter(f"{endpoint.rstrip('/')}/v1/traces", timeout=EXPORT_SECONDS)
-        self._resource = Resource({SERVICE_NAME: "jfb"}).merge(OTELResourceDetector().detect())  # OTEL_SERVICE_NAME goes before
+            raise TracingUnavailable(f"--otlp-endpoint needs the packages of the extra otel: {error}") from error
+        self._exporter = OTLPSpanExporter(f"{endpoint.rstrip('/')}/v1/traces", timeout=EXPORT_TIMEOUT_SECONDS)
+        self._resource = Resource({SERVICE_NAME: "jfb"}).merge(
+            OTELResourceDetector().detect()
+        )  # OTEL_SERVICE_NAME takes precedence
         self._ids = RandomIdGenerator()
-        self._ended: deque[ReadableSpan] = deque(maxlen=MOST_SPANS_HELD)
+        self._spans: deque[ReadableSpan] = deque(maxlen=MAX_BUFFERED_SPANS)
 
-    def begin(self, headers: Mapping[str, str]) -> Trace:
-        """Give a request its place: below its client's span if it sent a ``traceparent``, else in a trace of its own."""
+    def start(self, headers: Mapping[str, str]) -> Trace:
+        """Start the trace of a request: below its client's span if it sent a ``traceparent``, else a new one."""
         from opentelemetry.trace import SpanContext, TraceFlags, get_current_span
         from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
@@ -108,22 +106,22 @@ class Tracing:
         trace: Trace,
         name: str,
         attributes: Mapping[str, str | int],
-        moments: Moments | None,
-        steps: Sequence[Step] = (),
+        timings: Timings | None,
+        steps: Sequence[TraceStep] = (),
     ) -> None:
-        """Keep a request's span, and one below it for each phase that it went through in the engine, to be sent.
+        """Buffer a request's span to be sent, and one below it for each phase that it went through in the engine.
 
-        The one of the phase ``iterate`` gets an event for each of ``steps``, at most ``MOST_EVENTS``.
+        That of the phase ``iterate`` gets an event for each of ``steps``, at most ``MAX_EVENTS``.
         """
         from opentelemetry.sdk.trace import Event, ReadableSpan
         from opentelemetry.trace import SpanContext, SpanKind, Status, StatusCode
 
-        own = trace.own
+        span = trace.span
         if not trace.is_sampled:
             return
 
-        def keep(context: SpanContext, name: str, begin: int, end: int, **more: Any) -> None:
-            self._ended.append(ReadableSpan(name, context, resource=self._resource, start_time=begin, end_time=end, **more))
+        def add(context: SpanContext, name: str, begin: int, end: int, **more: Any) -> None:
+            self._spans.append(ReadableSpan(name, context, resource=self._resource, start_time=begin, end_time=end, **more))
 
         to_epoch = time.time_ns() - time.monotonic_ns()
         events = [
@@ -134,19 +132,19 @@ class Tracing:
             )
             for step in steps
         ]
-        for phase, (begin, end) in phases(moments or Moments()).items():
-            below = SpanContext(own.trace_id, self._ids.generate_span_id(), False, own.trace_flags)
-            told = {"events": events} if phase == "iterate" else {}
-            keep(below, phase, int(begin * 1e9) + to_epoch, int(end * 1e9) + to_epoch, parent=own, **told)
+        for phase, (begin, end) in (timings or Timings()).phases().items():
+            child = SpanContext(span.trace_id, self._ids.generate_span_id(), False, span.trace_flags)
+            iterations = {"events": events} if phase == "iterate" else {}
+            add(child, phase, int(begin * 1e9) + to_epoch, int(end * 1e9) + to_epoch, parent=span, **iterations)
         failed = int(attributes["http.response.status_code"]) >= 500
         status = Status(StatusCode.ERROR if failed else StatusCode.UNSET)
-        facts = {"parent": trace.parent, "attributes": dict(attributes), "kind": SpanKind.SERVER, "status": status}
-        keep(own, name, trace.began, time.time_ns(), **facts)
+        more = {"parent": trace.parent, "attributes": dict(attributes), "kind": SpanKind.SERVER, "status": status}
+        add(span, name, trace.started, time.time_ns(), **more)
 
     @asynccontextmanager
     async def sending(self) -> AsyncIterator[None]:
-        """Send the spans that have ended every second, and the rest at the end."""
-        task = asyncio.create_task(self._send_on())
+        """Send the buffered spans every second, and the rest at the end."""
+        task = asyncio.create_task(self._send_periodically())
         try:
             yield
         finally:
@@ -156,13 +154,13 @@ class Tracing:
             await self._send()
             self._exporter.shutdown()  # type: ignore[no-untyped-call]
 
-    async def _send_on(self) -> None:
+    async def _send_periodically(self) -> None:
         while True:
-            await asyncio.sleep(SECONDS_BETWEEN_EXPORTS)
+            await asyncio.sleep(EXPORT_INTERVAL_SECONDS)
             await self._send()
 
     async def _send(self) -> None:
-        spans = [self._ended.popleft() for _ in range(len(self._ended))]
+        spans = [self._spans.popleft() for _ in range(len(self._spans))]
         if spans:
-            result = await asyncio.to_thread(self._exporter.export, spans)  # which logs what went wrong
-            log.debug("sent spans", spans=len(spans), result=result.name)
+            result = await asyncio.to_thread(self._exporter.export, spans)  # logs its own errors
+            log.debug("spans sent", spans=len(spans), result=result.name)

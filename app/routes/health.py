@@ -1,38 +1,36 @@
-"""GET v2/health: is the server up, and can it answer?"""
+"""GET v2/health: does the server run, and can it answer?"""
 
-import msgspec
-from fastapi import APIRouter, Response
+from fastapi import APIRouter, Depends
 
-from app.engine_client.errors import EngineDied
+from app.http.auth import AccessRoute, anyone
 from app.http.errors import unavailable
-from app.http.state import ServerOfRequest
-from app.routes import openapi
+from app.http.state import State
+from app.routes.openapi import errors
 from app.schemas.native import Live, Ready
+from app.supervisor.process import read_status
 
-router = APIRouter(prefix="/v2/health", tags=["health"])
+router = APIRouter(prefix="/v2/health", tags=["health"], route_class=AccessRoute, dependencies=[Depends(anyone)])
 
-LOOK_SECONDS = 2.0
-"""How long the engine may take to answer that it is well; it looks at its messages between two iterations."""
-
-
-@router.get("/live", summary="Is the server up?", **openapi.answers(Live))
-async def live() -> Response:
-    return Response(msgspec.json.encode(Live(True)), media_type="application/json")
+ANSWER_SECONDS = 2.0
+"""How long an engine may take to answer; it reads its messages between two iterations."""
 
 
-@router.get("/ready", summary="Are all models loaded, and does the engine answer?", **openapi.answers(Ready, 503))
-async def ready(server: ServerOfRequest) -> Response:
-    if server.stopping.is_set():
-        raise unavailable("server: it is shutting down")
-    if server.engine.trouble is not None:
-        raise unavailable(f"engine: {server.engine.trouble}")
-    catalogue = server.catalogue
-    if not server.engine.ready:
-        raise unavailable("engine: it is being started")
-    try:
-        await server.engine.client.look(LOOK_SECONDS)
-    except (EngineDied, TimeoutError) as error:
-        raise unavailable(f"engine: expected an answer within {LOOK_SECONDS:g} s, got none") from error
+@router.get("/live", summary="Server liveness")
+async def live() -> Live:
+    return Live(live=True)
+
+
+@router.get("/ready", summary="Server readiness", responses=errors(503))
+async def ready(state: State) -> Ready:
+    if state.stopping.is_set():
+        raise unavailable("server: shutting down")
+    statuses = [read_status(file) for file in state.run_folder.status_files]
+    if not any(status.ready for status in statuses):
+        reasons = [status.last_error for status in statuses if status.last_error]
+        raise unavailable(f"engine: {reasons[0] if reasons else 'starting'}")
+    catalogue = state.engines.catalogue
+    if not await state.engines.refresh(ANSWER_SECONDS):
+        raise unavailable(f"engine: must answer within {ANSWER_SECONDS:g} s (got no answer)")
     if not catalogue.names:
-        raise unavailable(f"model_store: expected at least one model in {server.settings.model_store}, got none that loads")
-    return Response(msgspec.json.encode(Ready(True)), media_type="application/json")
+        raise unavailable(f"model_store: must hold a model that can be loaded (got none in {state.settings.model_store})")
+    return Ready(ready=True)

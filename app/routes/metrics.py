@@ -1,26 +1,27 @@
 """GET metrics: counters for Prometheus."""
 
 from collections.abc import Iterator
-from contextlib import suppress
 
-from fastapi import APIRouter, Response
+from fastapi import APIRouter, Depends, Response
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from app.engine_client.errors import EngineDied
-from app.http.state import Server, ServerOfRequest
-from app.observability.histogram import LABELS, add
+from app.engine_client.messages import Counters
+from app.http.auth import AccessRoute, anyone
+from app.http.state import AppState, State
+from app.observability.metrics import add_histogram
+from app.supervisor.process import read_status
 
-router = APIRouter(tags=["health"])
+router = APIRouter(tags=["health"], route_class=AccessRoute, dependencies=[Depends(anyone)])
 
-LOOK_SECONDS = 1.0
-"""How long the engine may take for fresh numbers; after that, the last known ones are given."""
-
+REFRESH_SECONDS = 1.0
+"""How long the engines may take to send fresh numbers; after that, the last ones are used."""
+LABELS = ["engine", "model", "version"]
 COUNTERS = {
     "ticks": "Iterations of the running batch.",
     "step_evaluations": "Rows summed over the ticks: the work that was done.",
-    "iterations": "Iterations summed over the rows that ended: the work that was asked for.",
+    "iterations": "Iterations summed over the rows that ended: the work that was requested.",
     "rows_ended": "Rows that ended.",
 }
 GAUGES = {
@@ -31,47 +32,46 @@ GAUGES = {
 
 
 class EngineCollector(Collector):
-    """The engine's counters, as it last told them; they begin anew when it is restarted, as Prometheus expects."""
+    """The engines' processes and counters; the counters start again from 0 with their process, as Prometheus expects."""
 
-    def __init__(self, server: Server) -> None:
-        self._server = server
+    def __init__(self, state: AppState) -> None:
+        self._state = state
 
     def collect(self) -> Iterator[Metric]:
-        engine = self._server.engine
-        yield GaugeMetricFamily("jfb_engine_ready", "Whether the engine is up.", value=float(engine.ready))
-        yield CounterMetricFamily("jfb_engine_restarts", "Times that the engine was restarted.", value=engine.restarts)
-        yield GaugeMetricFamily(
-            "jfb_engine_ends_in_a_row",
-            "Engines that ended soon after their start, one after the other.",
-            value=engine.ends_in_a_row,
+        ready = GaugeMetricFamily("jfb_engine_ready", "Whether the engine is up.", labels=["engine"])
+        restarts = CounterMetricFamily("jfb_engine_restarts", "Restarts of the engine.", labels=["engine"])
+        exits = GaugeMetricFamily(
+            "jfb_engine_consecutive_exits", "Exits of the engine, each soon after its start.", labels=["engine"]
         )
-        counters = engine.client.state.counters if engine.client.state else []
-        versions = GaugeMetricFamily("jfb_engine_versions", "Versions that are served.", labels=["model"])
-        for model in dict.fromkeys(one.model for one in counters):
-            versions.add_metric([model], sum(one.model == model for one in counters))
-        yield versions
-        sizes = HistogramMetricFamily("jfb_engine_batch_rows", "Rows of the batch, a tick.", labels=LABELS)
-        for one in counters:
+        for number, file in enumerate(self._state.run_folder.status_files):
+            status = read_status(file)
+            ready.add_metric([str(number)], float(status.ready))
+            restarts.add_metric([str(number)], status.restarts)
+            exits.add_metric([str(number)], status.consecutive_exits)
+        yield from (ready, restarts, exits)
+        versions = GaugeMetricFamily("jfb_engine_versions", "Versions that are served.", labels=["engine", "model"])
+        sizes = HistogramMetricFamily("jfb_engine_batch_rows", "Rows of the batch per tick.", labels=LABELS)
+        counters: list[tuple[list[str], Counters]] = []
+        for number, engine in self._state.engines.states.items():
+            served = [one.model for one in engine.counters]
+            for model in dict.fromkeys(served):
+                versions.add_metric([str(number), model], served.count(model))
+            counters += [([str(number), one.model, str(one.version)], one) for one in engine.counters]
+        for labels, one in counters:
             bounds = [2**power for power in range(len(one.batch_sizes))]
-            add(sizes, [one.model, str(one.version)], bounds, [*one.batch_sizes, 0], one.step_evaluations)
-        yield sizes
+            add_histogram(sizes, labels, bounds, [*one.batch_sizes, 0], one.step_evaluations)
+        yield from (versions, sizes)
         for family, names in ((CounterMetricFamily, COUNTERS), (GaugeMetricFamily, GAUGES)):
             for name, meaning in names.items():
                 metric = family(f"jfb_engine_{name}", meaning, labels=LABELS)
-                for one in counters:
-                    metric.add_metric([one.model, str(one.version)], getattr(one, name))
+                for labels, one in counters:
+                    metric.add_metric(labels, getattr(one, name))
                 yield metric
-
-
-def install(server: Server) -> None:
-    """Have the engine's counters in the server's registry."""
-    server.metrics.register(EngineCollector(server))
 
 
 @router.get(
     "/metrics", summary="Counters for Prometheus", responses={200: {"content": {"text/plain": {}}}}, response_class=Response
 )
-async def metrics(server: ServerOfRequest) -> Response:
-    with suppress(EngineDied, TimeoutError):
-        await server.engine.client.look(LOOK_SECONDS)
-    return Response(generate_latest(server.metrics), media_type=CONTENT_TYPE_LATEST)
+async def metrics(state: State) -> Response:
+    await state.engines.refresh(REFRESH_SECONDS)
+    return Response(generate_latest(state.registry), media_type=CONTENT_TYPE_LATEST)

@@ -1,55 +1,100 @@
 """POST predict: inputs in, labels out."""
 
 import time
-from typing import Annotated
+from typing import Annotated, Any
 
 import msgspec
-from fastapi import APIRouter, Path, Request, Response
+from fastapi import APIRouter, Depends, Path, Request, Response
 
-from app.http import body
-from app.http.state import Server
-from app.inference import decoding as work
-from app.inference import stream as streaming
-from app.inference.response import answer
-from app.inference.run import compute, watch, while_models_change
-from app.routes import openapi
-from app.routes.direct import DirectRoute
+from app.http.auth import FastRoute, user
+from app.http.middleware import RequestLog
+from app.http.state import AppState
+from app.inference import run
+from app.inference.decoding import MEDIA_TYPES, decode_predict, media_type, parse_version
+from app.inference.response import predict_response
+from app.inference.stream import EVENT_STREAM, EventStream
+from app.routes.openapi import errors
+from app.schemas.native import PredictParameters, PredictResponse
 
-router = APIRouter(tags=["predict"], route_class=DirectRoute)
+DESCRIPTION = """Send a batch as JSON or as a .npy file, or one image as PNG or JPEG:
+
+```
+curl -H 'content-type: image/png' --data-binary @image.png 'http://127.0.0.1:8000/predict?tolerance=0.001'
+curl -H 'content-type: application/x-npy' --data-binary @batch.npy http://127.0.0.1:8000/predict
+```
+
+The parameters may be in the query string (repeated for one value per row); those in a JSON body take precedence.
+
+With `Accept: text/event-stream` the server sends an event `iteration` for each iteration of each row (see IterationEvent), then
+one `answer` with the response, or one `error`:
+
+```
+curl -N -H 'accept: text/event-stream' -H 'content-type: image/png' --data-binary @image.png http://127.0.0.1:8000/predict
+```"""
+OPENAPI: dict[str, Any] = {
+    "response_model": PredictResponse,
+    "description": DESCRIPTION,
+    "responses": {200: {"content": {EVENT_STREAM: {"schema": {"type": "string"}}}}}
+    | errors(400, 401, 404, 408, 413, 415, 422, 429, 500, 503, 504),
+    "openapi_extra": {
+        "parameters": [
+            {"name": name, "in": "query", "required": False, "schema": schema}
+            for name, schema in PredictParameters.model_json_schema()["properties"].items()
+        ],
+        "requestBody": {
+            "required": True,
+            "content": {
+                kind: {"schema": {"$ref": "#/components/schemas/PredictRequest"}}
+                if kind == "application/json"
+                else {"schema": {"type": "string", "format": "binary"}}
+                for kind in MEDIA_TYPES
+            },
+        },
+    },
+}
+
+router = APIRouter(tags=["predict"], route_class=FastRoute, dependencies=[Depends(user)])
 
 Version = Annotated[str, Path(json_schema_extra={"type": "integer"})]
 
 
-@router.post("/predict", summary="Ask the default model", **openapi.PREDICT)
+@router.post("/predict", summary="Predict with the default model", **OPENAPI)
 async def predict_default(request: Request) -> Response:
     return await _predict(request, None, None)
 
 
-@router.post("/models/{name}/predict", summary="Ask a model's highest version", **openapi.PREDICT)
+@router.post("/models/{name}/predict", summary="Predict with a model's highest version", **OPENAPI)
 async def predict_model(request: Request, name: str) -> Response:
     return await _predict(request, name, None)
 
 
-@router.post("/models/{name}/versions/{version}/predict", summary="Ask one version of a model", **openapi.PREDICT)
+@router.post("/models/{name}/versions/{version}/predict", summary="Predict with one version of a model", **OPENAPI)
 async def predict_version(request: Request, name: str, version: Version) -> Response:
-    return await _predict(request, name, version)
+    return await _predict(request, name, parse_version(version))
 
 
-async def _predict(request: Request, name: str | None, version: str | None) -> Response:
+async def _predict(request: Request, name: str | None, version: int | None) -> Response:
     arrived = time.monotonic()
-    server: Server = request.app.state.server
-    model = server.catalogue.find(name, version)  # an unknown model, or one too busy, is refused before the inputs are read
-    request.state.model = model.name
-    media_type = body.media_type(request)
-    server.engine.client.refuse_if_full(model.name, model.version)
-    content = await body.read(request, server.settings)
+    state: AppState = request.app.state.server
+    log = RequestLog.of(request)
+    # Requests for an unknown model, and those that would be queued in vain, are rejected before their body is read.
+    model = state.engines.catalogue.find(name, version)
+    log.model = model.model
+    kind = media_type(request.headers)
+    state.engines.raise_if_full(model)
+    body = await request.body()
 
     async def attempt() -> Response:
-        model = server.catalogue.find(name, version)
-        asked = await work.read(content, media_type, request.query_params, model, server.settings)
-        if streaming.is_wanted(request):
-            return await watch(request, server, model, asked, arrived)
-        computed = await compute(request, server, model, asked, arrived)
-        return Response(msgspec.json.encode(answer(model, computed)), media_type="application/json")
+        model = state.engines.catalogue.find(name, version)
+        decoded = await decode_predict(body, kind, request.query_params, model, state.settings, arrived)
+        if _wants_events(request):
+            return EventStream(model, *await run.stream(request, state, log, decoded))
+        result = await run.predict(request, state, log, decoded)
+        return Response(msgspec.json.encode(predict_response(model, result)), media_type="application/json")
 
-    return await while_models_change(attempt)
+    return await run.retry_if_replaced(attempt)
+
+
+def _wants_events(request: Request) -> bool:
+    ranges = request.headers.get("accept", "").split(",")
+    return EVENT_STREAM in [one.partition(";")[0].strip().lower() for one in ranges]

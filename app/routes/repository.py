@@ -1,65 +1,46 @@
-"""The Open Inference Protocol's model repository extension: what the store holds, load and unload."""
+"""The Open Inference Protocol's model repository extension: what the model store holds, load and unload."""
 
-from collections.abc import Awaitable, Callable
-from typing import Literal
+from typing import Any, Literal
 
-import msgspec
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Depends
 
-from app.engine_client.errors import LoadFailed
-from app.http import body
-from app.http.errors import Refusal, bad_requests_are_400
-from app.http.state import Server, ServerOfRequest
-from app.inference import tensors
-from app.routes import openapi
+from app.engine_client.catalogue import Catalogue
+from app.http.auth import AccessRoute, admin, user
+from app.http.state import State
+from app.routes.openapi import errors
 from app.schemas.open_inference import ChangeRequest, IndexEntry, IndexRequest
+from jfb.store import ModelVersion
 
-router = APIRouter(prefix="/v2/repository", tags=["open inference protocol"])
-admin_router = APIRouter(prefix="/v2/repository/models/{name}", tags=["open inference protocol"])
-
-INDEX = openapi.answers(IndexEntry, 400, 408, 413, 503, many=True)
-
-
-@router.post("/index", summary="What the model store holds", **INDEX, **openapi.optional_body(IndexRequest))
-async def index(request: Request, server: ServerOfRequest) -> Response:
-    with bad_requests_are_400():
-        asked = tensors.decode("body", await body.read(request, server.settings) or b"{}", IndexRequest)
-    return _json([entry for entry in _entries(server) if entry.state == "READY" or not asked.ready])
+OPTIONS: dict[str, Any] = {"tags": ["open inference protocol"], "route_class": AccessRoute}
+router = APIRouter(prefix="/v2/repository", dependencies=[Depends(user)], **OPTIONS)
+admin_router = APIRouter(prefix="/v2/repository/models/{name}", dependencies=[Depends(admin)], **OPTIONS)
 
 
-@admin_router.post("/load", summary="Serve what the store holds of a model now", **INDEX, **openapi.optional_body(ChangeRequest))
-async def load(request: Request, server: ServerOfRequest, name: str) -> Response:
-    return await _change(request, server, name, server.engine.client.load)
+@router.post("/index", summary="List the model store", responses=errors(400, 401, 408, 413, 503))
+async def index(state: State, wanted: IndexRequest | None = None) -> list[IndexEntry]:
+    entries = _entries(state.engines.catalogue)
+    return [entry for entry in entries if entry.state == "READY" or wanted is None or not wanted.ready]
 
 
-@admin_router.post("/unload", summary="Serve a model no longer", **INDEX, **openapi.optional_body(ChangeRequest))
-async def unload(request: Request, server: ServerOfRequest, name: str) -> Response:
-    return await _change(request, server, name, server.engine.client.unload)
+@admin_router.post("/load", summary="Load a model", responses=errors(400, 401, 403, 408, 413, 503))
+async def load(state: State, name: str, change: ChangeRequest | None = None) -> list[IndexEntry]:
+    await state.engines.load(name)
+    return [entry for entry in _entries(state.engines.catalogue) if entry.name == name]
 
 
-async def _change(request: Request, server: Server, name: str, change: Callable[[str], Awaitable[None]]) -> Response:
-    with bad_requests_are_400():
-        tensors.decode("body", await body.read(request, server.settings) or b"{}", ChangeRequest)
-        try:
-            await change(name)
-        except LoadFailed as error:
-            raise Refusal(400, f"model: {error}") from error
-    return _json([entry for entry in _entries(server) if entry.name == name])
+@admin_router.post("/unload", summary="Unload a model", responses=errors(400, 401, 403, 408, 413, 503))
+async def unload(state: State, name: str, change: ChangeRequest | None = None) -> list[IndexEntry]:
+    await state.engines.unload(name)
+    return [entry for entry in _entries(state.engines.catalogue) if entry.name == name]
 
 
-def _entries(server: Server) -> list[IndexEntry]:
-    """Every version; one that is served although what replaces it was refused is ready, and has the reason."""
-    catalogue, state = server.catalogue, server.engine.client.state
-    served = {f"{name}/{version}" for name in catalogue.names for version in catalogue.versions(name)}
+def _entries(catalogue: Catalogue) -> list[IndexEntry]:
+    """Every version; one that is served although its replacement was refused is ready, and has the reason."""
+    served = {ModelVersion(name, number) for name in catalogue.names for number in catalogue.versions(name)}
     entries = []
-    for path in served | catalogue.refused.keys():
-        name, _, version = path.partition("/")
-        word: Literal["READY", "UNAVAILABLE"] = "READY" if path in served else "UNAVAILABLE"
-        entries.append(IndexEntry(name=name, version=version, state=word, reason=catalogue.refused.get(path, "")))
-    for name in state.unloaded if state else []:
-        entries.append(IndexEntry(name=name, state="UNAVAILABLE", reason="it was unloaded"))
-    return sorted(entries, key=lambda entry: (entry.name, int(entry.version or 0)))
-
-
-def _json(entries: list[IndexEntry]) -> Response:
-    return Response(msgspec.json.encode(entries), media_type="application/json")
+    for version in sorted(served | {ModelVersion.parse(text) for text in catalogue.refused}):
+        state: Literal["READY", "UNAVAILABLE"] = "READY" if version in served else "UNAVAILABLE"
+        reason = catalogue.refused.get(str(version), "")
+        entries.append(IndexEntry(name=version.name, version=str(version.number), state=state, reason=reason))
+    entries += [IndexEntry(name=name, state="UNAVAILABLE", reason="unloaded on request") for name in catalogue.unloaded]
+    return sorted(entries, key=lambda entry: entry.name)

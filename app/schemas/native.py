@@ -1,35 +1,92 @@
-"""What goes over HTTP as JSON in answers; the OpenAPI schemas are made from these structs."""
+"""JSON of the native API: requests and responses.
+
+The predict routes decode and encode without these models (``inference/decoding.py``, ``inference/response.py``), for speed; a
+test holds both together. All other routes use them.
+"""
 
 from typing import Annotated, Any, Literal
 
-from msgspec import UNSET, Meta, Struct, UnsetType
-
-from app.engine_client.messages import LabelStop
+from pydantic import MISSING, BaseModel, ConfigDict, Field, JsonValue
 
 EndStatus = Literal["converged", "label_stable", "max_iterations", "deadline", "diverged"]
 
+MAX_SESSION_CHARACTERS = 128
+MIN_TOLERANCE, MAX_TOLERANCE = 1.1754943508222875e-38, 3.4028234663852886e38
+"""The engine computes in float32, where smaller numbers are lost and larger ones infinite."""
 
-class Stability(Struct, frozen=True):
-    """How sure the label of a row is: it cannot change any more where the margin exceeds the bound."""
+Number = Annotated[float, Field(allow_inf_nan=False)]
+Tolerance = Annotated[Number, Field(ge=MIN_TOLERANCE, le=MAX_TOLERANCE)]
+Cap = Annotated[int, Field(ge=1)]
+Milliseconds = Annotated[Number, Field(gt=0)]
+PER_ROW = "One value for all rows, or a list of one per row."
 
-    margin: Annotated[float, Meta(ge=0, description="by how much the label's logit leads the closest rival's")] | None
-    bound: Annotated[float, Meta(ge=0, description="by how much that lead can still shrink; null while nothing is known")] | None
-    kind: Annotated[Literal["estimate", "guarantee"], Meta(description="what the bound is: see GET /models/{name}")]
+
+class Model(BaseModel):
+    """A model whose fields' docstrings describe them."""
+
+    model_config = ConfigDict(frozen=True, strict=True, use_attribute_docstrings=True)
 
 
-class Prediction(Struct, frozen=True):
-    """One row's answer. A row without one (diverged, or no time for an iteration) has nulls."""
+class PredictParameters(Model):
+    """How the rows of a request are solved; the model's own defaults hold for what is left out."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    tolerance: Tolerance | list[Tolerance] | MISSING = Field(
+        MISSING, description=f"Stop when the residual is at most this. {PER_ROW}"
+    )
+    max_iterations: Cap | list[Cap] | MISSING = Field(MISSING, description=f"Stop after this many iterations. {PER_ROW}")
+    deadline_ms: Milliseconds | list[Milliseconds] | MISSING = Field(
+        MISSING, description=f"Stop after this time, from the arrival of the request. {PER_ROW}"
+    )
+    solver: str | MISSING = MISSING
+    """One of the model's solvers."""
+    stop: Literal["tolerance", "label"] = "tolerance"
+    """label also ends a row once its label cannot change any more; not every model offers it."""
+    session: Annotated[str, Field(min_length=1, max_length=MAX_SESSION_CHARACTERS)] | None = None
+    """Start where the last rows of this session ended, if there were as many; for inputs that change slowly."""
+
+
+class PredictRequest(PredictParameters):
+    """Rows to predict: either inputs or images."""
+
+    model_config = ConfigDict(json_schema_extra={"oneOf": [{"required": ["inputs"]}, {"required": ["images"]}]})
+
+    inputs: Annotated[list[JsonValue], Field(min_length=1)] | MISSING = MISSING
+    """Nested lists of shape [n, *input shape]; GET /models has the shape."""
+    images: Annotated[list[str], Field(min_length=1)] | MISSING = MISSING
+    """PNG or JPEG files in base64."""
+
+
+class Stability(Model):
+    """How certain the label of a row is: it cannot change any more where the margin exceeds the bound."""
+
+    margin: Annotated[Number, Field(ge=0)] | None
+    """By how much the label's logit leads that of the closest rival."""
+    bound: Annotated[Number, Field(ge=0)] | None
+    """By how much that lead can still shrink; null while unknown."""
+    kind: Literal["estimate", "guarantee"]
+    """What the bound is: see GET /models/{name}."""
+
+
+class Prediction(Model):
+    """The prediction for one row; nulls if it diverged or had no time for an iteration."""
 
     label: str | None
-    index: Annotated[int, Meta(ge=0, description="of the label in the model's classes")] | None
-    probabilities: Annotated[list[float], Meta(description="one per class, in the model's order")] | None
-    iterations: Annotated[int, Meta(ge=0, description="evaluations of the model's step: what this row cost")]
-    residual: Annotated[float, Meta(ge=0, description="how far the last iteration moved the state")] | None
+    index: Annotated[int, Field(ge=0)] | None
+    """Of the label in the model's classes."""
+    probabilities: list[Number] | None
+    """One per class, in the model's order."""
+    iterations: Annotated[int, Field(ge=0)]
+    """Evaluations of the model's step: the cost of this row."""
+    residual: Annotated[Number, Field(ge=0)] | None
+    """Size of the last change of the state."""
     status: EndStatus
-    stability: Annotated[Stability, Meta(description="only in answers to stop: label")] | UnsetType = UNSET
+    stability: Stability | MISSING = MISSING
+    """Only with stop: label."""
 
 
-class PredictAnswer(Struct, frozen=True):
+class PredictResponse(Model):
     """One prediction per row, in the order of the request."""
 
     model: str
@@ -37,82 +94,121 @@ class PredictAnswer(Struct, frozen=True):
     predictions: list[Prediction]
 
 
-class LabelProbability(Struct, frozen=True):
-    """One of the labels that are likely at the moment."""
+class LabelProbability(Model):
+    """One of the most likely labels."""
 
     label: str
-    index: Annotated[int, Meta(ge=0, description="of the label in the model's classes")]
-    probability: float
+    index: Annotated[int, Field(ge=0)]
+    """Of the label in the model's classes."""
+    probability: Number
 
 
-class IterationEvent(Struct, frozen=True):
-    """The data of an event ``iteration``: what one iteration of one row came to."""
+class IterationEvent(Model):
+    """Data of the event ``iteration``: one iteration of one row."""
 
-    row: Annotated[int, Meta(ge=0, description="of the request")]
-    iteration: Annotated[int, Meta(ge=1)]
-    residual: Annotated[float, Meta(ge=0, description="how far this iteration moved the state; null if it is not finite")] | None
-    top: Annotated[list[LabelProbability], Meta(description="the likeliest labels, if the row ended here; likeliest first")]
+    row: Annotated[int, Field(ge=0)]
+    """Of the request."""
+    iteration: Annotated[int, Field(ge=1)]
+    residual: Annotated[Number, Field(ge=0)] | None
+    """Size of this change of the state; null if it is not finite."""
+    top: list[LabelProbability]
+    """The most likely labels if the row ended here; most likely first."""
 
 
-class InputDescription(Struct, frozen=True):
-    """What one raw input of a model is."""
+class InputDescription(Model):
+    """One raw input of a model."""
 
-    shape: Annotated[list[int], Meta(description="of one input; images are [channels, height, width]")]
+    shape: list[int]
+    """Of one input; images are [channels, height, width]."""
     kind: Literal["image", "vector"]
     dtype: Literal["float32", "uint8"]
-    low: Annotated[float, Meta(description="smallest value allowed")] | None
-    high: Annotated[float, Meta(description="largest value allowed")] | None
+    low: float | None
+    """Smallest value allowed."""
+    high: float | None
+    """Largest value allowed."""
 
 
-class ModelDescription(Struct, frozen=True):
-    """A served model: its highest version, and which others there are."""
+class LabelStopDescription(Model):
+    """What a request with stop: label may rely on."""
+
+    kind: Literal["estimate", "guarantee"]
+    """guarantee: the network contracts by construction; estimate: calibrated on held-out data."""
+    solvers: tuple[str, ...]
+    """Those that support it."""
+    tolerance: float
+    """Default tolerance of such requests."""
+    inputs: int | None
+    """Held-out inputs that the estimate was tested on; null for a guarantee."""
+    differing: float | None
+    """Share of them whose label was not that of the exact fixed point, in [0, 1]."""
+    iterations: float | None
+    """Their mean iterations."""
+
+
+class ModelDescription(Model):
+    """A served model: its highest version, and the numbers of the others."""
 
     name: str
-    version: Annotated[int, Meta(description="the one described, which answers when a request names none")]
+    version: int
+    """The version described, which answers requests that name none."""
     versions: list[int]
-    default: Annotated[bool, Meta(description="whether /predict asks this model")]
+    default: bool
+    """Whether this is the model of /predict."""
     architecture: str
     input: InputDescription
-    classes: Annotated[list[str], Meta(description="labels, in the order of the probabilities")]
-    tolerance: Annotated[float, Meta(description="unless a request says otherwise")]
-    max_iterations: Annotated[int, Meta(description="unless a request says otherwise")]
-    max_iterations_limit: Annotated[int, Meta(description="the most that a request may ask for")]
+    classes: list[str]
+    """Labels, in the order of the probabilities."""
+    tolerance: float
+    """Default of requests."""
+    max_iterations: int
+    """Default of requests."""
+    max_iterations_limit: int
+    """The highest that a request may set."""
     residual_norm: str
-    solver: Annotated[str, Meta(description="unless a request says otherwise")]
-    solvers: Annotated[list[str], Meta(description="those that a request may name")]
-    label_stop: Annotated[LabelStop, Meta(description="of requests with stop: label; null if there may be none")] | None
-    metrics: Annotated[dict[str, Any], Meta(description="metrics.json, as training wrote it")] | None
-    refused: Annotated[dict[str, str], Meta(description="versions that could not be loaded, each with the reason")]
+    solver: str
+    """Default of requests."""
+    solvers: list[str]
+    """Those that a request may name."""
+    label_stop: LabelStopDescription | None
+    """Null if requests may not use stop: label."""
+    metrics: dict[str, Any] | None
+    """metrics.json, as training wrote it."""
+    refused: dict[str, str]
+    """Versions that could not be loaded, each with the reason."""
 
 
-class ModelList(Struct, frozen=True):
-    """Everything in the model store."""
+class ModelList(Model):
+    """All served models."""
 
-    default: Annotated[str, Meta(description="the model that /predict asks")] | None
+    default: str | None
+    """The model of /predict."""
     models: list[ModelDescription]
-    refused: Annotated[dict[str, str], Meta(description="name/version of what could not be loaded, with the reason")]
+    refused: dict[str, str]
+    """name/version of what could not be loaded, with the reason."""
 
 
-class Sample(Struct, frozen=True):
+class Sample(Model):
     """An input to try a model with."""
 
-    input: Annotated[list[Any], Meta(description="raw, as predict takes it")]
-    label: Annotated[str, Meta(description="the right answer")]
+    input: list[JsonValue]
+    """Raw, as predict takes it."""
+    label: str
+    """The correct label."""
 
 
-class Live(Struct, frozen=True):
+class Live(Model):
     """The server answers."""
 
     live: bool
 
 
-class Ready(Struct, frozen=True):
-    """Every model is loaded and the engine answers."""
+class Ready(Model):
+    """All models are loaded and the engine answers."""
 
     ready: bool
 
 
-class Error(Struct, frozen=True):
-    """What was wrong: ``<field>: <what was expected>, got <value>``."""
+class Error(Model):
+    """What was wrong: ``<field>: must be <requirement> (got <value>)``."""
 
     error: str

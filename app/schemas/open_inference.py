@@ -1,108 +1,128 @@
-"""The JSON objects of the Open Inference Protocol (KServe v2) and of Triton's extensions to it that this server speaks."""
+"""JSON of the Open Inference Protocol (KServe v2), and of Triton's extensions to it that this server supports.
+
+The infer routes decode and encode without these models (``inference/open_inference.py``), for speed; a test holds both together.
+All other routes use them.
+"""
 
 from typing import Annotated, Any, Literal
 
-from msgspec import UNSET, Meta, Raw, Struct, UnsetType
+from pydantic import MISSING, ConfigDict, Field
+
+from app.schemas.native import Model
 
 Datatype = Literal["BOOL", "UINT8", "UINT16", "UINT32", "UINT64", "INT8", "INT16", "INT32", "INT64", "FP16", "FP32", "FP64"]
-Side = Annotated[int, Meta(ge=0)]
 
 
-class BinaryData(Struct, frozen=True, forbid_unknown_fields=True):
-    """Parameters of a tensor that may lie behind the JSON."""
+class TensorParameters(Model):
+    """Parameters of a tensor whose entries may follow the JSON as raw bytes."""
 
-    binary_data_size: Annotated[int, Meta(ge=0, description="of this tensor, in bytes behind the JSON")] | UnsetType = UNSET
+    model_config = ConfigDict(extra="forbid")
+
+    binary_data_size: Annotated[int, Field(ge=0)] | MISSING = MISSING
+    """Bytes of this tensor after the JSON."""
 
 
-class RequestInput(Struct, frozen=True):
-    """A tensor: ``data`` holds its entries, nested or flat, unless they lie behind the JSON."""
+class RequestInput(Model):
+    """A tensor: ``data`` holds its entries, nested or flat, unless they follow the JSON."""
 
     name: str
-    shape: list[Side]
+    shape: list[Annotated[int, Field(ge=0)]]
     datatype: Datatype
-    parameters: BinaryData = BinaryData()
-    data: Annotated[Raw, Meta(description="entries")] | UnsetType = UNSET
+    parameters: TensorParameters = TensorParameters()
+    data: list[Any] | MISSING = MISSING
 
 
-class OutputParameters(Struct, frozen=True, forbid_unknown_fields=True):
-    """How one output shall be sent."""
+class OutputParameters(Model):
+    """How one output is sent."""
 
-    binary_data: bool | UnsetType = UNSET
+    model_config = ConfigDict(extra="forbid")
+
+    binary_data: bool | MISSING = MISSING
+    """Whether it follows the JSON as raw bytes."""
 
 
-class RequestedOutput(Struct, frozen=True):
-    """One of the outputs that shall be sent."""
+class RequestedOutput(Model):
+    """One of the outputs to send."""
 
     name: str
     parameters: OutputParameters = OutputParameters()
 
 
-class RequestParameters(Struct, frozen=True, forbid_unknown_fields=True):
-    """How the rows shall be solved, and the outputs be sent."""
+class RequestParameters(Model):
+    """How the rows are solved, and the outputs sent."""
 
-    tolerance: float | UnsetType = UNSET
-    max_iterations: int | UnsetType = UNSET
-    deadline_ms: float | UnsetType = UNSET
-    solver: Annotated[str, Meta(description="one of those that the model has")] | UnsetType = UNSET
-    stop: Annotated[str, Meta(description="tolerance or label")] | UnsetType = UNSET
-    session: Annotated[str, Meta(description="whose rows these are, for a warm start")] | UnsetType = UNSET
-    timeout: Annotated[int, Meta(description="deadline in microseconds, as Triton has it")] | UnsetType = UNSET
+    model_config = ConfigDict(extra="forbid")
+
+    tolerance: float | MISSING = MISSING
+    max_iterations: int | MISSING = MISSING
+    deadline_ms: float | MISSING = MISSING
+    solver: str | MISSING = MISSING
+    """One of the model's solvers."""
+    stop: str | MISSING = MISSING
+    """tolerance or label."""
+    session: str | MISSING = MISSING
+    """Start where the last rows of this session ended."""
+    timeout: int | MISSING = MISSING
+    """Deadline in microseconds, as Triton has it."""
     binary_data_output: bool = False
+    """Whether all outputs follow the JSON as raw bytes."""
 
 
-class InferRequest(Struct, frozen=True):
-    """What is to be computed."""
+class InferRequest(Model):
+    """Tensors to compute with."""
 
     inputs: list[RequestInput]
-    outputs: list[RequestedOutput] | UnsetType = UNSET
+    outputs: list[RequestedOutput] | MISSING = MISSING
+    """All outputs if left out."""
     parameters: RequestParameters = RequestParameters()
-    id: str | UnsetType = UNSET
+    id: str | MISSING = MISSING
 
 
-class Output(Struct, frozen=True):
-    """A tensor of an answer."""
+class ResponseOutput(Model):
+    """A tensor of a response."""
 
     name: str
     datatype: Datatype
     shape: list[int]
-    parameters: BinaryData | UnsetType = UNSET
-    data: Annotated[list[Any], Meta(description="entries, row by row; null is not a number")] | UnsetType = UNSET
+    parameters: TensorParameters | MISSING = MISSING
+    data: list[Any] | MISSING = MISSING
+    """Entries, row by row; null is not a number."""
 
 
-class InferAnswer(Struct, frozen=True):
-    """The outputs that were asked for, in that order, or all."""
+class InferResponse(Model):
+    """The requested outputs, in their order, or all."""
 
     model_name: str
     model_version: str
-    outputs: list[Output]
-    id: str | UnsetType = UNSET
+    outputs: list[ResponseOutput]
+    id: str | MISSING = MISSING
 
 
-class ServerMetadata(Struct, frozen=True):
-    """What speaks here."""
+class ServerMetadata(Model):
+    """Server metadata."""
 
     name: str
     version: str
     extensions: list[str]
 
 
-class TensorParameters(Struct, frozen=True):
+class InputParameters(Model):
     """More about an input."""
 
     optional: bool
 
 
-class TensorMetadata(Struct, frozen=True):
-    """A tensor that a model takes or gives; a side of -1 may be of any length."""
+class TensorMetadata(Model):
+    """An input or output of a model; a side of -1 may have any length."""
 
     name: str
     datatype: Datatype
     shape: list[int]
-    parameters: TensorParameters | UnsetType = UNSET
+    parameters: InputParameters | MISSING = MISSING
 
 
-class ModelMetadata(Struct, frozen=True):
-    """What a model takes and gives."""
+class ModelMetadata(Model):
+    """Model metadata."""
 
     name: str
     versions: list[str]
@@ -111,35 +131,39 @@ class ModelMetadata(Struct, frozen=True):
     outputs: list[TensorMetadata]
 
 
-class ModelReady(Struct, frozen=True):
-    """A model can be asked."""
+class ModelReady(Model):
+    """Model readiness."""
 
     name: str
     ready: bool
 
 
-class IndexRequest(Struct, frozen=True):
-    """Which versions are to be listed."""
+class IndexRequest(Model):
+    """Which versions to list."""
 
-    ready: Annotated[bool, Meta(description="only those that can be asked")] = False
+    ready: bool = False
+    """Only those that are served."""
 
 
-class IndexEntry(Struct, frozen=True, kw_only=True):
+class IndexEntry(Model):
     """A version in the model store, or a model of which no version is served."""
 
     name: str
-    version: str | UnsetType = UNSET
+    version: str | MISSING = MISSING
     state: Literal["READY", "UNAVAILABLE"]
-    reason: Annotated[str, Meta(description="why it is not ready")]
+    reason: str
+    """Why it is not ready."""
 
 
-class ChangeParameters(Struct, frozen=True, forbid_unknown_fields=True):
-    """Triton's clients send it; here no model depends on another."""
+class ChangeParameters(Model):
+    """Parameters that Triton's clients send; here no model depends on another."""
+
+    model_config = ConfigDict(extra="forbid")
 
     unload_dependents: bool = False
 
 
-class ChangeRequest(Struct, frozen=True):
+class ChangeRequest(Model):
     """More about a load or an unload."""
 
     parameters: ChangeParameters = ChangeParameters()

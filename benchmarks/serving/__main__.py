@@ -40,7 +40,7 @@ from benchmarks.serving import load, offline, server
 from benchmarks.serving.questions import Question, ask_about, request
 from benchmarks.serving.report import FIGURES, Results
 from benchmarks.serving.rows import ROWS, Row
-from jfb.onnx.export import export
+from jfb.export import export
 from training.recipe import DataRecipe
 from training.sources import read
 

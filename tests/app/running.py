@@ -1,5 +1,6 @@
-"""A running server: the real process, asked over a real socket."""
+"""A running server: the real processes and a real socket."""
 
+import json
 import os
 import signal
 import socket
@@ -32,12 +33,20 @@ class RunningServer:
         """Return when ``/v2/health/ready`` says so."""
         wait_until(lambda: self.client.get("/v2/health/ready").status_code == 200, seconds, "the server is ready")
 
+    def pids(self, module: str) -> set[int]:
+        """The ids of the child processes that run a module."""
+        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
+        return {int(child) for child in children if module.encode() in Path(f"/proc/{child}/cmdline").read_bytes().split(b"\0")}
+
     def engine_pid(self) -> int:
         """The engine's process id."""
-        for child in Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split():
-            if b"app.engine" in Path(f"/proc/{child}/cmdline").read_bytes():
-                return int(child)
-        raise AssertionError("the server has no engine process")
+        (pid,) = self.pids("app.engine")
+        return pid
+
+    def worker_pid(self) -> int:
+        """The HTTP worker's process id."""
+        (pid,) = self.pids("app.http.worker")
+        return pid
 
     def metric(self, name: str, **labels: str) -> float:
         """The sum over all samples of a metric that have these labels."""
@@ -97,3 +106,31 @@ def _answers(client: httpx.Client, process: "subprocess.Popen[bytes]", log: Path
         return client.get("/v2/health/live").status_code == 200
     except httpx.TransportError:
         return False
+
+
+ENDLESS = {"inputs": [[0, 1, 2, 3]], "tolerance": 1e-30, "max_iterations": 1_000_000}
+"""A minute of work for the slow model."""
+
+
+@contextmanager
+def connection(server: RunningServer, content: object, path: str = "/models/slow/predict") -> Iterator[socket.socket]:
+    """Send a request over a bare socket and do not wait for the answer; closing the socket is leaving."""
+    url = httpx.URL(server.url)
+    body = json.dumps(content).encode()
+    head = f"POST {path} HTTP/1.1\r\nhost: test\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
+    with socket.create_connection((url.host, url.port or 80)) as sock:
+        sock.sendall(head.encode() + body)
+        yield sock
+
+
+def rows(server: RunningServer, kind: str) -> float:
+    return server.metric(f"jfb_engine_{kind}_rows", model="slow")
+
+
+def rejected(answer: httpx.Response, status: int, *parts: str) -> None:
+    """Check the form of an error, its status and what it says."""
+    assert answer.status_code == status, answer.text
+    assert answer.headers["content-type"] == "application/json"
+    assert list(answer.json()) == ["error"]
+    for part in parts:
+        assert part in answer.json()["error"]

@@ -4,13 +4,13 @@ import io
 
 import numpy as np
 import pytest
+from app.inference.images import from_file
 from numpy.typing import NDArray
 from PIL import Image
 from torch import from_numpy
 from torch.nn.functional import interpolate
 
 from app.engine_client.catalogue import InputSpec
-from app.inference.images import from_file
 
 RNG = np.random.default_rng(3)
 

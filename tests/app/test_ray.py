@@ -36,7 +36,7 @@ from app.ray import Replicas, application
 
 ray.init(num_cpus=2, include_dashboard=False, logging_level="warning", object_store_memory=100_000_000)
 serve.start(http_options={"host": "127.0.0.1", "port": int(sys.argv[1])})
-serve.run(application(Replicas(least_replicas=2, most_replicas=2, cpus=0.5)), route_prefix="/")
+serve.run(application(Replicas(min_replicas=2, max_replicas=2, cpus=0.5)), route_prefix="/")
 print("ready", flush=True)
 sys.stdin.read()
 serve.shutdown()

@@ -17,6 +17,7 @@ def run(*arguments: str, **variables: str) -> "subprocess.CompletedProcess[str]"
     )
 
 
+@pytest.mark.slow
 def test_help_lists_every_setting_with_its_description_and_default() -> None:
     said = " ".join(run("--help").stdout.split())
     for name, field in Settings.model_fields.items():
@@ -30,17 +31,18 @@ def test_help_lists_every_setting_with_its_description_and_default() -> None:
 @pytest.mark.parametrize(
     ("arguments", "variables", "parts"),
     [
-        (["--port", "99999"], {}, ("port: ", "65535", "'99999'")),
-        ([], {"JFB_PORT": "many"}, ("port: ", "integer", "'many'")),
-        (["--batching", "later"], {}, ("batching: ", "'iteration' or 'lockstep'", "'later'")),
-        ([], {"JFB_SLOTS": "0"}, ("slots: ", "greater than or equal to 1", "'0'")),
+        (["--port", "99999"], {}, ("--port must be at most 65535 (got 99999)",)),
+        ([], {"JFB_PORT": "many"}, ("--port must be a valid integer", "(got many)")),
+        (["--precision", "half"], {}, ("--precision must be 'auto', 'float32' or 'mixed' (got half)",)),
+        ([], {"JFB_SLOTS": "0"}, ("--slots must be at least 1 (got 0)",)),
         (
             ["--max-rows-per-request", "9"],
             {"JFB_MAX_WAITING_ROWS": "8"},
-            ("max_rows_per_request: ", "max_waiting_rows (8)", "got 9"),
+            ("--max-rows-per-request must be at most --max-waiting-rows, 8", "(got 9)"),
         ),
     ],
 )
+@pytest.mark.slow
 def test_a_wrong_setting_is_named_without_a_traceback(
     arguments: list[str], variables: dict[str, str], parts: tuple[str, ...]
 ) -> None:

@@ -20,7 +20,7 @@ def export(
     store: Annotated[Path, Option(envvar="JFB_MODEL_STORE", help="Where the model is.")] = Path("model_store"),
 ) -> None:
     """Write model.onnx, the whole adaptive inference in one graph, into the version's folder."""
-    from jfb.onnx.export import export as run  # here, because the other commands need not wait for ONNX
+    from jfb.export import export as run  # here, because the other commands need not wait for ONNX
 
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it tells of operators of libraries that are not installed
     console = Console()

@@ -1,19 +1,7 @@
-"""Backends: what computes the three maps. One runtime a file."""
+"""Backends: what computes the three maps, and the choice of the fastest at loading."""
 
-from app.engine.backends.backend import Backend
-from app.engine.backends.bfloat16 import BFloat16Backend
-from app.engine.backends.candidates import BackendName, candidates, low_precision
-from app.engine.backends.choice import Choice, Precision, choose
-from app.engine.backends.torch import TorchBackend
+from app.engine.backends.backend import Backend, BFloat16Backend, TorchBackend
+from app.engine.backends.candidates import candidates, low_precision
+from app.engine.backends.choice import Choice, choose
 
-__all__ = [
-    "BFloat16Backend",
-    "Backend",
-    "BackendName",
-    "Choice",
-    "Precision",
-    "TorchBackend",
-    "candidates",
-    "choose",
-    "low_precision",
-]
+__all__ = ["BFloat16Backend", "Backend", "Choice", "TorchBackend", "candidates", "choose", "low_precision"]

@@ -1,11 +1,18 @@
-"""What a backend is: the maps of an implicit network, on a device."""
+"""Backend: what computes the maps of an implicit network, on a device."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from typing import Literal
 
 import torch
 from torch import Tensor
 
+from jfb import ImplicitNetwork
+from jfb.mixed_precision import low_precision_step
 from jfb.solvers import Memory, Solver
+
+Map = Literal["inject", "step", "readout"]
+MAPS: tuple[Map, ...] = ("inject", "step", "readout")
 
 
 class Backend(ABC):
@@ -39,3 +46,99 @@ class Backend(ABC):
     @abstractmethod
     def readout(self, state: Tensor) -> Tensor:
         """Read logits ``[n, classes]`` from states."""
+
+
+class TorchBackend(Backend):
+    """PyTorch, eager unless it is to be compiled.
+
+    Args:
+        network: in evaluation mode, or its rows are not independent; it is moved, not copied.
+        device: where to compute.
+        dtype: what to compute in; tests use float64.
+        compiled: whether ``step`` is compiled; the first call then takes tens of seconds.
+    """
+
+    def __init__(
+        self,
+        network: ImplicitNetwork,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+        *,
+        compiled: bool = False,
+    ) -> None:
+        self.device = torch.device(device)
+        self.dtype = dtype
+        self._network = network.to(self.device, dtype)
+        self._step: Callable[[Tensor, Tensor], Tensor] = torch.compile(network.step, dynamic=True) if compiled else network.step
+
+    def inject(self, inputs: Tensor) -> Tensor:
+        return self._network.inject(inputs)
+
+    def initial_state(self, injection: Tensor) -> Tensor:
+        return self._network.initial_state(injection)
+
+    def step(self, state: Tensor, injection: Tensor) -> Tensor:
+        return self._step(state, injection)
+
+    def evaluate(self, solver: Solver, memory: Memory, point: Tensor, injection: Tensor) -> Tensor:
+        if not solver.splits:
+            return self.step(point, injection)
+        return solver.evaluate(self._network, memory, point, injection)
+
+    def readout(self, state: Tensor) -> Tensor:
+        return self._network.readout(state)
+
+
+class BFloat16Backend(TorchBackend):
+    """Computes ``step`` in bfloat16 between float32 states, for rows that are far from their tolerance, and nothing else.
+
+    Args:
+        network: in evaluation mode; it is moved and cast, not copied.
+        device: where to compute.
+    """
+
+    def __init__(self, network: ImplicitNetwork, device: torch.device) -> None:
+        super().__init__(network, device, torch.bfloat16)
+        self.dtype = torch.float32  # of the states
+
+    def step(self, state: Tensor, injection: Tensor) -> Tensor:
+        return low_precision_step(self._network, state, injection)
+
+
+class FastestBackend(Backend):
+    """Hands each call to one of several backends of the same network.
+
+    Args:
+        backends: by name; the first computes what is not in the table, such as initial states and maps that a solver splits.
+        table: for each map, the names for at most 1, 2, 4, 8, ... rows; the last holds for more, too.
+        in_pairs: whether a single row is injected as two. Kernels for one row are often others, and round otherwise, which low
+            precision makes visible.
+    """
+
+    def __init__(self, backends: Mapping[str, Backend], table: Mapping[Map, list[str]], *, in_pairs: bool = False) -> None:
+        self._first = next(iter(backends.values()))
+        self.device = self._first.device
+        self.dtype = self._first.dtype
+        self._in_pairs = in_pairs
+        self._table = {name: [backends[fastest] for fastest in names] for name, names in table.items()}
+
+    def inject(self, inputs: Tensor) -> Tensor:
+        if self._in_pairs and len(inputs) == 1:
+            return self._for("inject", inputs).inject(inputs.expand(2, *inputs.shape[1:]).contiguous())[:1]
+        return self._for("inject", inputs).inject(inputs)
+
+    def initial_state(self, injection: Tensor) -> Tensor:
+        return self._first.initial_state(injection)
+
+    def step(self, state: Tensor, injection: Tensor) -> Tensor:
+        return self._for("step", state).step(state, injection)
+
+    def evaluate(self, solver: Solver, memory: Memory, point: Tensor, injection: Tensor) -> Tensor:
+        return self._first.evaluate(solver, memory, point, injection) if solver.splits else self.step(point, injection)
+
+    def readout(self, state: Tensor) -> Tensor:
+        return self._for("readout", state).readout(state)
+
+    def _for(self, name: Map, rows: Tensor) -> Backend:
+        row = self._table[name]
+        return row[min((max(rows.shape[0], 1) - 1).bit_length(), len(row) - 1)]

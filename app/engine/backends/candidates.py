@@ -1,20 +1,14 @@
 """The backends that a version may be computed by."""
 
 from pathlib import Path
-from typing import Literal
 
 import torch
 
-from app.engine.backends.backend import Backend
-from app.engine.backends.bfloat16 import BFloat16Backend
-from app.engine.backends.torch import TorchBackend
+from app.engine.backends.backend import Backend, BFloat16Backend, TorchBackend
+from app.settings import BackendName
 from jfb import Checkpoint, ImplicitNetwork
 from jfb.checkpoint import ONNX
 from jfb.onnx.network import OnnxNetwork
-
-BackendName = Literal["auto", "torch", "folded", "onnx", "compiled"]
-"""``torch`` is eager PyTorch, ``folded`` the same with fixed affine maps folded and channels last, ``onnx`` ONNX Runtime on the
-graphs in the version's folder (``python -m training export --parts``), ``compiled`` ``torch.compile`` of the folded step."""
 
 
 def candidates(found: Checkpoint, folder: Path, device: torch.device, wanted: BackendName) -> dict[str, Backend]:
@@ -24,15 +18,17 @@ def candidates(found: Checkpoint, folder: Path, device: torch.device, wanted: Ba
         found: what the folder holds.
         folder: of the version.
         device: where to compute.
-        wanted: ``auto`` is all that are ready at once. To compile takes tens of seconds, so that must be asked for.
+        wanted: ``torch`` is eager PyTorch, ``folded`` the same with fixed affine maps folded and channels last, ``onnx`` ONNX
+            Runtime on the graphs in the folder (``python -m training export --parts``), ``compiled`` ``torch.compile`` of the
+            folded step. ``auto`` is all that are ready at once: to compile takes tens of seconds, so that must be named.
 
     Raises:
-        ValueError: if what is wanted cannot be had for this version.
+        ValueError: if the version cannot be computed by what is wanted.
     """
     backends: dict[str, Backend] = {"torch": TorchBackend(found.network, device)}
     if found.config.architecture.name == ONNX:
         if wanted not in ("auto", "torch", "onnx"):
-            raise ValueError(f"backend: expected auto or onnx for a model of ONNX graphs, got {wanted}")
+            raise ValueError(f"backend: must be auto or onnx for a model of ONNX graphs (got {wanted})")
         return backends
     if wanted in ("auto", "folded"):
         backends["folded"] = TorchBackend(_channels_last(found.network.folded()), device)
@@ -40,7 +36,7 @@ def candidates(found: Checkpoint, folder: Path, device: torch.device, wanted: Ba
         backends["compiled"] = TorchBackend(_channels_last(found.network.folded()), device, compiled=True)
     if wanted == "onnx" or (wanted == "auto" and device.type == "cpu" and (folder / "step.onnx").exists()):
         if device.type != "cpu":
-            raise ValueError(f"backend: onnx computes on the CPU, and the device is {device}")
+            raise ValueError(f"backend: onnx computes on the CPU only (got device {device})")
         backends["onnx"] = TorchBackend(OnnxNetwork(folder, found.config))
     return backends
 

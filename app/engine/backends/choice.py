@@ -5,32 +5,29 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Literal
 
 import structlog
 import torch
 from torch import Tensor
 
-from app.engine.backends.backend import Backend
-from app.engine.backends.chosen import MAPS, ChosenBackend, Map
+from app.engine.backends.backend import MAPS, Backend, FastestBackend, Map
+from app.settings import Precision
 
 AGREEMENT = 1e-4
 """How far answers may be from those of float32 eager PyTorch, in units of the largest entry if that is over 1."""
-ROUGH_AGREEMENT = 2.0**-4
+LOW_PRECISION_AGREEMENT = 2.0**-4
 """The same, for one step in low precision."""
-WORTH_IT = 0.5
-"""A rough step must take at most this share of the time of an exact one, or low precision is not used: it divides each batch in
-two, which cost more than the whole. At 0.62 the engine answered no more requests with it (benchmarks/RESULTS.md)."""
-CLEARLY = 0.9
-"""Of the time of the backend that is best over all batch sizes another must take at most so much to be taken at one of them."""
-TICK = 3e-4
-"""Seconds that a tick takes beside its step, however many rows it has: of the host, on the machines where it was measured."""
-NEARLY_BEST = 1.1
-"""Rows of a batch may take so much longer than in the best of batches; a smaller batch that fulfils this is preferred."""
-SECONDS_EACH = 0.02
-"""Spent on measuring a backend at a batch size, or three runs if those take longer."""
-
-Precision = Literal["auto", "float32", "mixed"]
+MAX_LOW_PRECISION_SHARE = 0.5
+"""Of the time of a step in full precision, for low precision to be used: it divides each batch in two, which cost more than the
+whole. At 0.62 the engine answered no more requests with it (benchmarks/results/engine.md)."""
+MAX_SHARE_OF_BEST = 0.9
+"""Of the time of the backend that is best over all batch sizes, for another to be used at one of them."""
+TICK_SECONDS = 3e-4
+"""Of a tick without its step, however many rows it has: the host's work, on the machines where it was measured."""
+MAX_SHARE_OF_BEST_BATCH = 1.1
+"""Of the time per row in the best of batches, for a smaller batch to be preferred."""
+MEASUREMENT_SECONDS = 0.02
+"""For a backend at a batch size, or three runs if those take longer."""
 
 log = structlog.get_logger(__name__)
 
@@ -39,12 +36,12 @@ log = structlog.get_logger(__name__)
 class Choice:
     """What was found."""
 
-    backend: ChosenBackend
+    backend: FastestBackend
     table: dict[Map, list[str]]
     """For each map, the name of the fastest backend for at most 1, 2, 4, ... rows."""
     step_seconds: list[float]
     """Of the fastest step of 1, 2, 4, ... rows."""
-    rough: Backend | None
+    low_precision: Backend | None
     """What to compute steps with that are far from the tolerance; None if low precision does not pay."""
     refused: dict[str, str] = field(default_factory=dict)
     """Backends that were not considered, and why."""
@@ -52,8 +49,8 @@ class Choice:
     @property
     def best_slots(self) -> int:
         """The smallest batch whose rows take hardly longer than in the best one, each with its share of the tick."""
-        per_row = [(seconds + TICK) / 2**k for k, seconds in enumerate(self.step_seconds)]
-        smallest: int = next(k for k, seconds in enumerate(per_row) if seconds <= NEARLY_BEST * min(per_row))
+        per_row = [(seconds + TICK_SECONDS) / 2**k for k, seconds in enumerate(self.step_seconds)]
+        smallest: int = next(k for k, seconds in enumerate(per_row) if seconds <= MAX_SHARE_OF_BEST_BATCH * min(per_row))
         return 1 << smallest
 
 
@@ -63,7 +60,7 @@ def choose(
     inputs: Tensor,
     *,
     only: str | None = None,
-    rough: Backend | None = None,
+    low_precision: Backend | None = None,
     precision: Precision = "auto",
     clock: Callable[[], float] = time.perf_counter,
 ) -> Choice:
@@ -73,7 +70,7 @@ def choose(
         candidates: by name. The first is the reference, float32 eager PyTorch, and is never refused.
         inputs: raw, shape ``[n, *input_shape]``, a probe; batches of 1, 2, 4, ... up to n rows are measured.
         only: the one that must be taken.
-        rough: computes steps in low precision.
+        low_precision: computes steps in low precision.
         precision: whether to use that: where it pays, never, or even if it does not pay.
         clock: seconds.
 
@@ -85,9 +82,9 @@ def choose(
     injection = reference.inject(inputs)
     start = reference.initial_state(injection)
     state = reference.step(start, injection).clone()
-    image = reference.step(state, injection).clone()
-    arguments: dict[Map, tuple[Tensor, ...]] = {"inject": (inputs,), "step": (state, injection), "readout": (image,)}
-    expected: dict[Map, Tensor] = {"inject": injection, "step": image, "readout": reference.readout(image).clone()}
+    next_state = reference.step(state, injection).clone()
+    arguments: dict[Map, tuple[Tensor, ...]] = {"inject": (inputs,), "step": (state, injection), "readout": (next_state,)}
+    expected: dict[Map, Tensor] = {"inject": injection, "step": next_state, "readout": reference.readout(next_state).clone()}
 
     backends, refused = dict(candidates), {}
     for name, backend in list(candidates.items())[1:]:
@@ -97,7 +94,7 @@ def choose(
             log.warning("backend refused", backend=name, reason=reason)
 
     if only is not None and only not in backends:
-        raise ValueError(f"backend: {only} cannot be taken: {refused.get(only, 'there is none for this model')}")
+        raise ValueError(f"backend: {only} cannot compute this model: {refused.get(only, 'there is none for this model')}")
     measured = {name: backend for name, backend in backends.items() if only in (None, name)}
     sizes = [2**k for k in range(max(len(inputs) - 1, 0).bit_length() + 1)]
     seconds: dict[Map, list[dict[str, float]]] = {name: [] for name in MAPS}
@@ -107,38 +104,40 @@ def choose(
             seconds[name].append(_seconds({key: getattr(backend, name) for key, backend in measured.items()}, some, clock))
     table = {name: _fastest(seconds[name]) for name in MAPS}
     step_seconds = [found[name] for found, name in zip(seconds["step"], table["step"], strict=True)]
-    chosen = ChosenBackend(backends, table)
+    fastest = FastestBackend(backends, table)
 
-    if rough is not None and precision != "float32":
-        reason = _difference(partial(rough.step, *arguments["step"]), image, ROUGH_AGREEMENT)
-        reason = reason or _dependence(rough.step, arguments["step"], sizes)
+    if low_precision is not None and precision != "float32":
+        reason = _difference(partial(low_precision.step, *arguments["step"]), next_state, LOW_PRECISION_AGREEMENT)
+        reason = reason or _dependence(low_precision.step, arguments["step"], sizes)
         alike = [name for name, backend in measured.items() if not _dependence(backend.inject, (inputs,), sizes[1:])]
         if not reason and not alike:
             reason = "injections are rounded differently in batches of different sizes"
         if not reason and precision == "auto":
-            times = _seconds({"exact": chosen.step, "rough": rough.step}, arguments["step"], clock)
-            share = times["rough"] / times["exact"]
-            reason = f"a step takes {share:.2f} of the time of an exact one" if share > WORTH_IT else ""
+            times = _seconds({"full": fastest.step, "low": low_precision.step}, arguments["step"], clock)
+            share = times["low"] / times["full"]
+            reason = f"a step takes {share:.2f} of the time of one in full precision" if share > MAX_LOW_PRECISION_SHARE else ""
         if reason:
             refused["bfloat16"] = reason
-            rough = None
+            low_precision = None
         else:
             table["inject"] = [table["inject"][-1] if table["inject"][-1] in alike else alike[0]] * len(sizes)
-            chosen = ChosenBackend(backends, table, in_pairs=True)
+            fastest = FastestBackend(backends, table, in_pairs=True)
     else:
-        rough = None
-    if precision == "mixed" and rough is None:
+        low_precision = None
+    if precision == "mixed" and low_precision is None:
         raise ValueError(
-            f"precision: expected float32 or auto, got mixed: {refused.get('bfloat16', 'there is no bfloat16 here')}"
+            f"precision: must be float32 or auto (got mixed): {refused.get('bfloat16', 'there is no bfloat16 here')}"
         )
-    return Choice(chosen, table, step_seconds, rough, refused)
+    return Choice(fastest, table, step_seconds, low_precision, refused)
 
 
 def _fastest(seconds: list[dict[str, float]]) -> list[str]:
     """For each batch size the name of the backend to take: one for all, but where another is clearly faster."""
     overall = min(seconds[0], key=lambda name: math.prod(found[name] for found in seconds))
     best = [min(found, key=found.__getitem__) for found in seconds]
-    return [name if found[name] <= CLEARLY * found[overall] else overall for name, found in zip(best, seconds, strict=True)]
+    return [
+        name if found[name] <= MAX_SHARE_OF_BEST * found[overall] else overall for name, found in zip(best, seconds, strict=True)
+    ]
 
 
 def _deviation(backend: Backend, arguments: Mapping[Map, tuple[Tensor, ...]], expected: Mapping[Map, Tensor]) -> str:
@@ -192,6 +191,6 @@ def _seconds(
         once(function)
         return {name: min(once(function), once(function))}
     found = {name: once(function) for name, function in functions.items()}  # warms up
-    rounds = max(3, min(20, int(SECONDS_EACH / max(*found.values(), 1e-6))))
+    rounds = max(3, min(20, int(MEASUREMENT_SECONDS / max(*found.values(), 1e-6))))
     runs = [{name: once(function) for name, function in functions.items()} for _ in range(rounds)]
     return {name: min(run[name] for run in runs) for name in functions}

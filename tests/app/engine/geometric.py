@@ -9,13 +9,13 @@ from torch import Tensor
 
 from app.engine.backends import TorchBackend
 from app.engine.batch import RunningBatch
-from app.engine.lane import Batching
-from app.engine.request import Job
-from app.engine.scheduler import Engine
-from app.engine.warm_starts import Sessions
+from app.engine.running_request import RunningRequest
+from app.engine.scheduler import Scheduler
+from app.engine.warm_starts import WarmStarts
 from app.engine_client.messages import Stop
 from jfb import ImplicitNetwork, LabelStop, ResidualNorm
 from jfb.solvers import Picard
+from tests.app.engine.requests import running_request
 
 NOWHERE, INJECT, STEP, READOUT = 0.0, 1.0, 2.0, 3.0
 """Where a row makes the network raise."""
@@ -45,32 +45,30 @@ class Geometric(ImplicitNetwork):
 
 def raise_at(where: float, rows: Tensor) -> None:
     if bool((rows[:, 1] == where).any()):
-        raise ArithmeticError(f"told to raise at {where}")
+        raise ArithmeticError(f"raises at {where}")
 
 
-def make_engine(
+def make_scheduler(
     slots: int = 4,
     max_waiting_rows: int = 100,
-    batching: Batching = "iteration",
     backend: TorchBackend | None = None,
-    sessions: Sessions | None = None,
+    warm_starts: WarmStarts | None = None,
     clock: Callable[[], float] = time.monotonic,
     label_stop: LabelStop | None = None,
-) -> Engine:
-    """An engine of the network above, in float64."""
+) -> Scheduler:
+    """A scheduler of the network above, in float64."""
     batch = RunningBatch(
         backend or TorchBackend(Geometric(), dtype=torch.float64),
         {"picard": Picard()},
         ResidualNorm.ABSOLUTE,
         (2,),
         slots=slots,
-        batching=batching,
         label_stop=label_stop,
     )
-    return Engine([batch], max_waiting_rows=max_waiting_rows, sessions=sessions, clock=clock)
+    return Scheduler(batch, max_waiting_rows=max_waiting_rows, warm_starts=warm_starts, clock=clock)
 
 
-def make_job(
+def make_request(
     id: int,
     iterations: Sequence[int],
     *,
@@ -79,14 +77,14 @@ def make_job(
     ratio: float = 0.5,
     raises: float = NOWHERE,
     session: str | None = None,
-    watched: bool = False,
+    streamed: bool = False,
     stop: Stop = "tolerance",
-) -> Job:
-    """A job whose rows converge after exactly so many iterations each, if nothing else ends them."""
+) -> RunningRequest:
+    """A request whose rows converge after exactly that many iterations each, if nothing else ends them."""
     rows = len(iterations)
     inputs = np.tile(np.array([[ratio, raises]], dtype=np.float32), (rows, 1))
     tolerance = [0.5 ** (k - 1) for k in iterations]
-    return Job(id, inputs, tolerance, [cap] * rows, [deadline] * rows, session=session, watched=watched, stop=stop)
+    return running_request(id, inputs, tolerance, [cap] * rows, [deadline] * rows, session=session, streamed=streamed, stop=stop)
 
 
 def state_after(iterations: int) -> float:
@@ -94,11 +92,11 @@ def state_after(iterations: int) -> float:
     return 2 - 0.5 ** (iterations - 1)
 
 
-def tick_until_idle(engine: Engine, now: float = 0.0) -> list[Job]:
+def tick_until_idle(scheduler: Scheduler, now: float = 0.0) -> list[RunningRequest]:
     """Everything that comes out, in order."""
-    finished: list[Job] = []
+    finished: list[RunningRequest] = []
     for _ in range(10_000):
-        if not engine.busy:
+        if not scheduler.busy:
             return finished
-        finished += engine.tick(now)
-    raise AssertionError("the engine does not come to an end")
+        finished += scheduler.tick(now)
+    raise AssertionError("the scheduler does not come to an end")

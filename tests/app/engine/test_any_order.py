@@ -1,4 +1,4 @@
-"""Whatever is submitted and cancelled, in whatever order: every job comes out once and is right."""
+"""Whatever is submitted and cancelled, in whatever order: every request comes out once and is right."""
 
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -6,25 +6,25 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invaria
 
 from app.engine_client.errors import QueueFull
 from jfb import Status
-from tests.app.engine.geometric import INJECT, NOWHERE, READOUT, STEP, make_engine, make_job, state_after
+from tests.app.engine.geometric import INJECT, NOWHERE, READOUT, STEP, make_request, make_scheduler, state_after
 
 SLOTS, MAX_WAITING_ROWS, CAP = 3, 12, 8
 
 
 class AnyOrder(RuleBasedStateMachine):
-    """Jobs of known difficulty, some of which raise, in an engine whose clock counts the ticks."""
+    """Requests of known difficulty, some of which raise, in an engine whose clock counts the ticks."""
 
-    jobs = Bundle("jobs")
+    requests = Bundle("requests")
 
     def __init__(self) -> None:
         super().__init__()
-        self.engine = make_engine(SLOTS, MAX_WAITING_ROWS)
+        self.scheduler = make_scheduler(SLOTS, MAX_WAITING_ROWS)
         self.now = 0
         self.known: dict[int, tuple[list[int], float]] = {}
         self.outstanding: set[int] = set()
 
     @rule(
-        target=jobs,
+        target=requests,
         iterations=st.lists(st.integers(1, 12), min_size=1, max_size=5),
         patience=st.none() | st.integers(0, 10),
         raises=st.sampled_from([NOWHERE] * 6 + [INJECT, STEP, READOUT]),
@@ -33,59 +33,59 @@ class AnyOrder(RuleBasedStateMachine):
         id = len(self.known)
         self.known[id] = iterations, raises
         deadline = None if patience is None else float(self.now + patience)
-        before = self.engine.waiting_rows
+        before = self.scheduler.waiting_rows
         try:
-            self.engine.submit(make_job(id, iterations, cap=CAP, deadline=deadline, raises=raises))
+            self.scheduler.submit(make_request(id, iterations, cap=CAP, deadline=deadline, raises=raises))
         except QueueFull:
             assert before + len(iterations) > MAX_WAITING_ROWS
         else:
-            assert self.engine.waiting_rows == before + len(iterations) <= MAX_WAITING_ROWS
+            assert self.scheduler.waiting_rows == before + len(iterations) <= MAX_WAITING_ROWS
             self.outstanding.add(id)
         return id
 
-    @rule(id=consumes(jobs))
+    @rule(id=consumes(requests))
     def cancel(self, id: int) -> None:
-        self.engine.cancel(id)
+        self.scheduler.cancel(id)
         self.outstanding.discard(id)
 
     @rule()
     def tick(self) -> None:
-        for job in self.engine.tick(float(self.now)):
-            self.outstanding.remove(job.id)  # raises if it has come out before, or was cancelled
-            iterations, raises = self.known[job.id]
-            if job.failure is not None:
+        for request in self.scheduler.tick(float(self.now)):
+            self.outstanding.remove(request.number)  # raises if it has come out before, or was cancelled
+            iterations, raises = self.known[request.number]
+            if request.failure is not None:
                 assert raises != NOWHERE
                 continue
             for row, needed in enumerate(iterations):
-                took = job.iterations[row]
-                match job.status[row]:
+                took = request.iterations[row]
+                match request.status[row]:
                     case Status.CONVERGED:
                         assert took == needed <= CAP
                     case Status.MAX_ITERATIONS:
                         assert took == CAP < needed
                     case Status.DEADLINE:
                         assert took < min(needed, CAP)
-                        assert job.deadline[row] <= self.now
+                        assert request.deadline[row] <= self.now
                     case _:
-                        raise AssertionError(f"a row cannot end as {job.status[row]}")
+                        raise AssertionError(f"a row cannot end as {request.status[row]}")
                 if took:
-                    assert job.logits[row, 0] == state_after(took)
-        assert self.engine.active_rows == SLOTS or self.engine.waiting_rows == 0
+                    assert request.logits[row, 0] == state_after(took)
+        assert self.scheduler.active_rows == SLOTS or self.scheduler.waiting_rows == 0
         self.now += 1
 
     @invariant()
-    def no_job_is_forgotten(self) -> None:
-        assert self.engine.active_rows <= SLOTS
-        assert self.engine.busy or not self.outstanding
+    def no_request_is_forgotten(self) -> None:
+        assert self.scheduler.active_rows <= SLOTS
+        assert self.scheduler.busy or not self.outstanding
 
     def teardown(self) -> None:
         for _ in range(1000):
-            if not self.engine.busy:
+            if not self.scheduler.busy:
                 break
             self.tick()
         assert not self.outstanding
-        assert self.engine.waiting_rows == self.engine.active_rows == 0
-        assert self.engine.step_evaluations == self.engine.iterations
+        assert self.scheduler.waiting_rows == self.scheduler.active_rows == 0
+        assert self.scheduler.step_evaluations == self.scheduler.iterations
 
 
 TestAnyOrder = AnyOrder.TestCase

@@ -10,7 +10,7 @@ import jfb
 from app.engine.backends import BFloat16Backend, TorchBackend, candidates, choose, low_precision
 from jfb import checkpoint
 from jfb.config import ModelConfig
-from jfb.onnx.export import export
+from jfb.export import export
 from tests.app.store import DIGITS, network_of
 from tests.jfb.networks import small_resnet
 
@@ -79,7 +79,7 @@ def test_the_fastest_is_taken_at_each_batch_size_and_the_slots_are_the_smallest_
     flat = choose({"torch": Timed(clock, 0.0, 1.0)}, PROBE, clock=clock)
     assert flat.best_slots == 1, "a larger batch gains nothing here"
     quick = choose({"torch": Timed(clock, 0.0, 4e-5)}, PROBE, clock=clock)
-    assert quick.best_slots == 8, "no step is faster in a larger batch, but what a tick costs beside it is shared by more rows"
+    assert quick.best_slots == 8, "no step is faster in a larger batch, but what else a tick costs is shared by more rows"
 
 
 def test_what_is_wanted_is_taken_even_if_it_is_slower_and_refused_aloud_if_it_is_wrong() -> None:
@@ -87,31 +87,31 @@ def test_what_is_wanted_is_taken_even_if_it_is_slower_and_refused_aloud_if_it_is
     backends = {"torch": Timed(clock, 1.0, 1.0), "slow": Timed(clock, 9.0, 9.0)}
     assert set(choose(backends, PROBE, only="slow", clock=clock).table["step"]) == {"slow"}
     network = small_resnet().float()
-    with pytest.raises(ValueError, match=r"backend: wrong cannot be taken: readout: 3\.0e-03"):
+    with pytest.raises(ValueError, match=r"backend: wrong cannot compute this model: readout: 3\.0e-03"):
         choose({"torch": TorchBackend(network), "wrong": Wrong(network)}, PROBE, only="wrong")
 
 
 def test_low_precision_is_used_only_where_it_pays_is_near_and_is_not_forbidden() -> None:
-    class Rough(Timed):
+    class Low(Timed):
         error = 0.0
 
         def step(self, state: Tensor, injection: Tensor) -> Tensor:
             return super().step(state, injection) + self.error
 
     clock = Clock()
-    exact, fast, slow, far = (Timed(clock, 0, 1.0), Rough(clock, 0, 0.4), Rough(clock, 0, 0.9), Rough(clock, 0, 0.4))
+    full, fast, slow, far = (Timed(clock, 0, 1.0), Low(clock, 0, 0.4), Low(clock, 0, 0.9), Low(clock, 0, 0.4))
     far.error = 10.0  # type: ignore[attr-defined]
     found = {
-        name: choose({"torch": exact}, PROBE, rough=rough, clock=clock)
-        for name, rough in (("fast", fast), ("slow", slow), ("far", far))
+        name: choose({"torch": full}, PROBE, low_precision=low, clock=clock)
+        for name, low in (("fast", fast), ("slow", slow), ("far", far))
     }
-    assert found["fast"].rough is fast
-    assert found["slow"].rough is found["far"].rough is None
+    assert found["fast"].low_precision is fast
+    assert found["slow"].low_precision is found["far"].low_precision is None
     assert "0.90 of the time" in found["slow"].refused["bfloat16"]
-    assert choose({"torch": exact}, PROBE, rough=fast, precision="float32", clock=clock).rough is None
-    assert choose({"torch": exact}, PROBE, rough=slow, precision="mixed", clock=clock).rough is slow
-    with pytest.raises(ValueError, match="precision: expected float32 or auto, got mixed"):
-        choose({"torch": exact}, PROBE, rough=far, precision="mixed", clock=clock)
+    assert choose({"torch": full}, PROBE, low_precision=fast, precision="float32", clock=clock).low_precision is None
+    assert choose({"torch": full}, PROBE, low_precision=slow, precision="mixed", clock=clock).low_precision is slow
+    with pytest.raises(ValueError, match=r"precision: must be float32 or auto \(got mixed\)"):
+        choose({"torch": full}, PROBE, low_precision=far, precision="mixed", clock=clock)
 
 
 def test_low_precision_that_rounds_by_the_size_of_the_batch_is_refused() -> None:
@@ -120,8 +120,8 @@ def test_low_precision_that_rounds_by_the_size_of_the_batch_is_refused() -> None
             return super().step(state, injection) + 1e-6 * (state.shape[0] == 2)
 
     clock = Clock()
-    choice = choose({"torch": Timed(clock, 0, 1.0)}, PROBE, rough=Company(clock, 0, 0.1), clock=clock)
-    assert choice.rough is None
+    choice = choose({"torch": Timed(clock, 0, 1.0)}, PROBE, low_precision=Company(clock, 0, 0.1), clock=clock)
+    assert choice.low_precision is None
     assert choice.refused["bfloat16"] == "2 rows are rounded differently than 8"
 
 
@@ -129,10 +129,10 @@ def test_low_precision_that_rounds_by_the_size_of_the_batch_is_refused() -> None
 def test_a_bfloat16_step_is_that_of_the_network_to_rounding() -> None:
     network = small_resnet().float()
     state, injection = torch.randn(2, 5, 4, 3, 3)
-    rough = BFloat16Backend(network.folded(), torch.device("cpu")).step(state, injection)
-    exact = network.step(state, injection)
-    assert rough.dtype == torch.float32
-    assert 1e-4 < float((rough - exact).abs().max()) < 0.1
+    low = BFloat16Backend(network.folded(), torch.device("cpu")).step(state, injection)
+    full = network.step(state, injection)
+    assert low.dtype == torch.float32
+    assert 1e-4 < float((low - full).abs().max()) < 0.1
 
 
 @pytest.fixture(scope="module")
@@ -142,6 +142,7 @@ def version(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_onnx_is_a_candidate_once_the_parts_are_in_the_folder(version: Path) -> None:
 
     cpu = torch.device("cpu")
@@ -157,6 +158,7 @@ def test_onnx_is_a_candidate_once_the_parts_are_in_the_folder(version: Path) -> 
     assert low_precision(found, cpu) is not None
 
 
+@pytest.mark.slow
 def test_graphs_of_other_weights_are_refused(version: Path) -> None:
     """Parts that were exported before the weights were replaced."""
     other = jfb.Checkpoint(ModelConfig.model_validate(DIGITS.model_dump()), network_of(DIGITS, 2).eval())

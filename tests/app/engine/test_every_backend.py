@@ -1,4 +1,4 @@
-"""What the engine promises holds whatever computes: the same alone and in company, and no work but what was asked for."""
+"""What the engine promises, with every backend: the same results alone and in company, and no work except what was requested."""
 
 from itertools import cycle
 from pathlib import Path
@@ -8,14 +8,15 @@ import pytest
 import torch
 
 import jfb
-from app.engine.backends import BackendName, Precision
 from app.engine.loading import make_batch
-from app.engine.request import Job
-from app.engine.scheduler import Engine
+from app.engine.running_request import RunningRequest
+from app.engine.scheduler import Scheduler
+from app.settings import BackendName, EngineConfig, Precision
 from jfb import Status, checkpoint, predict
-from jfb.onnx.export import export
+from jfb.export import export
 from jfb.solvers import SOLVERS
 from tests.app.engine.geometric import tick_until_idle
+from tests.app.engine.requests import running_request
 from tests.app.store import DIGITS, network_of
 
 ROWS = 60
@@ -35,10 +36,10 @@ def version(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def answers(engine: Engine, jobs: list[Job]) -> list[Job]:
-    for job in jobs:
-        engine.submit(job)
-    return sorted(tick_until_idle(engine), key=lambda job: job.id)
+def answers(scheduler: Scheduler, requests: list[RunningRequest]) -> list[RunningRequest]:
+    for request in requests:
+        scheduler.submit(request)
+    return sorted(tick_until_idle(scheduler), key=lambda request: request.number)
 
 
 @pytest.mark.parametrize("solver", ["picard", "anderson"])
@@ -52,25 +53,25 @@ def test_a_row_is_answered_the_same_alone_and_in_company(
     found = jfb.load(version)
     inputs = np.random.default_rng(0).integers(0, 17, (ROWS, 1, 8, 8)).astype(np.float32)
     try:
-        batch = make_batch(found, version, torch.device("cpu"), slots=16, backend=backend, precision=precision)
+        batch = make_batch(found, version, torch.device("cpu"), EngineConfig(slots=16, backend=backend, precision=precision))
     except ValueError as error:  # a processor on which bfloat16 is rounded by the size of the batch has no mixed precision
         assert precision == "mixed"
         pytest.skip(str(error))
-    engine = Engine([batch], max_waiting_rows=ROWS)
+    scheduler = Scheduler(batch, max_waiting_rows=ROWS)
 
-    def job(id: int, row: int) -> Job:
-        return Job(id, inputs[row : row + 1], [TOLERANCES[row]], [100], [None], solver=solver)
+    def request(id: int, row: int) -> RunningRequest:
+        return running_request(id, inputs[row : row + 1], [TOLERANCES[row]], [100], [None], solver=solver)
 
-    alone = [answers(engine, [job(row, row)])[0] for row in range(ROWS)]
-    together = answers(engine, [job(ROWS + row, row) for row in range(ROWS)])
-    assert engine.step_evaluations == engine.iterations == sum(job.iterations[0] for job in (*alone, *together))
+    alone = [answers(scheduler, [request(row, row)])[0] for row in range(ROWS)]
+    together = answers(scheduler, [request(ROWS + row, row) for row in range(ROWS)])
+    assert scheduler.step_evaluations == scheduler.iterations == sum(request.iterations[0] for request in (*alone, *together))
     for one, among in zip(alone, together, strict=True):
         assert one.status == among.status == [Status.CONVERGED]
         assert one.logits.argmax() == among.logits.argmax()
         if one.iterations == among.iterations:
             assert one.logits == pytest.approx(among.logits, abs=1e-5)
     # A count may differ by one where rounding falls on the very threshold.
-    counts = np.array([[job.iterations[0] for job in jobs] for jobs in (alone, together)])
+    counts = np.array([[request.iterations[0] for request in requests] for requests in (alone, together)])
     assert np.abs(counts[0] - counts[1]).max() <= 1
     assert np.count_nonzero(counts[0] != counts[1]) <= 1
     assert len(set(counts[0].tolist())) > 3, "the rows should not be equally hard"
@@ -84,5 +85,5 @@ def test_a_row_is_answered_the_same_alone_and_in_company(
     )
     if precision == "float32":
         assert np.count_nonzero(counts[0] != expected.solution.iterations.numpy()) <= 1
-        assert np.concatenate([job.logits for job in alone]) == pytest.approx(expected.logits.numpy(), abs=1e-4)
-    assert [int(job.logits.argmax()) for job in alone] == expected.logits.argmax(1).tolist()
+        assert np.concatenate([request.logits for request in alone]) == pytest.approx(expected.logits.numpy(), abs=1e-4)
+    assert [int(request.logits.argmax()) for request in alone] == expected.logits.argmax(1).tolist()

@@ -9,14 +9,15 @@ from torch import Tensor
 
 from app.engine.backends import TorchBackend
 from app.engine.batch import RunningBatch
-from app.engine.request import Job
-from app.engine.scheduler import Engine
+from app.engine.running_request import RunningRequest
+from app.engine.scheduler import Scheduler
 from app.engine_client.messages import Stop
 from jfb import ImplicitNetwork, LabelStop, ResidualNorm, Status, predict, solve
 from jfb.architectures import ImplicitMLP, ImplicitResNet
 from jfb.label_stop import Kind
 from jfb.solvers import SOLVERS, Picard
-from tests.app.engine.geometric import READOUT, Geometric, make_engine, make_job, tick_until_idle
+from tests.app.engine.geometric import READOUT, Geometric, make_request, make_scheduler, tick_until_idle
+from tests.app.engine.requests import running_request
 from tests.jfb.networks import small_mlp, small_resnet
 
 ESTIMATE = LabelStop(Kind.ESTIMATE, 1.0, safety=1.5)
@@ -32,7 +33,7 @@ def even(network: ImplicitMLP | ImplicitResNet, inputs: np.ndarray) -> None:
 @pytest.mark.parametrize("kind", list(Kind))
 @pytest.mark.parametrize("solver", ["picard", "anderson"])
 @pytest.mark.parametrize(("make", "shape"), [(small_resnet, (1, 6, 6)), (small_mlp, (5,))], ids=["resnet", "mlp"])
-def test_every_row_gets_what_predict_gives_it_whoever_shares_the_batch_and_however_they_stop(
+def test_every_row_gets_what_predict_gives_it_with_any_company_and_any_stop(
     make: type, shape: tuple[int, ...], solver: str, kind: Kind
 ) -> None:
     network = make()
@@ -50,17 +51,17 @@ def test_every_row_gets_what_predict_gives_it_whoever_shares_the_batch_and_howev
     batch = RunningBatch(
         TorchBackend(network, dtype=torch.float64), solvers, ResidualNorm.RELATIVE, shape, slots=7, label_stop=label_stop
     )
-    engine = Engine([batch], max_waiting_rows=rows)
-    finished: dict[int, Job] = {}
+    scheduler = Scheduler(batch, max_waiting_rows=rows)
+    finished: dict[int, RunningRequest] = {}
     for id in range(rows):
         stop: Stop = "label" if by_label[id] else "tolerance"
         limits = inputs[id : id + 1], [float(tolerance[id])], [int(cap[id])], [None]
-        engine.submit(Job(id, *limits, solver=label_solver if by_label[id] else solver, stop=stop))
-        finished |= {job.id: job for _ in range(rng.integers(3)) for job in engine.tick(0.0)}
-    finished |= {job.id: job for job in tick_until_idle(engine)}
+        scheduler.submit(running_request(id, *limits, solver=label_solver if by_label[id] else solver, stop=stop))
+        finished |= {request.number: request for _ in range(rng.integers(3)) for request in scheduler.tick(0.0)}
+    finished |= {request.number: request for request in tick_until_idle(scheduler)}
 
     for own, name, offline in ((by_label, label_solver, label_stop), (~by_label, solver, None)):
-        jobs = [finished[id] for id in np.flatnonzero(own)]
+        requests = [finished[id] for id in np.flatnonzero(own)]
         expected = predict(
             network,
             torch.from_numpy(inputs[own]).double(),
@@ -69,14 +70,16 @@ def test_every_row_gets_what_predict_gives_it_whoever_shares_the_batch_and_howev
             solver=SOLVERS[name](),
             label_stop=offline,
         )
-        assert [job.iterations[0] for job in jobs] == expected.solution.iterations.tolist()
-        assert [job.status[0] for job in jobs] == expected.solution.status
-        assert np.concatenate([job.logits for job in jobs]) == pytest.approx(expected.logits.numpy(), abs=1e-9)
+        assert [request.iterations[0] for request in requests] == expected.solution.iterations.tolist()
+        assert [request.status[0] for request in requests] == expected.solution.status
+        assert np.concatenate([request.logits for request in requests]) == pytest.approx(expected.logits.numpy(), abs=1e-9)
         if expected.solution.stability is None:
-            assert all(job.margin is None and job.bound is None for job in jobs)
+            assert all(request.margin is None and request.bound is None for request in requests)
         else:
             assert expected.solution.status.count(Status.LABEL_STABLE) > 10
-            margin, bound = ([values[0] for job in jobs if (values := of(job))] for of in (lambda j: j.margin, lambda j: j.bound))
+            margin, bound = (
+                [values[0] for request in requests if (values := of(request))] for of in (lambda j: j.margin, lambda j: j.bound)
+            )
             assert margin == pytest.approx(expected.solution.stability.margin.tolist(), rel=1e-6)
             assert bound == pytest.approx(expected.solution.stability.bound.tolist(), rel=1e-6)
 
@@ -94,63 +97,62 @@ class CountingReadouts(TorchBackend):
 def test_only_the_rows_that_asked_are_read_out_in_every_iteration() -> None:
     backend = CountingReadouts(Geometric(), dtype=torch.float64)
     # The logits are u and −u, and u is at most 2 away from its limit, so a safety of 1,000 settles no label for a while.
-    engine = make_engine(slots=4, backend=backend, label_stop=LabelStop(Kind.ESTIMATE, 2.0, safety=1000.0))
+    scheduler = make_scheduler(slots=4, backend=backend, label_stop=LabelStop(Kind.ESTIMATE, 2.0, safety=1000.0))
     backend.rows = 0
-    engine.submit(make_job(1, [8, 8, 8]))
-    tick_until_idle(engine)
+    scheduler.submit(make_request(1, [8, 8, 8]))
+    tick_until_idle(scheduler)
     assert backend.rows == 3
-    engine.submit(make_job(2, [8, 8]))
-    engine.submit(make_job(3, [6], stop="label"))
-    tick_until_idle(engine)
+    scheduler.submit(make_request(2, [8, 8]))
+    scheduler.submit(make_request(3, [6], stop="label"))
+    tick_until_idle(scheduler)
     assert backend.rows == 3 + 2 + 6, "what was read out to be judged is the answer"
 
 
 def test_a_settled_label_ends_a_row_and_is_told_with_margin_and_bound() -> None:
-    engine = make_engine(label_stop=LabelStop(Kind.ESTIMATE, 2.0, safety=8.0))
-    engine.submit(make_job(1, [30, 1], stop="label"))
-    (job,) = tick_until_idle(engine)
+    scheduler = make_scheduler(label_stop=LabelStop(Kind.ESTIMATE, 2.0, safety=8.0))
+    scheduler.submit(make_request(1, [30, 1], stop="label"))
+    (request,) = tick_until_idle(scheduler)
     # u_k = 2 − ½^(k−1): twice that is the lead, and 8 · 2 · ½^(k−1) what can be lost of it, so the fourth iteration settles it.
-    assert job.status == [Status.LABEL_STABLE, Status.CONVERGED]
-    assert job.iterations == [4, 1]
-    assert job.margin == [2 * (2 - 0.5**3), 2.0]
-    assert job.bound == [2.0, math.inf]
+    assert request.status == [Status.LABEL_STABLE, Status.CONVERGED]
+    assert request.iterations == [4, 1]
+    assert request.margin == [2 * (2 - 0.5**3), 2.0]
+    assert request.bound == [2.0, math.inf]
 
 
 def test_a_row_that_waits_too_long_has_neither_margin_nor_bound() -> None:
-    engine = make_engine(slots=1, label_stop=ESTIMATE)
-    engine.submit(make_job(1, [50]))
-    engine.tick(0.0)
-    engine.submit(make_job(2, [50], deadline=1.0, stop="label"))
-    (late,) = engine.tick(2.0)
-    assert (late.id, late.status, late.iterations) == (2, [Status.DEADLINE], [0])
+    scheduler = make_scheduler(slots=1, label_stop=ESTIMATE)
+    scheduler.submit(make_request(1, [50]))
+    scheduler.tick(0.0)
+    scheduler.submit(make_request(2, [50], deadline=1.0, stop="label"))
+    (late,) = scheduler.tick(2.0)
+    assert (late.number, late.status, late.iterations) == (2, [Status.DEADLINE], [0])
     assert late.margin is not None
     assert late.bound is not None
     assert np.isnan([*late.margin, *late.bound]).all()
 
 
-def test_a_readout_that_raises_while_labels_are_judged_fails_its_own_job_alone() -> None:
-    engine = make_engine(label_stop=LabelStop(Kind.ESTIMATE, 2.0))
-    engine.submit(make_job(1, [9], stop="label"))
-    engine.submit(make_job(2, [9], raises=READOUT, stop="label"))
-    jobs = {job.id: job for job in tick_until_idle(engine)}
-    assert jobs[2].failure is not None
-    assert jobs[1].failure is None
-    assert jobs[1].status == [Status.LABEL_STABLE]
+def test_a_readout_that_raises_while_labels_are_judged_fails_its_own_request_alone() -> None:
+    scheduler = make_scheduler(label_stop=LabelStop(Kind.ESTIMATE, 2.0))
+    scheduler.submit(make_request(1, [9], stop="label"))
+    scheduler.submit(make_request(2, [9], raises=READOUT, stop="label"))
+    requests = {request.number: request for request in tick_until_idle(scheduler)}
+    assert requests[2].failure is not None
+    assert requests[1].failure is None
+    assert requests[1].status == [Status.LABEL_STABLE]
 
 
 def test_what_cannot_be_judged_is_refused() -> None:
-    with pytest.raises(ValueError, match="stop: expected 'tolerance' with solver picard, got 'label'"):
-        make_engine().submit(make_job(1, [1], stop="label"))
+    with pytest.raises(ValueError, match=r"stop: must be 'tolerance' with solver picard \(got 'label'\)"):
+        make_scheduler().submit(make_request(1, [1], stop="label"))
     solvers = {name: SOLVERS[name]() for name in ("anderson", "picard")}
     backend = TorchBackend(small_mlp(), dtype=torch.float64)
-    engine = Engine(
-        [RunningBatch(backend, solvers, ResidualNorm.RELATIVE, (5,), slots=2, label_stop=ESTIMATE)], max_waiting_rows=9
-    )
+    batch = RunningBatch(backend, solvers, ResidualNorm.RELATIVE, (5,), slots=2, label_stop=ESTIMATE)
+    scheduler = Scheduler(batch, max_waiting_rows=9)
     inputs = np.ones((1, 5), dtype=np.float32)
-    with pytest.raises(ValueError, match="stop: expected 'tolerance' with solver anderson, got 'label'"):
-        engine.submit(Job(1, inputs, [1e-3], [9], [None], stop="label"))
-    engine.submit(Job(2, inputs, [1e-3], [9], [None], solver="picard", stop="label"))
-    assert [job.id for job in tick_until_idle(engine)] == [2]
+    with pytest.raises(ValueError, match=r"stop: must be 'tolerance' with solver anderson \(got 'label'\)"):
+        scheduler.submit(running_request(1, inputs, [1e-3], [9], [None], stop="label"))
+    scheduler.submit(running_request(2, inputs, [1e-3], [9], [None], solver="picard", stop="label"))
+    assert [request.number for request in tick_until_idle(scheduler)] == [2]
 
 
 def test_a_row_that_ends_by_its_label_does_not_begin_in_low_precision() -> None:
@@ -159,9 +161,9 @@ def test_a_row_that_ends_by_its_label_does_not_begin_in_low_precision() -> None:
     stop = LabelStop.guarantee(network)
     inputs = np.random.default_rng(1).uniform(-2, 2, (8, 5)).astype(np.float32)
     arguments = backend, {"picard": Picard()}, ResidualNorm.RELATIVE, (5,)
-    engine = Engine([RunningBatch(*arguments, slots=8, label_stop=stop, rough=backend)], max_waiting_rows=9)
-    engine.submit(Job(1, inputs, [1e-9] * 8, [500] * 8, [None] * 8, stop="label"))
-    (job,) = tick_until_idle(engine)
+    scheduler = Scheduler(RunningBatch(*arguments, slots=8, label_stop=stop, low_precision=backend), max_waiting_rows=9)
+    scheduler.submit(running_request(1, inputs, [1e-9] * 8, [500] * 8, [None] * 8, stop="label"))
+    (request,) = tick_until_idle(scheduler)
     expected = predict(network, torch.from_numpy(inputs).double(), tolerance=1e-9, max_iterations=500, label_stop=stop)
-    assert job.iterations == expected.solution.iterations.tolist()
-    assert Status.LABEL_STABLE in job.status
+    assert request.iterations == expected.solution.iterations.tolist()
+    assert Status.LABEL_STABLE in request.status

@@ -1,4 +1,4 @@
-"""Rows of several solvers and precisions, on several devices, in one engine: each computes what it computes alone."""
+"""Rows of several solvers and precisions in one batch: each computes what it computes alone."""
 
 from copy import deepcopy
 from itertools import cycle
@@ -10,11 +10,11 @@ from torch import Tensor
 
 from app.engine.backends import BFloat16Backend, TorchBackend
 from app.engine.batch import RunningBatch
-from app.engine.request import Job
-from app.engine.scheduler import Engine
+from app.engine.scheduler import Scheduler
 from jfb import ImplicitNetwork, ResidualNorm, Status, predict
 from jfb.solvers import SOLVERS, Anderson, Picard
 from tests.app.engine.geometric import tick_until_idle
+from tests.app.engine.requests import running_request
 from tests.jfb.networks import small_resnet
 
 SHAPE = (1, 6, 6)
@@ -46,18 +46,16 @@ LOW = deepcopy(NETWORK).bfloat16()
 
 
 def make_batch(slots: int, *, mixed: bool = False) -> RunningBatch:
-    rough = BFloat16Backend(deepcopy(NETWORK), torch.device("cpu")) if mixed else None
+    low = BFloat16Backend(deepcopy(NETWORK), torch.device("cpu")) if mixed else None
     solvers = {"picard": Picard(), "anderson": Anderson()}
-    return RunningBatch(TorchBackend(NETWORK), solvers, ResidualNorm.RELATIVE, SHAPE, slots=slots, rough=rough)
+    return RunningBatch(TorchBackend(NETWORK), solvers, ResidualNorm.RELATIVE, SHAPE, slots=slots, low_precision=low)
 
 
 @pytest.mark.parametrize("mixed", [False, True], ids=["float32", "mixed"])
-@pytest.mark.parametrize("slots", [(7,), (3, 5)], ids=["one device", "two devices"])
-def test_every_row_gets_what_predict_gives_it_with_its_solver_whoever_shares_the_batches(
-    slots: tuple[int, ...], mixed: bool
-) -> None:
+@pytest.mark.parametrize("slots", [7, 3])
+def test_every_row_gets_what_predict_gives_it_with_its_solver_in_any_company(slots: int, mixed: bool) -> None:
     inputs = np.random.default_rng(0).uniform(0, 1, (60, *SHAPE)).astype(np.float32)
-    engine = Engine([make_batch(number, mixed=mixed) for number in slots], max_waiting_rows=60)
+    scheduler = Scheduler(make_batch(slots, mixed=mixed), max_waiting_rows=60)
     asked = list(
         zip(
             range(60),
@@ -68,8 +66,8 @@ def test_every_row_gets_what_predict_gives_it_with_its_solver_whoever_shares_the
         )
     )
     for id, tolerance, solver, cap in asked:
-        engine.submit(Job(id, inputs[id : id + 1], [tolerance], [cap], [None], solver=solver))
-    jobs = {job.id: job for job in tick_until_idle(engine)}
+        scheduler.submit(running_request(id, inputs[id : id + 1], [tolerance], [cap], [None], solver=solver))
+    requests = {request.number: request for request in tick_until_idle(scheduler)}
     for id, tolerance, solver, cap in asked:
         expected = predict(
             NETWORK,
@@ -79,58 +77,56 @@ def test_every_row_gets_what_predict_gives_it_with_its_solver_whoever_shares_the
             solver=SOLVERS[solver or "picard"](),
             low_precision=LOW if mixed else None,
         )
-        assert jobs[id].iterations == expected.solution.iterations.tolist()
-        assert jobs[id].status == expected.solution.status
-        assert jobs[id].residual == pytest.approx(expected.solution.residual.tolist(), rel=1e-3)
-        assert jobs[id].logits == pytest.approx(expected.logits.numpy(), abs=1e-5)
-    assert engine.step_evaluations == engine.iterations == sum(job.iterations[0] for job in jobs.values())
-    assert engine.active_rows == engine.waiting_rows == 0
+        assert requests[id].iterations == expected.solution.iterations.tolist()
+        assert requests[id].status == expected.solution.status
+        assert requests[id].residual == pytest.approx(expected.solution.residual.tolist(), rel=1e-3)
+        assert requests[id].logits == pytest.approx(expected.logits.numpy(), abs=1e-5)
+    assert scheduler.step_evaluations == scheduler.iterations == sum(request.iterations[0] for request in requests.values())
+    assert scheduler.active_rows == scheduler.waiting_rows == 0
 
 
-def test_all_devices_work_and_none_holds_more_than_its_slots() -> None:
-    batches = [make_batch(2), make_batch(3)]
-    engine = Engine(batches, max_waiting_rows=20)
+def test_a_batch_never_holds_more_than_its_slots() -> None:
+    scheduler = Scheduler(make_batch(5), max_waiting_rows=20)
     inputs = np.zeros((20, *SHAPE), dtype=np.float32)
-    engine.submit(Job(1, inputs, [1e-30] * 20, [9] * 20, [None] * 20))
-    engine.tick(0.0)
-    assert [batch.active for batch in batches] == [2, 3]
-    assert (engine.slots, engine.active_rows, engine.waiting_rows) == (5, 5, 15)
-    (job,) = tick_until_idle(engine)
-    assert job.iterations == [9] * 20
+    scheduler.submit(running_request(1, inputs, [1e-30] * 20, [9] * 20, [None] * 20))
+    scheduler.tick(0.0)
+    assert (scheduler.slots, scheduler.active_rows, scheduler.waiting_rows) == (5, 5, 15)
+    (request,) = tick_until_idle(scheduler)
+    assert request.iterations == [9] * 20
 
 
 def test_what_is_said_of_a_row_in_low_precision_is_always_of_float32() -> None:
     """Cancelled, at its deadline or at its cap: no row ends with a residual that was measured in bfloat16."""
-    engine = Engine([make_batch(8, mixed=True)], max_waiting_rows=8)
+    scheduler = Scheduler(make_batch(8, mixed=True), max_waiting_rows=8)
     inputs = np.random.default_rng(1).uniform(0, 1, (3, *SHAPE)).astype(np.float32)
-    engine.submit(Job(1, inputs[:1], [1e-30], [500], [2.0]))
-    engine.submit(Job(2, inputs[1:2], [1e-30], [500], [None]))
-    engine.submit(Job(3, inputs[2:], [1e-30], [3], [None]))
-    assert engine.tick(0.0) == engine.tick(1.0) == []
-    engine.cancel(2)
-    assert engine.tick(2.0) == [], "at its deadline the first row goes on in float32, for one iteration"
-    late, capped = sorted(engine.tick(3.0), key=lambda job: job.id)
-    assert (late.id, late.status, late.iterations) == (1, [Status.DEADLINE], [3])
-    assert (capped.id, capped.status, capped.iterations) == (3, [Status.MAX_ITERATIONS], [3])
-    for job, image in ((late, inputs[:1]), (capped, inputs[2:])):
-        found = predict(NETWORK, torch.from_numpy(image), tolerance=1e-30, max_iterations=3, low_precision=LOW)
-        assert job.residual == pytest.approx(found.solution.residual.tolist(), rel=1e-5)
-        assert job.logits == pytest.approx(found.logits.numpy(), abs=1e-5)
-    assert not engine.busy
+    scheduler.submit(running_request(1, inputs[:1], [1e-30], [500], [2.0]))
+    scheduler.submit(running_request(2, inputs[1:2], [1e-30], [500], [None]))
+    scheduler.submit(running_request(3, inputs[2:], [1e-30], [3], [None]))
+    assert scheduler.tick(0.0) == scheduler.tick(1.0) == []
+    scheduler.cancel(2)
+    assert scheduler.tick(2.0) == [], "at its deadline the first row goes on in float32, for one iteration"
+    late, capped = sorted(scheduler.tick(3.0), key=lambda request: request.number)
+    assert (late.number, late.status, late.iterations) == (1, [Status.DEADLINE], [3])
+    assert (capped.number, capped.status, capped.iterations) == (3, [Status.MAX_ITERATIONS], [3])
+    for request, row in ((late, inputs[:1]), (capped, inputs[2:])):
+        found = predict(NETWORK, torch.from_numpy(row), tolerance=1e-30, max_iterations=3, low_precision=LOW)
+        assert request.residual == pytest.approx(found.solution.residual.tolist(), rel=1e-5)
+        assert request.logits == pytest.approx(found.logits.numpy(), abs=1e-5)
+    assert not scheduler.busy
 
 
 def test_a_solver_that_is_not_offered_is_refused_by_name() -> None:
-    engine = Engine([make_batch(1)], max_waiting_rows=1)
-    with pytest.raises(ValueError, match="solver: expected one of picard, anderson, got 'newton'"):
-        engine.submit(Job(1, np.zeros((1, *SHAPE), dtype=np.float32), [1.0], [1], [None], solver="newton"))
+    scheduler = Scheduler(make_batch(1), max_waiting_rows=1)
+    with pytest.raises(ValueError, match=r"solver: must be one of picard, anderson \(got 'newton'\)"):
+        scheduler.submit(running_request(1, np.zeros((1, *SHAPE), dtype=np.float32), [1.0], [1], [None], solver="newton"))
 
 
-def test_small_jobs_pass_a_large_one_by_and_it_still_gets_on() -> None:
-    engine = Engine([make_batch(2)], max_waiting_rows=200)
+def test_small_requests_pass_a_large_one_by_and_it_still_gets_on() -> None:
+    scheduler = Scheduler(make_batch(2), max_waiting_rows=200)
     large = np.zeros((100, *SHAPE), dtype=np.float32)
-    engine.submit(Job(0, large, [1e-30] * 100, [2] * 100, [None] * 100))
+    scheduler.submit(running_request(0, large, [1e-30] * 100, [2] * 100, [None] * 100))
     for id in range(1, 11):
-        engine.submit(Job(id, large[:1], [1e-30], [2], [None]))
-    order = [job.id for job in tick_until_idle(engine)]
+        scheduler.submit(running_request(id, large[:1], [1e-30], [2], [None]))
+    order = [request.number for request in tick_until_idle(scheduler)]
     assert order == [*range(1, 11), 0]
-    assert engine.ticks == 110, "two slots, two iterations a row: no tick was spent without a full batch"
+    assert scheduler.ticks == 110, "two slots, two iterations a row: no tick was spent without a full batch"

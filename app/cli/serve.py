@@ -1,0 +1,116 @@
+"""``python -m app``: serve a model store until SIGTERM or SIGINT."""
+
+import asyncio
+import os
+import signal
+import socket
+import sys
+from contextlib import suppress
+
+import structlog
+import typer
+from pydantic import ValidationError
+from pydantic_core import ErrorDetails
+from pydantic_settings import CliApp
+
+from app.cli.banner import banner
+from app.engine_client.client import Engines
+from app.http.auth import ApiKeyError, ApiKeys
+from app.observability.logging import configure_logging
+from app.observability.tracing import Tracing, TracingUnavailable
+from app.settings import Settings
+from app.supervisor.supervisor import Supervisor
+
+log = structlog.get_logger(__name__)
+
+
+def main() -> None:
+    """Read the settings, and serve."""
+    try:
+        settings = CliApp.run(Settings)
+    except ValidationError as error:
+        for problem in error.errors():
+            sys.stderr.write(f"{_describe(problem)}\n")
+        sys.exit(2)
+    configure_logging(settings.log_level, settings.log_format)
+    try:  # what can never succeed ends here, and is not restarted
+        ApiKeys(settings)
+        if settings.otlp_endpoint:
+            Tracing(settings.otlp_endpoint)
+    except (ApiKeyError, TracingUnavailable) as error:
+        sys.stderr.write(f"{error}\n")
+        sys.exit(2)
+    try:
+        listeners = _listen(settings)
+        metrics_listener = None if settings.metrics_port is None else _bind(settings.host, settings.metrics_port)
+    except OSError as error:
+        log.error("cannot bind port", error=str(error))
+        sys.exit(3)
+    _let_steps_finish()
+    asyncio.run(_serve(settings, listeners, metrics_listener))
+
+
+async def _serve(settings: Settings, listeners: list[socket.socket], metrics_listener: socket.socket | None) -> None:
+    stopping = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    supervisor = Supervisor(settings, listeners, metrics_listener)
+
+    def stop(number: signal.Signals) -> None:
+        for listener in listeners:  # a port that no worker listens on is closed from now on
+            listener.close()
+        if stopping.is_set():
+            supervisor.signal_workers(number)  # a second signal ends the draining
+        supervisor.stop_workers(number)
+        stopping.set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop, number)
+    async with supervisor:
+        loop.add_signal_handler(signal.SIGHUP, supervisor.signal, signal.SIGHUP)
+        host, port = listeners[0].getsockname()[:2]
+        log.info("listening", host=host, port=port, http_workers=settings.http_workers, engines=len(settings.engine_configs))
+        if metrics_listener is not None:
+            log.info("metrics server listening", host=host, port=metrics_listener.getsockname()[1])
+        greeting = asyncio.create_task(_greet(settings, port, supervisor))
+        await stopping.wait()
+        greeting.cancel()
+
+
+async def _greet(settings: Settings, port: int, supervisor: Supervisor) -> None:
+    async with Engines(supervisor.run_folder.sockets, settings.default_model) as engines:
+        await engines.wait_until_ready()
+        await supervisor.wait_until_workers_ready()
+        typer.echo(banner(settings, port, engines.catalogue))
+
+
+def _listen(settings: Settings) -> list[socket.socket]:
+    """One socket for each worker, on the same port. They stay open here: a restarted worker serves what waits in its socket."""
+    # Without reuse_port, the first one finds out whether the port is free: another server's workers would share theirs with ours.
+    with _bind(settings.host, settings.port) as first:
+        port = first.getsockname()[1]
+    return [_bind(settings.host, port, reuse_port=True) for _ in range(settings.http_workers)]
+
+
+def _bind(host: str, port: int, *, reuse_port: bool = False) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    return socket.create_server((host, port), family=family, reuse_port=reuse_port)
+
+
+def _let_steps_finish() -> None:
+    """Have the processes of this server wait for their turn when they wake, instead of interrupting the one that computes.
+
+    Where HTTP workers and engines share a core, each arriving request would otherwise interrupt a step and evict its caches
+    (``benchmarks/results`` has the cost). On cores of their own, the processes do not notice.
+    """
+    if hasattr(os, "SCHED_BATCH"):  # Linux
+        with suppress(OSError):  # some sandboxes forbid it
+            os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
+
+
+def _describe(problem: ErrorDetails) -> str:
+    """``--port must be at most 65535 (got 99999)``."""
+    flag = "".join(f"--{str(part).replace('_', '-')} " for part in problem["loc"][:1])
+    given = f" (got {problem['input']})" if flag else ""
+    message = problem["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
+    message = message.replace("less than or equal to", "at most").replace("greater than or equal to", "at least")
+    return f"{flag}{message}{given}"

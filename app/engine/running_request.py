@@ -1,0 +1,128 @@
+"""RunningRequest: what the engine knows of one request."""
+
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from app.engine_client.messages import Failed, Request, Result, Timings
+from jfb import Status
+
+
+class RunningRequest:
+    """The rows of one request, which is answered when all of them have ended.
+
+    Args:
+        number: unique within the engine, whereas ``request.id`` is unique within one client.
+        request: as the client sent it; checked only for what would harm other clients.
+        input_shape: of one row of the model.
+
+    Attributes:
+        number: the argument.
+        id, solver, stop, session, streamed: as in ``messages.Request``.
+        rows: n.
+        inputs: float32 ``[n, *input_shape]``.
+        tolerance, max_iterations, deadline: one per row; a deadline is infinite where there is none.
+        logits: ``[n, classes]``, NaN for rows without an iteration; the scheduler makes room for them.
+        iterations, residual, status: one per row.
+        margin, bound: one per row, as in ``jfb.label_stop.Stability``; NaN without an iteration. None unless it has label stops.
+        failure: why there is no result; None if there is one.
+        timings: what happened to it when.
+        start: where its rows start, ``[n, *state_shape]``; None where the network says.
+        fixed_points: where the rows of a session ended, of the same shape.
+
+    Raises:
+        ValueError: for inputs or a list of the wrong length, or a value out of range.
+    """
+
+    def __init__(self, number: int, request: Request, input_shape: tuple[int, ...]) -> None:
+        rows = request.rows
+        if rows < 1:
+            raise ValueError("inputs: must have at least one row (got none)")
+        size = 4 * rows * math.prod(input_shape)
+        if len(request.inputs) != size:
+            raise ValueError(
+                f"inputs: must be {size} bytes, {rows} float32 rows of shape {list(input_shape)} (got {len(request.inputs)})"
+            )
+        for name, values in (("max_iterations", request.max_iterations), ("deadline", request.deadline)):
+            if len(values) != rows:
+                raise ValueError(f"{name}: must have {rows} values, one per row (got {len(values)})")
+        self.number = number
+        self.id = request.id
+        self.solver = request.solver
+        self.stop = request.stop
+        self.session = request.session
+        self.streamed = request.streamed
+        self.rows = rows
+        self.inputs: NDArray[np.float32] = np.frombuffer(request.inputs, "<f4").reshape(rows, *input_shape)
+        self.tolerance = np.asarray(request.tolerance, np.float64)
+        if not (np.isfinite(self.tolerance) & (self.tolerance > 0)).all():
+            raise ValueError(f"tolerance: must be positive and finite (got {request.tolerance})")
+        if not all(1 <= cap < 2**63 for cap in request.max_iterations):
+            raise ValueError(f"max_iterations: must be at least 1 and below 2**63 (got {request.max_iterations})")
+        self.max_iterations = np.asarray(request.max_iterations, np.int64)
+        self.deadline = np.array([np.inf if at is None else at for at in request.deadline], np.float64)
+        if np.isnan(self.deadline).any():
+            raise ValueError(f"deadline: must be seconds or null (got {request.deadline})")
+
+        self.logits: NDArray[np.floating] = np.empty((rows, 0))
+        self.iterations = [0] * rows
+        self.residual = [math.nan] * rows
+        self.status = [Status.CANCELLED] * rows
+        self.margin = [math.nan] * rows if request.stop == "label" else None
+        self.bound = [math.nan] * rows if request.stop == "label" else None
+        self.failure: str | None = None
+        self.timings = Timings()
+        self.start: Tensor | None = None
+        self.fixed_points: Tensor | None = None
+        self._unfinished = rows
+
+    @property
+    def finished(self) -> bool:
+        return self._unfinished == 0
+
+    def expire(self, rows: NDArray[np.int64]) -> None:
+        """End rows whose deadline passed while they waited, without an iteration."""
+        for row in rows.tolist():
+            self.status[row] = Status.DEADLINE
+        self._unfinished -= len(rows)
+
+    def end(
+        self,
+        row: int,
+        logits: NDArray[np.floating],
+        fixed_point: Tensor,
+        iterations: int,
+        residual: float,
+        status: Status,
+        margin: float,
+        bound: float,
+    ) -> None:
+        """Take a row's result; its fixed point is kept for the next rows of the session."""
+        self.logits[row] = logits
+        self.iterations[row] = iterations
+        self.residual[row] = residual
+        self.status[row] = status
+        if self.margin is not None and self.bound is not None:
+            self.margin[row], self.bound[row] = margin, bound
+        if self.session is not None:
+            if self.fixed_points is None:
+                self.fixed_points = fixed_point.new_empty(self.rows, *fixed_point.shape)
+            self.fixed_points[row] = fixed_point
+        self._unfinished -= 1
+
+    def answer(self) -> Result | Failed:
+        """What the client gets, once all rows have ended or one has failed."""
+        if self.failure is not None:
+            return Failed(self.id, self.failure)
+        return Result(
+            self.id,
+            self.logits.astype("<f4").tobytes(),
+            self.iterations,
+            self.residual,
+            self.status,
+            self.timings,
+            self.margin,
+            self.bound,
+        )

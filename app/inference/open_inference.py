@@ -1,0 +1,270 @@
+"""The Open Inference Protocol's tensors: from the body of an infer request to a ``Request``, and from a ``Result`` to a body.
+
+With the binary tensor extension, a body is JSON followed by the raw bytes of tensors.
+"""
+
+import math
+import re
+import zlib
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import lru_cache
+from typing import Annotated, Any
+
+import msgspec
+import numpy as np
+from msgspec import UNSET, Meta, Raw, Struct, UnsetType
+from numpy.typing import NDArray
+
+from app.engine_client.messages import Request, Result, ServedVersion
+from app.http.errors import ApiError, invalid
+from app.inference.decoding import Parameters, build_request, check_count, check_rows, decode_json
+from app.settings import Settings
+
+JSON_LENGTH_HEADER = "inference-header-content-length"
+"""The HTTP header with the number of bytes of a body that are JSON; without it, all are."""
+NUMBERS: Mapping[str, np.dtype[Any]] = {
+    **{f"UINT{bits}": np.dtype(f"<u{bits // 8}") for bits in (8, 16, 32, 64)},
+    **{f"INT{bits}": np.dtype(f"<i{bits // 8}") for bits in (8, 16, 32, 64)},
+    **{f"FP{bits}": np.dtype(f"<f{bits // 8}") for bits in (16, 32, 64)},
+}
+PER_ROW = {"tolerance": "FP32", "max_iterations": "INT64"}
+"""Optional inputs with one entry per row; they take precedence over parameters."""
+OUTPUTS: Mapping[str, tuple[str, Callable[[Result], Any]]] = {
+    # The last iterate of a row that diverged has no meaning.
+    "logits": (
+        "FP32",
+        lambda result: np.where(np.equal(result.status, "diverged")[:, None], np.nan, result.logits_array()),
+    ),
+    "iterations": ("INT64", lambda result: result.iterations),
+    "residual": ("FP32", lambda result: result.residual),
+    "converged": ("BOOL", lambda result: [status == "converged" for status in result.status]),
+}
+LABEL_STOP_OUTPUTS: Mapping[str, tuple[str, Callable[[Result], Any]]] = {
+    "margin": ("FP32", lambda result: result.margin),
+    "bound": ("FP32", lambda result: result.bound),
+}
+"""Additional outputs with the parameter ``stop: label``."""
+
+
+class TensorParameters(Struct, frozen=True, forbid_unknown_fields=True):
+    """See ``schemas.open_inference``, as for the structs below."""
+
+    binary_data_size: Annotated[int, Meta(ge=0)] | UnsetType = UNSET
+
+
+class RequestInput(Struct):
+    name: str
+    shape: list[Annotated[int, Meta(ge=0)]]
+    datatype: str
+    parameters: TensorParameters = TensorParameters()
+    data: Raw | UnsetType = UNSET
+
+
+class OutputParameters(Struct, frozen=True, forbid_unknown_fields=True):
+    binary_data: bool | UnsetType = UNSET
+
+
+class RequestedOutput(Struct):
+    name: str
+    parameters: OutputParameters = OutputParameters()
+
+
+class RequestParameters(Parameters):
+    timeout: int | UnsetType = UNSET
+    binary_data_output: bool = False
+
+
+class InferBody(Struct):
+    """The JSON of an infer request."""
+
+    inputs: list[RequestInput]
+    outputs: list[RequestedOutput] | UnsetType = UNSET
+    parameters: RequestParameters = msgspec.field(default_factory=RequestParameters)
+    id: str | UnsetType = UNSET
+
+
+def decompress(content: bytes, encoding: str, max_bytes: int) -> bytes:
+    """Undo a content encoding.
+
+    Raises:
+        ApiError: 413 if there would be more than ``max_bytes``, and no more than that are produced; 415 for an encoding other
+            than identity, gzip and deflate; 400 for bytes that are not so encoded.
+    """
+    encoding = encoding.strip().lower()
+    if encoding == "identity":
+        return content
+    if encoding not in ("gzip", "deflate"):
+        raise ApiError(415, f"content-encoding: must be identity, gzip or deflate (got {encoding[:80]})")
+    stream = zlib.decompressobj(zlib.MAX_WBITS | 32)  # detects which of the two it is
+    try:
+        plain = stream.decompress(content, max_bytes + 1)
+    except zlib.error as error:
+        raise ApiError(400, f"body: must be {encoding} (got bytes that cannot be decompressed)") from error
+    if len(plain) > max_bytes:
+        raise ApiError(413, f"body: must have at most {max_bytes} bytes when decompressed (got more)")
+    if not stream.eof or stream.unused_data:
+        raise ApiError(400, f"body: must be one whole {encoding} stream (got {'less' if not stream.eof else 'more'})")
+    return plain
+
+
+def split(body: bytes, json_length: str | None) -> tuple[InferBody, memoryview]:
+    """Decode a body's JSON, and return it with what follows it.
+
+    Args:
+        json_length: the value of ``JSON_LENGTH_HEADER``.
+
+    Raises:
+        ApiError: 400 for what is not JSON; 422 for JSON that is no infer request, a length that is no number, or is longer than
+        the body.
+    """
+    whole = memoryview(body)
+    length = len(body)
+    if json_length is not None:
+        if not (json_length.isascii() and json_length.isdecimal() and len(json_length) < 20):
+            raise invalid(JSON_LENGTH_HEADER, "a number of bytes", json_length)
+        length = int(json_length)
+        if length > len(body):
+            raise invalid(JSON_LENGTH_HEADER, f"at most the {len(body)} bytes of the body", length)
+    content: InferBody = decode_json("body", whole[:length], InferBody)
+    return content, whole[length:]
+
+
+def decode_infer(body: InferBody, tail: memoryview, model: ServedVersion, settings: Settings, arrived: float) -> Request:
+    """Validate an infer request.
+
+    Args:
+        tail: what follows the JSON.
+        arrived: as in ``decode_predict``.
+
+    Raises:
+        ApiError: 413 for too many rows, 422 for everything else that is invalid.
+    """
+    spec = model.config.input
+    arrays = _arrays(body.inputs, tail, spec.shape)
+    if "inputs" not in arrays:
+        raise ApiError(422, "inputs: must have a tensor with the name inputs (got none)")
+    rows = arrays.pop("inputs")
+    check_count("inputs", len(rows), settings.max_rows_per_request)
+    given = body.parameters
+    parameters = Parameters(**{name: getattr(given, name) for name in Parameters.__struct_fields__})
+    if given.timeout is not UNSET and parameters.deadline_ms is UNSET:
+        parameters.deadline_ms = given.timeout / 1000
+    for name, array in arrays.items():
+        setattr(parameters, name, array.tolist())
+    return build_request(check_rows("inputs", rows, spec), parameters, model, settings, arrived)
+
+
+def requested_outputs(body: InferBody) -> list[tuple[str, bool]]:
+    """The names of the outputs to send, each with whether it follows the JSON as raw bytes.
+
+    Raises:
+        ApiError: 422 for an unknown output, or one that is requested twice.
+    """
+    known = outputs_for(body.parameters.stop == "label")
+    requested = [RequestedOutput(name) for name in known] if body.outputs is UNSET or not body.outputs else body.outputs
+    _check_names("outputs", [output.name for output in requested], known)
+    default = body.parameters.binary_data_output
+    return [(one.name, default if one.parameters.binary_data is UNSET else one.parameters.binary_data) for one in requested]
+
+
+def outputs_for(label_stops: bool) -> dict[str, tuple[str, Callable[[Result], Any]]]:
+    """The outputs by name, each with its datatype and how it is read from a result."""
+    return {**OUTPUTS, **(LABEL_STOP_OUTPUTS if label_stops else {})}
+
+
+def encode_infer(
+    body: InferBody, outputs: Sequence[tuple[str, bool]], model: ServedVersion, result: Result
+) -> tuple[bytes, dict[str, str]]:
+    """The body of a response, and its headers.
+
+    Args:
+        outputs: from ``requested_outputs``.
+    """
+    known = outputs_for(body.parameters.stop == "label")
+    described, tensors = [], []
+    for name, binary in outputs:
+        datatype, values = known[name]
+        array = np.ascontiguousarray(values(result), dtype=bool if datatype == "BOOL" else NUMBERS[datatype])
+        output: dict[str, Any] = {"name": name, "datatype": datatype, "shape": list(array.shape)}
+        if binary:
+            tensors.append(array.tobytes())
+            output["parameters"] = {"binary_data_size": array.nbytes}
+        else:
+            output["data"] = array.ravel().tolist()
+        described.append(output)
+    content: dict[str, Any] = {"model_name": model.model, "model_version": str(model.version), "outputs": described}
+    if body.id is not UNSET:
+        content["id"] = body.id
+    header = msgspec.json.encode(content)
+    if not tensors:
+        return header, {"content-type": "application/json"}
+    return b"".join([header, *tensors]), {"content-type": "application/octet-stream", JSON_LENGTH_HEADER: str(len(header))}
+
+
+def _arrays(given: Sequence[RequestInput], tail: memoryview, input_shape: Sequence[int]) -> dict[str, NDArray[Any]]:
+    _check_names("inputs", [tensor.name for tensor in given], ["inputs", *PER_ROW])
+    sizes = [size for tensor in given if (size := tensor.parameters.binary_data_size) is not UNSET]
+    if sum(sizes) != len(tail):
+        raise ApiError(422, f"body: must have {sum(sizes)} bytes of tensors after the JSON (got {len(tail)})")
+    arrays = {}
+    for index, tensor in enumerate(given):
+        size = tensor.parameters.binary_data_size
+        raw, tail = (None, tail) if size is UNSET else (tail[:size], tail[size:])
+        arrays[tensor.name] = _array(f"inputs[{index}]", tensor, raw, input_shape if tensor.name == "inputs" else ())
+    return arrays
+
+
+def _array(field: str, tensor: RequestInput, raw: memoryview | None, row_shape: Sequence[int]) -> NDArray[Any]:
+    """The entries of an input; ``raw`` is its bytes if they followed the JSON."""
+    if tensor.datatype not in NUMBERS:
+        raise invalid(f"{field}.datatype", f"one of {', '.join(NUMBERS)}", tensor.datatype)
+    shape, dtype = tensor.shape, NUMBERS[tensor.datatype]
+    if len(shape) < 1 or shape[1:] != list(row_shape):
+        wanted = f"[{', '.join(map(str, ['n', *row_shape]))}]"
+        raise ApiError(422, f"{field}.shape: must be {wanted} (got {shape if len(shape) <= 32 else f'{len(shape)} sides'})")
+    count = math.prod(shape)
+    if (raw is None) == (tensor.data is UNSET):
+        got = "neither" if raw is None else "both"
+        raise ApiError(422, f"{field}: must have data or parameters.binary_data_size (got {got})")
+    if raw is None:
+        assert tensor.data is not UNSET
+        return _array_of_json(f"{field}.data", tensor.data, shape, dtype)
+    if len(raw) != count * dtype.itemsize:
+        requirement = f"{count * dtype.itemsize}, {count} entries of {tensor.datatype}"
+        raise invalid(f"{field}.parameters.binary_data_size", requirement, len(raw))
+    return np.frombuffer(raw, dtype).reshape(shape)
+
+
+def _array_of_json(field: str, data: Raw, shape: Sequence[int], dtype: np.dtype[Any]) -> NDArray[Any]:
+    brackets = re.match(rb"[\s\[]*", bytes(data))
+    depth = brackets.group().count(b"[") if brackets else 0
+    entries = decode_json(field, data, _lists(dtype, 1 if depth <= 1 else len(shape)))
+    try:
+        with np.errstate(over="ignore"):  # to infinity, which no model takes
+            array = np.array(entries, dtype=np.float64 if dtype.kind == "f" else dtype).astype(dtype)
+    except ValueError as error:
+        raise ApiError(422, f"{field}: must be lists of shape {list(shape)} (got lists of different lengths)") from error
+    if list(array.shape) != (list(shape) if depth > 1 else [math.prod(shape)]):
+        raise ApiError(422, f"{field}: must be entries of shape {list(shape)}, nested or flat (got {list(array.shape)})")
+    return array.reshape(shape)
+
+
+@lru_cache
+def _lists(dtype: np.dtype[Any], depth: int) -> Any:
+    kind: Any = float
+    if dtype.kind != "f":
+        limits = np.iinfo(dtype)
+        kind = Annotated[int, Meta(ge=int(limits.min), le=min(int(limits.max), 2**63 - 1))]  # msgspec has no higher bounds
+    for _ in range(depth):
+        kind = list[kind]
+    return kind
+
+
+def _check_names(field: str, names: Sequence[str], known: Iterable[str]) -> None:
+    for index, name in enumerate(names):
+        if name not in known:
+            raise invalid(f"{field}[{index}].name", f"one of {', '.join(known)}", name)
+    for name, times in Counter(names).items():
+        if times > 1:
+            raise ApiError(422, f"{field}: must have {name} once (got it {times} times)")

@@ -1,0 +1,134 @@
+"""Supervisor: keeps the engine processes and the HTTP workers of a server running."""
+
+import asyncio
+import os
+import secrets
+import shutil
+import socket
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from signal import SIGTERM, Signals
+from typing import Self
+
+import structlog
+
+from app.settings import Settings
+from app.supervisor.process import Command, SupervisedProcess
+
+SHUTDOWN_SECONDS = 10
+"""How long requests in flight may take to finish once a worker has stopped accepting new ones."""
+EXTRA_SECONDS = 5.0
+"""How much longer a worker may take to exit than its requests."""
+
+log = structlog.get_logger(__name__)
+
+
+class RunFolder:
+    """A server's private folder: where its engines listen, and how its processes are.
+
+    Only this user can enter it. The HTTP workers find everything they need in it, so nothing else has to be sent to them.
+
+    Args:
+        path: of the folder.
+        engines: how many engine processes there are.
+    """
+
+    def __init__(self, path: Path, engines: int) -> None:
+        self.path = path
+        self.sockets = [path / f"engine-{number}.sock" for number in range(engines)]
+        self.status_files = [path / f"engine-{number}.json" for number in range(engines)]
+        self.metrics = path / "metrics"
+        """Of prometheus_client, which adds up there what the HTTP workers count."""
+
+
+class Supervisor:
+    """Starts the engines and the HTTP workers, restarts those that exit or hang, and ends them in order.
+
+    An asynchronous context manager, which runs in any event loop: that of ``python -m app``, which does nothing else, or that of
+    a process which serves HTTP itself and wants engines only.
+
+    Args:
+        settings: of the server.
+        listeners: one listening socket for each HTTP worker.
+        metrics_listener: what all of them serve metrics on; None serves them on the main port.
+
+    Attributes:
+        run_folder: for the HTTP workers.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        listeners: Sequence[socket.socket] = (),
+        metrics_listener: socket.socket | None = None,
+    ) -> None:
+        configs = settings.engine_configs
+        self.run_folder = RunFolder(Path(tempfile.gettempdir()) / f"jfb-{secrets.token_hex(8)}", len(configs))
+        self._settings = settings
+        self._engines = [
+            SupervisedProcess(Command("engine", number, "app.engine", [str(socket)], config.model_dump_json()), status)
+            for number, (config, socket, status) in enumerate(
+                zip(configs, self.run_folder.sockets, self.run_folder.status_files, strict=True)
+            )
+        ]
+        # One worker counts in its own memory, which costs half as much as in files that others read.
+        counted_together = {"PROMETHEUS_MULTIPROC_DIR": str(self.run_folder.metrics)} if len(listeners) > 1 else {}
+        environment = {**os.environ, **counted_together}
+        extra = [] if metrics_listener is None else [metrics_listener.fileno()]
+        self._workers = [
+            SupervisedProcess(
+                Command(
+                    "HTTP worker",
+                    number,
+                    "app.http.worker",
+                    [str(self.run_folder.path), *map(str, [listener.fileno(), *extra])],
+                    settings.model_dump_json(context={"reveal_keys": True}),
+                    sockets=[listener.fileno(), *extra],
+                    environment=environment,
+                ),
+                self.run_folder.path / f"http-{number}.json",
+            )
+            for number, listener in enumerate(listeners)
+        ]
+
+    async def __aenter__(self) -> Self:
+        self.run_folder.path.mkdir(mode=0o700)
+        self.run_folder.metrics.mkdir()
+        for process in (*self._engines, *self._workers):
+            process.start()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        try:
+            self.stop_workers(SIGTERM)
+            seconds = self._settings.drain_seconds + SHUTDOWN_SECONDS + EXTRA_SECONDS
+            await asyncio.gather(*(worker.wait(seconds) for worker in self._workers))
+            for engine in self._engines:  # every request has been answered by now
+                engine.stop()
+            await asyncio.gather(*(engine.wait(EXTRA_SECONDS) for engine in self._engines))
+        finally:
+            shutil.rmtree(self.run_folder.path, ignore_errors=True)
+
+    def signal(self, number: Signals) -> None:
+        """Pass a signal on: SIGHUP has the engines rescan the store and the workers read their API keys again.
+
+        Processes that are still starting do not need it, and would be ended by it.
+        """
+        for process in (*self._engines, *self._workers):
+            if process.is_ready.is_set():
+                process.signal(number)
+
+    def signal_workers(self, number: Signals) -> None:
+        """Pass a signal on to the HTTP workers alone."""
+        for worker in self._workers:
+            worker.signal(number)
+
+    async def wait_until_workers_ready(self) -> None:
+        """Return when every HTTP worker has been ready once."""
+        await asyncio.gather(*(worker.is_ready.wait() for worker in self._workers))
+
+    def stop_workers(self, number: Signals) -> None:
+        """Have the HTTP workers finish: ``SIGTERM`` leaves time for draining, ``SIGINT`` does not."""
+        for worker in self._workers:
+            worker.stop(number)

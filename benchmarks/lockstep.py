@@ -1,0 +1,32 @@
+"""LockstepScheduler: what servers of networks of fixed depth do, to compare iteration-level batching with."""
+
+import numpy as np
+
+from app.engine.scheduler import Scheduler
+
+
+class LockstepScheduler(Scheduler):
+    """A batch starts when the one before has ended, and ends as a whole.
+
+    That is when its worst row has converged at the strictest tolerance, or has reached the largest cap, of the batch. The batch
+    must have one solver and no low precision; deadlines and label stops only count once the batch has ended.
+    """
+
+    def _admit(self, now: float) -> None:
+        if not self.active_rows:
+            super()._admit(now)
+
+    def _retire(self, now: float) -> int:
+        if not self.active_rows:
+            return 0
+        (lane,) = (lane for lane in self._batch.lanes if lane.active)
+        table, residual = lane.table, lane.wait_for_residual()
+        ended = (residual <= table.tolerance.min()) | ~np.isfinite(residual) | (table.iterations >= table.max_iterations.max())
+        ended |= np.isin(table.request, list(self._abandoned))
+        if not ended.all():
+            return 0
+        self._abandoned.clear()
+        rows = np.arange(table.active)
+        self._read_out(lane, rows, residual, now)
+        table.remove(ended)
+        return len(rows)

@@ -1,0 +1,96 @@
+"""``python -m app predict``, run as people run it, against a running server."""
+
+import base64
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from app.cli.predict import BLOCKS, MAX_WIDTH, sparkline
+from tests.app.running import RunningServer, running_server
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> list[Path]:
+    """Three noisy PNG files."""
+    paths = [tmp_path / f"{name}.png" for name in ("one", "two", "three")]
+    for seed, path in enumerate(paths):
+        pixels = np.random.default_rng(seed).integers(0, 256, size=(8, 8), dtype=np.uint8)
+        Image.fromarray(pixels).save(path)
+    return paths
+
+
+def predict(*arguments: object, **environment: str) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        [sys.executable, "-m", "app", "predict", *map(str, arguments)],
+        env={**os.environ, "COLUMNS": "120", **environment},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+
+@pytest.mark.parametrize("watch", [[], ["--watch"]])
+def test_the_table_says_what_the_server_answers(server: RunningServer, images: list[Path], watch: list[str]) -> None:
+    said = predict(*images, "--url", server.url, "--tolerance", 1e-4, *watch)
+    assert said.returncode == 0, said.stderr
+    files = [base64.b64encode(path.read_bytes()).decode() for path in images]
+    answer = server.predict({"images": files, "tolerance": 1e-4}).json()["predictions"]
+    lines = [line.split() for line in said.stdout.splitlines() if ".png" in line]
+    assert len(lines) == 3
+    for line, path, one in zip(lines, images, answer, strict=True):
+        share = f"{max(one['probabilities']):.1%}"
+        assert line[:6] == [path.name, one["label"], share, str(one["iterations"]), f"{one['residual']:.2g}", "converged"]
+        assert len(line) == 6 + len(watch)
+        if watch:
+            assert len(line[6]) == min(MAX_WIDTH, one["iterations"])
+            assert (line[6][0], line[6][-1]) == (BLOCKS[-1], BLOCKS[0])
+
+
+@pytest.mark.parametrize("watch", [[], ["--watch"]])
+def test_what_goes_wrong_is_said_in_a_line(server: RunningServer, images: list[Path], watch: list[str]) -> None:
+    for arguments, words in (
+        (["--url", "http://127.0.0.1:1"], "could not reach "),
+        (["--url", "nonsense"], "could not reach "),
+        (["--url", server.url, "--tolerance", "-1"], "422: tolerance: must be"),
+        (["--url", server.url, "--model", "nothing"], "404: no model 'nothing' (available: digits"),
+    ):
+        said = predict(images[0], *arguments, *watch)
+        assert said.returncode == 1
+        assert words in said.stderr
+        assert len(said.stderr.splitlines()) == 1
+        assert said.stdout == ""
+
+
+def test_a_server_that_wants_a_key_gets_it(store: Path, images: list[Path], tmp_path: Path) -> None:
+    with running_server(store, tmp_path / "log", default_model="digits", api_keys="secret") as running:
+        running.wait_until_ready()
+        assert "401: authorization" in predict(images[0], "--url", running.url).stderr
+        assert predict(images[0], "--url", running.url, "--key", "secret").returncode == 0
+        assert predict(images[0], "--url", running.url, JFB_KEY="secret").returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("residuals", "drawn"),
+    [
+        ([], ""),
+        ([0.5], "▁"),
+        ([1.0, 1e-7], "█▁"),
+        ([10.0 ** (7 - k) for k in range(8)], BLOCKS[::-1]),
+        ([1.0, 0.1, 0.0], "█▁▁"),
+        ([1e-3, 1.0, None], "▁█!"),
+    ],
+)
+def test_a_sparkline_has_a_block_an_iteration_on_a_log_axis(residuals: list[float | None], drawn: str) -> None:
+    assert sparkline(residuals) == drawn
+
+
+def test_a_long_sparkline_is_thinned_between_its_ends() -> None:
+    line = sparkline([0.9**k for k in range(1000)])
+    assert len(line) == MAX_WIDTH
+    assert list(line) == sorted(line, reverse=True)
+    assert (line[0], line[-1]) == ("█", "▁")

@@ -1,0 +1,58 @@
+"""The catalogue: which model a request means."""
+
+import pytest
+
+from app.engine_client.catalogue import Catalogue
+from app.engine_client.errors import ModelNotFound, NoDefaultModel
+from app.engine_client.messages import ServedVersion, State
+from tests.app.store import SLOW
+
+
+def served(*versions: tuple[str, int], refused: dict[str, str] | None = None) -> list[State]:
+    """The state of one engine that serves some versions."""
+    return [State([ServedVersion(name, version, SLOW.model_dump_json()) for name, version in versions], refused or {}, [])]
+
+
+def test_the_only_model_is_the_default() -> None:
+    catalogue = Catalogue(served(("one", 1), ("one", 2)))
+    assert catalogue.default == "one"
+    assert catalogue.find().version == 2
+
+
+def test_the_highest_version_is_meant_where_none_is_named_whatever_the_order() -> None:
+    catalogue = Catalogue(served(("one", 10), ("one", 9), ("one", 2)))
+    assert catalogue.find("one").version == 10
+    assert catalogue.versions("one") == [2, 9, 10]
+
+
+def test_the_settings_name_the_default_among_several() -> None:
+    assert Catalogue(served(("one", 1), ("two", 1)), "two").find().model == "two"
+
+
+def test_the_models_of_all_engines_are_served() -> None:
+    catalogue = Catalogue([*served(("one", 1)), *served(("one", 1), ("two", 1))])
+    assert catalogue.names == ["one", "two"]
+    assert catalogue.versions("one") == [1]
+
+
+@pytest.mark.parametrize(
+    ("catalogue", "message"),
+    [
+        (Catalogue(served(("one", 1), ("two", 1))), "several models are loaded and no default is set.*one, two"),
+        (Catalogue(served(("one", 1)), "gone"), "default model 'gone' is not served.*one"),
+        (Catalogue(), "no model is loaded"),
+    ],
+)
+def test_without_a_default_a_request_must_name_its_model(catalogue: Catalogue, message: str) -> None:
+    with pytest.raises(NoDefaultModel, match=message):
+        catalogue.find()
+
+
+def test_a_model_of_which_nothing_loads_is_unknown_and_the_error_says_why() -> None:
+    catalogue = Catalogue(served(("one", 1), refused={"bad/1": "truncated"}))
+    with pytest.raises(ModelNotFound, match=r"no model 'bad' \(available: one\); version 1 was refused: truncated"):
+        catalogue.find("bad")
+
+
+def test_the_config_is_the_one_that_the_engine_sent() -> None:
+    assert Catalogue(served(("one", 1))).find("one", 1).config == SLOW

@@ -1,0 +1,187 @@
+"""``"stop": "label"`` over a real socket: what it answers, alone and in company, and what it says of itself."""
+
+import io
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+import torch
+
+import jfb
+from jfb import ModelConfig, checkpoint
+from jfb.config import LabelCalibration
+from jfb.store import new_version
+from tests.app.running import RunningServer, running_server
+from tests.app.store import network_of
+
+CALIBRATION = LabelCalibration(
+    safety=1.5,
+    lipschitz=1.0,
+    tolerance=1e-5,
+    validation_inputs=5000,
+    validation_differing=2,
+    inputs=10_000,
+    differing=5,
+    iterations=6.25,
+)
+ANYBODYS = ModelConfig.model_validate(
+    {
+        "architecture": {"name": "authors_resnet", "arguments": {"scale": 0.7}},
+        "input": {"shape": [1, 12, 12], "kind": "image", "low": 0, "high": 255},
+        "classes": ["a", "b", "c"],
+        "serving": {"tolerance": 0.1, "max_iterations": 200, "label_calibration": CALIBRATION.model_dump()},
+    }
+)
+"""A network that is no contraction by construction."""
+UNKNOWN = ANYBODYS.model_copy(update={"serving": ANYBODYS.serving.model_copy(update={"label_calibration": None})})
+ACCELERATED = ANYBODYS.model_copy(update={"serving": ANYBODYS.serving.model_copy(update={"solver": "anderson"})})
+INPUTS = np.random.default_rng(5).integers(0, 256, (30, 1, 12, 12)).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def own_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    store = tmp_path_factory.mktemp("store")
+    for name, config in (("anybodys", ANYBODYS), ("unknown", UNKNOWN), ("accelerated", ACCELERATED)):
+        with new_version(store, name) as folder:
+            checkpoint.save(folder, config, network_of(config, 4))
+    return store
+
+
+@pytest.fixture(scope="module")
+def own_server(own_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
+    with running_server(own_store, tmp_path_factory.mktemp("server") / "log", default_model="anybodys", slots=8) as running:
+        running.wait_until_ready()
+        yield running
+
+
+def offline(folder: Path, inputs: np.ndarray, tolerance: float) -> jfb.Prediction:
+    found = jfb.load(folder)
+    stop = jfb.LabelStop.of(found.network, found.config.serving)
+    assert stop is not None
+    cap = found.config.serving.max_iterations
+    rows = torch.from_numpy(inputs).float()
+    return jfb.predict(found.network, rows, tolerance=tolerance, max_iterations=cap, label_stop=stop)
+
+
+def assert_same(rows: list[dict[str, Any]], expected: jfb.Prediction, kind: str) -> None:
+    solution = expected.solution
+    assert solution.stability is not None
+    counts = np.array([row["iterations"] for row in rows]) - solution.iterations.numpy()
+    # A count may differ by one where rounding falls on the very threshold.
+    assert np.abs(counts).max() <= 1
+    assert np.count_nonzero(counts) <= 1
+    assert [row["index"] for row in rows] == expected.logits.argmax(1).tolist()
+    for k in np.flatnonzero(counts == 0).tolist():
+        assert rows[k]["status"] == solution.status[k]
+        assert rows[k]["stability"]["kind"] == kind
+        assert rows[k]["stability"]["margin"] == pytest.approx(float(solution.stability.margin[k]), abs=1e-4)
+        assert rows[k]["stability"]["bound"] == pytest.approx(float(solution.stability.bound[k]), rel=1e-2)
+        assert (rows[k]["stability"]["margin"] > rows[k]["stability"]["bound"]) or rows[k]["status"] == "converged"
+
+
+def test_an_estimate_is_what_jfb_predict_gives_alone_and_in_company(own_server: RunningServer, own_store: Path) -> None:
+    expected = offline(own_store / "anybodys" / "1", INPUTS, CALIBRATION.tolerance)
+    assert expected.solution.status.count("label_stable") > 20
+    bodies = [{"inputs": INPUTS[k : k + 1].tolist(), "stop": "label"} for k in range(len(INPUTS))]
+    alone = [own_server.predict(body).json()["predictions"][0] for body in bodies]
+    assert_same(alone, expected, "estimate")
+    strict = {"inputs": INPUTS.tolist(), "tolerance": 1e-6}
+    with ThreadPoolExecutor(8) as pool:
+        others = [pool.submit(own_server.predict, strict | {"solver": solver}) for solver in ("picard", "anderson") * 2]
+        company = list(pool.map(lambda body: own_server.predict(body).json()["predictions"][0], bodies))
+        assert all(other.result().status_code == 200 for other in others)
+    assert_same(company, expected, "estimate")
+    assert all("stability" not in row for other in others for row in other.result().json()["predictions"])
+    assert own_server.metric("jfb_rows_total", status="label_stable") == sum(
+        row["status"] == "label_stable" for row in (*alone, *company)
+    )
+
+
+@pytest.mark.parametrize("solver", ["picard", "anderson"])
+def test_a_guarantee_is_what_jfb_predict_gives(server: RunningServer, store: Path, digits: np.ndarray, solver: str) -> None:
+    answer = server.predict({"inputs": digits.tolist(), "stop": "label", "solver": solver, "max_iterations": 200})
+    rows = answer.json()["predictions"]
+    exact = jfb.predict(
+        jfb.load(store / "digits" / "2").network.double(), torch.from_numpy(digits), tolerance=1e-10, max_iterations=2000
+    )
+    assert {row["stability"]["kind"] for row in rows} == {"guarantee"}
+    assert [row["index"] for row in rows] == exact.logits.argmax(1).tolist()
+    assert "label_stable" in {row["status"] for row in rows}
+    if solver == "picard":
+        assert_same(rows, offline(store / "digits" / "2", digits, 1e-4), "guarantee")
+
+
+def test_a_model_whose_own_solver_an_estimate_does_not_go_with_takes_one_that_it_does(own_server: RunningServer) -> None:
+    body = {"inputs": INPUTS.tolist(), "stop": "label"}
+    by_picard = own_server.predict(body).json()["predictions"]
+    assert own_server.predict(body, "/models/accelerated/predict").json()["predictions"] == by_picard
+    refusal = own_server.predict(body | {"solver": "anderson"}, "/models/accelerated/predict")
+    assert refusal.status_code == 422
+
+
+def test_a_tolerance_that_is_named_ends_rows_too(own_server: RunningServer) -> None:
+    loose = own_server.predict({"inputs": INPUTS.tolist(), "stop": "label", "tolerance": 0.9}).json()["predictions"]
+    assert {row["iterations"] for row in loose} <= {1, 2}
+    assert {row["status"] for row in loose} == {"converged"}
+    # After one iteration nothing is known of the rate.
+    assert all(row["stability"]["bound"] is None for row in loose if row["iterations"] == 1)
+    assert all(row["stability"]["margin"] >= 0 for row in loose)
+
+
+def test_the_query_string_and_the_events_have_it_too(own_server: RunningServer) -> None:
+    right = own_server.predict({"inputs": INPUTS[:4].tolist(), "stop": "label"}).json()
+    file = io.BytesIO()
+    np.save(file, INPUTS[:4])
+    headers = {"content-type": "application/x-npy"}
+    assert own_server.client.post("/predict?stop=label", content=file.getvalue(), headers=headers).json() == right
+    events = own_server.client.post(
+        "/predict?stop=label&solver=picard", content=file.getvalue(), headers=headers | {"accept": "text/event-stream"}
+    ).text
+    assert '"status":"label_stable","stability":{"margin":' in events.split("event: answer")[1]
+
+
+def test_the_open_inference_protocol_has_it_too(own_server: RunningServer) -> None:
+    rows = own_server.predict({"inputs": INPUTS.tolist(), "stop": "label"}).json()["predictions"]
+    tensor = {"name": "inputs", "datatype": "FP32", "shape": list(INPUTS.shape), "data": INPUTS.ravel().tolist()}
+    body = {"inputs": [tensor], "parameters": {"stop": "label"}}
+    outputs = own_server.client.post("/v2/models/anybodys/infer", json=body).json()["outputs"]
+    found = {output["name"]: output["data"] for output in outputs}
+    assert list(found) == ["logits", "iterations", "residual", "converged", "margin", "bound"]
+    assert found["iterations"] == [row["iterations"] for row in rows]
+    assert found["converged"] == [row["status"] == "converged" for row in rows]
+    for name in ("margin", "bound"):
+        assert found[name] == pytest.approx([row["stability"][name] for row in rows], rel=1e-5)
+    (only,) = own_server.client.post("/v2/models/anybodys/infer", json=body | {"outputs": [{"name": "bound"}]}).json()["outputs"]
+    assert only["data"] == found["bound"]
+    metadata = own_server.client.get("/v2/models/unknown").json()
+    assert [output["name"] for output in metadata["outputs"]] == ["logits", "iterations", "residual", "converged"]
+
+
+def test_a_model_says_what_it_offers_and_refuses_what_it_does_not(own_server: RunningServer) -> None:
+    def error(answer: httpx.Response) -> str:
+        assert answer.status_code == 422
+        text: str = answer.json()["error"]
+        return text
+
+    described = own_server.client.get("/models/anybodys").json()
+    assert described["solvers"] == ["picard", "anderson"]
+    assert described["label_stop"] == {
+        "kind": "estimate",
+        "solvers": ["picard"],
+        "tolerance": 1e-5,
+        "inputs": 10_000,
+        "differing": 5e-4,
+        "iterations": 6.25,
+    }
+    assert own_server.client.get("/models/unknown").json()["label_stop"] is None
+    body = {"inputs": INPUTS[:1].tolist(), "stop": "label"}
+    refusal = error(own_server.predict(body, "/models/unknown/predict"))
+    assert refusal.startswith("stop: must be tolerance, as unknown has no label stops")
+    assert refusal.endswith('(got "label")')
+    assert error(own_server.predict(body | {"solver": "anderson"})) == (
+        'solver: must be one of picard with stop label (got "anderson")'
+    )

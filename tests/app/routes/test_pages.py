@@ -1,0 +1,393 @@
+"""The pages, in a real browser against running servers.
+
+With the environment variable ``JFB_SCREENSHOTS`` the pictures of the documentation are written to the folder that it names.
+"""
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import pairwise
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+from PIL import Image
+from playwright.sync_api import Browser, Page, expect, sync_playwright
+
+from tests.app.running import ENDLESS, RunningServer, connection, rows, running_server, wait_until
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine: apt-get install chromium")
+
+FLAGS = [
+    *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
+    *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
+]
+DESKTOP = {"width": 1280, "height": 720}
+PHONE = {"width": 390, "height": 844}
+SEVEN = [(0.3, 0.2), (0.7, 0.2), (0.45, 0.8)]
+THREE = [(0.3, 0.15), (0.6, 0.15), (0.68, 0.3), (0.42, 0.46), (0.7, 0.62), (0.6, 0.85), (0.3, 0.83)]
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    """Closed with this module, since Playwright keeps an event loop in this thread as long as it runs."""
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield browser
+        browser.close()
+
+
+@contextmanager
+def page_of(browser: Browser, url: str, **options: object) -> Iterator[tuple[Page, list[str]]]:
+    """A page of a fresh profile, with what its console says; it may ask nobody but its server."""
+    context = browser.new_context(**{"viewport": DESKTOP, "color_scheme": "dark"} | options)  # type: ignore[arg-type]
+    context.set_default_timeout(15_000)
+    page, said, asked = context.new_page(), [], []  # type: ignore[var-annotated]
+    page.on("console", lambda message: said.append(f"{message.type}: {message.text}"))
+    page.on("pageerror", lambda error: said.append(f"pageerror: {error}"))
+    page.on("request", lambda request: asked.append(request.url))
+    try:
+        page.goto(url)
+        yield page, said
+    finally:
+        context.close()
+    origin = f"{url.partition('//')[0]}//{httpx.URL(url).netloc.decode()}/"
+    assert [one for one in asked if not one.startswith((origin, "blob:", "data:"))] == []
+
+
+@pytest.fixture
+def page(browser: Browser, digits_server: RunningServer) -> Iterator[Page]:
+    """The playground of a server with the trained digits model; nothing may be said on the console."""
+    with page_of(browser, digits_server.url) as (page, said):
+        expect(page.locator("#said")).to_contain_text("iteration", timeout=15_000)  # about the first sample
+        yield page
+        assert said == []
+
+
+def draw(page: Page, stroke: list[tuple[float, float]]) -> None:
+    """Draw with the mouse; places are shares of the canvas."""
+    box = page.locator("#pad").bounding_box()
+    assert box
+    places = [(box["x"] + x * box["width"], box["y"] + y * box["height"]) for x, y in stroke]
+    page.mouse.move(*places[0])
+    page.mouse.down()
+    for x, y in places[1:]:
+        page.mouse.move(x, y, steps=8)
+    page.mouse.up()
+
+
+def set_slider(page: Page, name: str, value: float) -> None:
+    page.locator(f"#{name}").fill(str(value))
+
+
+def iterations(page: Page) -> int:
+    return int(page.locator("#iterations").inner_text().replace(",", ""))
+
+
+def test_a_stroke_is_answered_with_a_label_and_what_it_cost(page: Page) -> None:
+    page.locator("#clear").click()
+    expect(page.locator("#label")).to_have_text("–")
+    draw(page, SEVEN)
+    expect(page.locator("#label")).to_have_text("7")
+    expect(page.locator("#said")).to_contain_text("7 with")
+    count = iterations(page)
+    assert 1 < count < 100
+    expect(page.locator("#end")).to_contain_text("Converged: the last change is below the tolerance")
+    expect(page.locator("#residuals circle")).to_have_count(count)
+    expect(page.locator("#bars li")).to_have_count(5)
+    expect(page.locator("#bars .name").first).to_have_text("7")
+
+
+def test_a_smaller_tolerance_costs_more_iterations_and_a_cap_ends_them(page: Page) -> None:
+    counts = []
+    for power in (-1, -3, -5):
+        before = page.locator("#costs rect").count()
+        set_slider(page, "tolerance", power)
+        expect(page.locator("#costs rect")).to_have_count(before + 1)
+        counts.append(iterations(page))
+    assert counts[0] < counts[1] < counts[2]
+    set_slider(page, "cap", 0.3)  # 10 to that power is 2
+    expect(page.locator("#end")).to_have_text("Stopped at the maximum number of iterations, above the tolerance")
+    assert iterations(page) == 2
+
+
+def test_the_solver_and_the_stop_are_what_is_asked(page: Page, digits_server: RunningServer) -> None:
+    sample = digits_server.client.get("/models/digits/samples").json()[3]
+    expected = {
+        (solver, stop): digits_server.predict(
+            {"inputs": [sample["input"]], "tolerance": 1e-5, "solver": solver, "stop": stop}
+        ).json()["predictions"][0]
+        for solver, stop in (("picard", "tolerance"), ("anderson", "tolerance"), ("anderson", "label"))
+    }
+    counts = [answer["iterations"] for answer in expected.values()]
+    assert counts[0] > counts[1] > counts[2]
+    assert expected["anderson", "label"]["status"] == "label_stable"
+    page.get_by_role("button", name="Sample: 3").click()
+    set_slider(page, "tolerance", -5)
+    expect(page.locator("#said")).to_contain_text(f"after {counts[0]} iterations")
+    page.locator("#solver").select_option("anderson")
+    expect(page.locator("#said")).to_contain_text(f"after {counts[1]} iterations")
+    page.get_by_label("stop when the label is settled").check()
+    expect(page.locator("#said")).to_contain_text(f"after {counts[2]} iteration")
+    expect(page.locator("#end")).to_contain_text("Label settled: it leads by")
+    page.get_by_label("stop when the label is settled").uncheck()
+    page.locator("#solver").select_option("picard")
+    expect(page.locator("#said")).to_contain_text(f"after {counts[0]} iterations")
+
+
+def test_what_a_model_does_not_offer_cannot_be_chosen(browser: Browser, strict_server: RunningServer) -> None:
+    models = {one["name"]: one for one in strict_server.client.get("/models").json()["models"]}
+    assert len({one["label_stop"] is None for one in models.values()}) == 2  # some do, some do not
+    with page_of(browser, strict_server.url) as (page, said):
+        for name, model in models.items():
+            page.locator("#model").select_option(name)
+            stop = page.locator("#stop")
+            expect(stop).to_be_disabled() if model["label_stop"] is None else expect(stop).to_be_enabled()
+            expect(page.locator("#solver option")).to_have_text(model["solvers"])
+        assert said == []
+
+
+def test_a_sample_is_answered_as_the_api_answers_it(page: Page, digits_server: RunningServer) -> None:
+    sample = digits_server.client.get("/models/digits/samples").json()[4]
+    answer = digits_server.predict({"inputs": [sample["input"]]}).json()["predictions"][0]
+    page.get_by_role("button", name="Sample: 4").click()
+    expect(page.locator("#label")).to_have_text(answer["label"])
+    expect(page.locator("#said")).to_contain_text(f"after {answer['iterations']} iterations")
+
+
+def test_an_image_file_is_answered(page: Page, tmp_path: Path) -> None:
+    pixels = np.full((64, 48), 255, dtype=np.uint8)
+    pixels[8:56, 20:28] = 0  # a dark bar on white paper
+    Image.fromarray(pixels).save(tmp_path / "one.png")
+    page.locator("#file").set_input_files(tmp_path / "one.png")
+    expect(page.locator("#costs rect")).to_have_count(2)
+    page.locator("#invert").click()
+    expect(page.locator("#costs rect")).to_have_count(3)
+    expect(page.locator("#label")).to_have_text("1")
+    (tmp_path / "text.png").write_text("not an image")
+    page.locator("#file").set_input_files(tmp_path / "text.png")
+    expect(page.get_by_role("alert")).to_contain_text("is not an image")
+
+
+def test_a_file_dropped_on_the_page_is_answered(page: Page, tmp_path: Path) -> None:
+    pixels = np.zeros((40, 40), dtype=np.uint8)
+    pixels[5:35, 17:23] = 255
+    Image.fromarray(pixels).save(tmp_path / "one.png")
+    box = page.locator("#drop").bounding_box()
+    assert box
+    where = {"x": box["x"] + 20, "y": box["y"] + 20}
+    browser = page.context.new_cdp_session(page)
+
+    def drag(kind: str) -> None:
+        """As the browser is told by the system when somebody drags a file over it."""
+        data = {"items": [], "files": [str(tmp_path / "one.png")], "dragOperationsMask": 1}
+        browser.send("Input.dispatchDragEvent", {"type": kind, **where, "data": data})
+
+    drag("dragEnter")
+    drag("dragOver")
+    expect(page.locator("#drop")).to_have_class("paper over")
+    drag("drop")
+    expect(page.locator("#drop")).to_have_class("paper")
+    expect(page.locator("#costs rect")).to_have_count(2)
+    expect(page.locator("#label")).to_have_text("1")
+
+
+def test_a_finger_draws_and_does_not_scroll(browser: Browser, digits_server: RunningServer) -> None:
+    with page_of(browser, digits_server.url, viewport=PHONE, is_mobile=True, has_touch=True) as (page, said):
+        expect(page.locator("#said")).to_contain_text("iteration")
+        page.locator("#clear").tap()
+        expect(page.locator("#label")).to_have_text("–")
+        page.locator("#pad").scroll_into_view_if_needed()
+        box = page.locator("#pad").bounding_box()
+        assert box
+        scrolled = page.evaluate("scrollY")
+        screen = page.context.new_cdp_session(page)
+
+        def touch(kind: str, *places: tuple[float, float]) -> None:
+            points = [{"x": box["x"] + x * box["width"], "y": box["y"] + y * box["height"]} for x, y in places]
+            screen.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": points})
+
+        touch("touchStart", SEVEN[0])
+        for (x0, y0), (x1, y1) in pairwise(SEVEN):
+            for share in np.linspace(0.1, 1, 10):
+                touch("touchMove", (x0 + float(share) * (x1 - x0), y0 + float(share) * (y1 - y0)))
+        touch("touchEnd")
+        expect(page.locator("#label")).to_have_text("7")
+        expect(page.locator("#said")).to_contain_text("7 with")
+        assert page.evaluate("scrollY") == scrolled
+        assert said == []
+
+
+def test_the_keyboard_alone_draws_and_moves_the_knobs(page: Page) -> None:
+    pad = page.locator("#pad")
+    pad.focus()
+    pad.press("Delete")
+    expect(page.locator("#label")).to_have_text("–")
+    for key in ["ArrowUp"] * 8 + [" "] + ["ArrowDown"] * 16:
+        pad.press(key)
+    expect(page.locator("#label")).to_have_text("1")
+    before = page.locator("#tolerance-value").inner_text()
+    page.locator("#tolerance").press("ArrowRight")
+    expect(page.locator("#tolerance-value")).not_to_have_text(before)
+
+
+def test_every_control_has_a_name(page: Page) -> None:
+    page.locator("#samples button").first.wait_for()
+    nameless = page.evaluate(
+        """[...document.querySelectorAll("button, select, input, textarea, canvas[tabindex]")]
+            .filter((one) => !one.labels?.length && !one.ariaLabel && !one.textContent.trim()).map((one) => one.outerHTML)"""
+    )
+    assert nameless == []
+
+
+def test_a_replay_ends_where_it_began(page: Page) -> None:
+    count = iterations(page)
+    page.locator("#replay").click()
+    expect(page.locator("#end")).to_have_text("Iterating…")
+    expect(page.locator("#end")).to_contain_text("Converged: the last change is below the tolerance")
+    assert iterations(page) == count
+
+
+def test_a_stopped_server_is_said_to_be_unreachable(browser: Browser, store: Path, tmp_path: Path) -> None:
+    with running_server(store, tmp_path / "log", default_model="digits") as running:
+        running.wait_until_ready()
+        with page_of(browser, running.url) as (page, _):
+            draw(page, SEVEN)
+            expect(page.locator("#said")).to_contain_text("iteration")
+            running.process.terminate()
+            running.process.wait(timeout=40)
+            set_slider(page, "tolerance", -2)
+            expect(page.get_by_role("alert")).to_contain_text("cannot be reached")
+            page.goto("about:blank")
+
+
+def test_a_server_with_keys_asks_for_one(browser: Browser, store: Path, tmp_path: Path) -> None:
+    with running_server(store, tmp_path / "log", default_model="digits", api_keys="secret") as running:
+        running.wait_until_ready()
+        with page_of(browser, running.url) as (page, _):
+            alert = page.get_by_role("alert")
+            expect(alert).to_contain_text("This server requires an API key")
+            for wrong in ("wrong", "schlüssel"):
+                page.locator("#key").fill(wrong)
+                page.locator("#key").press("Enter")
+                expect(alert).to_contain_text("Invalid API key")
+            page.locator("#key").fill("secret")
+            page.locator("#key").press("Enter")
+            expect(alert).to_be_hidden()
+            draw(page, SEVEN)
+            expect(page.locator("#said")).to_contain_text("iteration")
+
+
+def test_a_full_queue_is_said_and_asked_again(browser: Browser, strict_server: RunningServer) -> None:
+    with page_of(browser, strict_server.url) as (page, _):
+        page.locator("#model").select_option("slow")
+        with connection(strict_server, ENDLESS | {"inputs": [[0, 1, 2, 3]] * 4}):
+            wait_until(lambda: rows(strict_server, "waiting") == 2, 10, "two rows wait")
+            with connection(strict_server, ENDLESS | {"inputs": [[0, 1, 2, 3]] * 2}):
+                wait_until(lambda: rows(strict_server, "waiting") == 4, 10, "the queue is full")
+                page.locator("#numbers").fill("1, 2, 3, 4")
+                expect(page.get_by_role("alert")).to_contain_text("busy")
+        expect(page.locator("#said")).to_contain_text("after 100 iterations", timeout=30_000)
+        expect(page.get_by_role("alert")).to_be_hidden()
+
+
+def test_a_request_that_is_superseded_is_cancelled(browser: Browser, strict_server: RunningServer) -> None:
+    with page_of(browser, strict_server.url) as (page, said):
+        page.locator("#model").select_option("slow")
+        set_slider(page, "tolerance", -7)
+        set_slider(page, "cap", 6)
+        page.locator("#numbers").fill("1, 2, 3, 4")
+        wait_until(lambda: rows(strict_server, "active") == 1, 10, "its row is in")
+        set_slider(page, "cap", 0.7)
+        expect(page.locator("#said")).to_contain_text("after 5 iterations")
+        wait_until(lambda: rows(strict_server, "active") == 0, 10, "the first row is gone")
+        assert said == []
+        page.locator("#numbers").fill("1, 2")
+        expect(page.get_by_role("alert")).to_contain_text("The input must be 4 numbers (got 2)")
+
+
+def test_the_engine_page_shows_the_rows_of_now(browser: Browser, strict_server: RunningServer) -> None:
+    with page_of(browser, f"{strict_server.url}/engine") as (page, said):
+        with connection(strict_server, ENDLESS | {"inputs": [[0, 1, 2, 3]] * 4}):
+            expect(page.locator("#active")).to_have_text("2")
+            expect(page.locator("#waiting")).to_have_text("2")
+            expect(page.locator("#active-rows .active")).to_have_count(2)
+            expect(page.locator("#batch")).to_have_text("2", timeout=15_000)
+            expect(page.locator("#iterations")).not_to_have_text("0")
+        expect(page.locator("#active")).to_have_text("0")
+        expect(page.locator("#models tr")).to_have_count(int(strict_server.metric("jfb_engine_versions")))
+        assert said == []
+
+
+def test_the_engine_page_says_where_the_metrics_are_not(browser: Browser, store: Path, tmp_path: Path) -> None:
+    with (
+        running_server(store, tmp_path / "log", metrics_port=0) as running,
+        page_of(browser, f"{running.url}/engine") as (page, _),
+    ):
+        expect(page.get_by_role("alert")).to_contain_text("another port")
+
+
+@pytest.mark.parametrize("path", ["", "/engine"])
+def test_a_phone_need_not_scroll_sideways(browser: Browser, digits_server: RunningServer, path: str) -> None:
+    with page_of(browser, digits_server.url + path, viewport=PHONE, is_mobile=True, has_touch=True) as (page, _):
+        if not path:
+            expect(page.locator("#said")).to_contain_text("iteration")
+        assert page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
+
+
+def test_the_page_of_the_api_is_whole_without_another_host(browser: Browser, digits_server: RunningServer) -> None:
+    with page_of(browser, f"{digits_server.url}/docs") as (page, said):
+        expect(page.locator(".opblock-summary-path", has_text="/predict").first).to_be_visible()
+        page.locator(".opblock").first.click()
+        expect(page.get_by_role("button", name="Try it out").first).to_be_visible()
+        assert said == []
+
+
+def test_pages_hold_no_script_but_their_own(digits_server: RunningServer) -> None:
+    for path in ("/", "/engine"):
+        answer = digits_server.client.get(path)
+        assert answer.headers["content-type"].startswith("text/html")
+        assert "default-src 'self'" in answer.headers["content-security-policy"]
+        assert answer.headers["cache-control"] == "no-cache"
+    assert digits_server.client.get("/static/nothing.js").status_code == 404
+    assert digits_server.client.get("/static/../main.py").status_code == 404
+    script = digits_server.client.get("/static/playground.js")
+    assert "javascript" in script.headers["content-type"]
+    again = digits_server.client.get("/static/playground.js", headers={"if-none-match": script.headers["etag"]})
+    assert again.status_code == 304
+
+
+@pytest.mark.skipif("JFB_SCREENSHOTS" not in os.environ, reason="pictures are written when JFB_SCREENSHOTS names a folder")
+def test_screenshots_for_the_documentation(browser: Browser, digits_server: RunningServer) -> None:
+    folder = Path(os.environ["JFB_SCREENSHOTS"])
+    looks = {
+        "playground": {},
+        "playground-light": {"color_scheme": "light"},
+        "playground-phone": {"viewport": PHONE, "is_mobile": True, "has_touch": True, "device_scale_factor": 2},
+    }
+    for name, options in looks.items():
+        with page_of(browser, digits_server.url, **options) as (page, _):
+            expect(page.locator("#said")).to_contain_text("iteration")
+            for digit in "0123456789":
+                page.get_by_role("button", name=f"Sample: {digit}").click()
+                expect(page.locator("#said")).to_contain_text(f"{digit} with")
+            for power in np.linspace(-1, -5, 20):
+                before = page.locator("#costs rect").count()
+                set_slider(page, "tolerance", round(float(power), 1))
+                expect(page.locator("#costs rect")).to_have_count(before + 1)
+            page.locator("#clear").click()
+            draw(page, THREE)
+            expect(page.locator("#label")).to_have_text("3")
+            expect(page.locator("#said")).to_contain_text("3 with")
+            page.evaluate("scrollTo(0, 0)")
+            page.screenshot(path=folder / f"{name}.png", full_page=name != "playground-phone")  # a phone's is as much as it shows
+    inputs = [one["input"] for one in digits_server.client.get("/models/digits/samples").json()]
+    with page_of(browser, f"{digits_server.url}/engine") as (page, _):
+        for k in range(24):
+            many = [inputs[i % 10] for i in range(40 + 8 * (k % 7))]
+            digits_server.predict({"inputs": many, "tolerance": list(10.0 ** np.linspace(-6, -1, len(many)))})
+            page.wait_for_timeout(150)
+        page.screenshot(path=folder / "engine.png", full_page=True)

@@ -1,0 +1,110 @@
+"""Events of the iterations, over a real socket."""
+
+import json
+import socket
+
+import httpx
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from tests.app.running import ENDLESS, RunningServer, rows, wait_until
+
+EVENTS = {"accept": "text/event-stream"}
+
+
+def events(client: httpx.Client, content: object, path: str = "/predict") -> list[tuple[str, dict[str, object]]]:
+    """All events of a request, each its name and data."""
+    answer = client.post(path, json=content, headers=EVENTS)
+    assert answer.status_code == 200, answer.text
+    assert answer.headers["content-type"].startswith("text/event-stream")
+    result = []
+    for block in answer.text.split("\n\n")[:-1]:
+        name, data = block.split("\n")
+        assert name.startswith("event: ")
+        assert data.startswith("data: ")
+        result.append((name.removeprefix("event: "), json.loads(data.removeprefix("data: "))))
+    return result
+
+
+def test_each_iteration_of_each_row_is_an_event_and_the_answer_is_the_last(
+    client: httpx.Client, digits: NDArray[np.float64]
+) -> None:
+    body = {"inputs": digits.tolist(), "tolerance": [1e-1, 1e-4] * 4}
+    answer = client.post("/predict", json=body).json()
+    *iterations, (name, last) = events(client, body)
+    assert name == "answer"
+    assert last == answer
+    assert {name for name, _ in iterations} == {"iteration"}
+    told = sorted((event["row"], event["iteration"]) for _, event in iterations)  # type: ignore[type-var]
+    assert told == [(row, k + 1) for row, one in enumerate(answer["predictions"]) for k in range(one["iterations"])]
+
+
+def test_what_is_told_of_the_last_iteration_of_a_row_is_its_answer(client: httpx.Client, digits: NDArray[np.float64]) -> None:
+    *iterations, (_, last) = events(client, {"inputs": digits[:3].tolist(), "tolerance": 1e-4})
+    for row, prediction in enumerate(last["predictions"]):  # type: ignore[arg-type, var-annotated]
+        mine = [event for _, event in iterations if event["row"] == row]
+        residuals = [event["residual"] for event in mine]
+        assert residuals[-1] == pytest.approx(prediction["residual"], rel=1e-6)
+        assert min(residuals[:-1]) > 1e-4 >= residuals[-1]  # type: ignore[operator, type-var]
+        for event in mine:
+            top = event["top"]
+            assert len(top) == 5  # type: ignore[arg-type]
+            assert [one["label"] for one in top] == [str(one["index"]) for one in top]  # type: ignore[attr-defined]
+            likely = [one["probability"] for one in top]  # type: ignore[attr-defined]
+            assert likely == sorted(likely, reverse=True)
+        best = mine[-1]["top"][0]  # type: ignore[index]
+        assert best["index"] == prediction["index"]
+        assert best["probability"] == pytest.approx(max(prediction["probabilities"]), abs=1e-6)
+
+
+def test_events_arrive_while_the_iteration_goes_on_and_leaving_ends_it(strict_server: RunningServer) -> None:
+    path = "/models/slow/predict"
+    with strict_server.client.stream("POST", path, json=ENDLESS, headers=EVENTS) as answer:
+        lines = answer.iter_lines()
+        assert next(lines) == "event: iteration"
+        assert json.loads(next(lines).removeprefix("data: "))["iteration"] == 1
+        assert rows(strict_server, "active") == 1
+    wait_until(lambda: rows(strict_server, "active") == 0, 10, "its row is gone")
+
+
+def test_a_client_that_leaves_without_reading_ends_it_too(strict_server: RunningServer) -> None:
+    url = httpx.URL(strict_server.url)
+    body = json.dumps(ENDLESS).encode()
+    head = (
+        "POST /models/slow/predict HTTP/1.1\r\nhost: test\r\naccept: text/event-stream\r\n"
+        f"content-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
+    )
+    with socket.create_connection((url.host, url.port or 80)) as sock:
+        sock.sendall(head.encode() + body)
+        wait_until(lambda: rows(strict_server, "active") == 1, 10, "its row is in")
+    wait_until(lambda: rows(strict_server, "active") == 0, 10, "its row is gone")
+    assert "unhandled exception" not in strict_server.log.read_text()
+
+
+def test_a_request_that_is_refused_has_its_status_and_no_event(client: httpx.Client, digits: NDArray[np.float64]) -> None:
+    for body, status in (
+        ({"inputs": digits.tolist(), "tolerance": -1}, 422),
+        ({"inputs": digits.tolist(), "deadline_ms": 1e-6}, 504),
+    ):
+        answer = client.post("/predict", json=body, headers=EVENTS)
+        assert answer.status_code == status
+        assert answer.headers["content-type"] == "application/json"
+
+
+def test_a_full_queue_is_429_for_events_too(strict_server: RunningServer) -> None:
+    four = ENDLESS | {"inputs": [[0, 1, 2, 3]] * 4}
+    with strict_server.client.stream("POST", "/models/slow/predict", json=four, headers=EVENTS) as answer:
+        lines = answer.iter_lines()
+        next(lines)
+        refused = strict_server.client.post("/models/slow/predict", json=four, headers=EVENTS)
+        assert refused.status_code == 429
+        assert int(refused.headers["retry-after"]) >= 1
+    wait_until(lambda: rows(strict_server, "active") == 0, 10, "its rows are gone")
+
+
+def test_a_row_that_diverges_is_told_without_labels(client: httpx.Client) -> None:
+    *iterations, (_, last) = events(client, {"inputs": [[1, 0.5]]}, "/models/wild/predict")
+    assert iterations[-1][1]["residual"] is None
+    assert iterations[-1][1]["top"] == []
+    assert last["predictions"][0]["status"] == "diverged"  # type: ignore[index]
