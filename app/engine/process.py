@@ -87,7 +87,7 @@ class EngineProcess:
         self._lifeline = lifeline
         self._poll_seconds = poll_seconds
         self._loading = ThreadPoolExecutor(1, "loading")  # one, so that changes happen in the order in which they were requested
-        self._changes: list[tuple[Future[Changes], Callable[[Changes], None]]] = []
+        self._changes: list[tuple[str | None, Future[Changes], Callable[[Changes], None]]] = []
         self._stopping = False
         self._rescan_requested = False
         self._next_beat = self._next_poll = 0.0
@@ -235,15 +235,15 @@ class EngineProcess:
     def _find_changes(self, model: str | None, react: Callable[[Changes], None]) -> None:
         """Have the loading thread scan the store for a model, or for all; ``react`` when what was found has taken effect."""
         future = self._loading.submit(self._models.find_changes, model)
-        self._changes.append((future, react))
+        self._changes.append((model, future, react))
         future.add_done_callback(lambda _: self._wake.send(b"\0"))
 
     def _apply_changes(self) -> None:
-        while self._changes and self._changes[0][0].done():
-            future, react = self._changes.pop(0)
+        while self._changes and self._changes[0][1].done():
+            model, future, react = self._changes.pop(0)
             changes = future.result()  # raises if the device is lost, and that is the end
-            self._models.apply(changes)
-            self._announce()
+            if self._models.apply(changes) or model is not None:
+                self._announce()
             react(changes)
 
     def _answer_load(self, client: _Client, load: Load, changes: Changes) -> None:

@@ -146,8 +146,13 @@ class ServedModels:
                 log.error("model refused", model=name, version=version, reason=reason, still_served=key in versions)
         return changes
 
-    def apply(self, changes: Changes) -> None:
-        """Let changes take effect; call it between two ticks. What was unloaded in the meantime stays so."""
+    def apply(self, changes: Changes) -> bool:
+        """Let changes take effect; call it between two ticks. What was unloaded in the meantime stays so.
+
+        Returns:
+            Whether what is served or refused is different now.
+        """
+        before = dict(self._versions), dict(self._refused)
         for key in [key for key in self._refused if key[0] in changes.models]:
             del self._refused[key]
         for key in [key for key in self._versions if key[0] in changes.models and key not in changes.present]:
@@ -160,6 +165,7 @@ class ServedModels:
             self._versions[key] = new
             log.info("model loaded", model=key[0], version=key[1], device=str(self._loader.device))
         self._refused |= {key: refusal for key, refusal in changes.refused.items() if key[0] not in self._unloaded}
+        return before != (self._versions, self._refused)
 
     def allow(self, model: str) -> None:
         """Let a model be loaded again that was unloaded."""

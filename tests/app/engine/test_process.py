@@ -96,6 +96,14 @@ class Connection:
             self._received = list(self._decoder.feed(data))
         return self._received.pop(0)
 
+    def receive_change(self) -> tuple[State, Any]:
+        """The answer to a load, and the last state before it; a rescan may have sent others."""
+        state = self.receive()
+        assert isinstance(state, State)
+        while isinstance(message := self.receive(), State):
+            state = message
+        return state, message
+
     def assert_silent(self) -> None:
         assert not self._received
         self.socket.setblocking(False)
@@ -348,14 +356,12 @@ def test_a_load_and_an_unload_are_seen_by_every_client_and_outlive_the_process(s
         state = client.state()
         assert (models(state), state.unloaded) == ({"digits", "wild"}, ["slow"])
         client.send(Load(3, "slow"))
-        state, changed = client.receive(), client.receive()
+        state, changed = client.receive_change()
         assert (models(state), state.unloaded, changed) == ({"digits", "slow", "wild"}, [], ModelsChanged(3, {}))
         client.send(Load(4, "unknown"))
-        assert isinstance(client.receive(), State)
-        assert client.receive() == Failed(4, "no model 'unknown' in the store")
+        assert client.receive_change() == (state, Failed(4, "no model 'unknown' in the store"))
         client.send(Load(5, "digits"))
-        assert isinstance(client.receive(), State)
-        changed = client.receive()
+        _, changed = client.receive_change()
         assert (changed.id, list(changed.refused)) == (5, ["digits/3"])
     assert path.with_name("unloaded.json").read_text() == "[]"
 
