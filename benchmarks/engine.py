@@ -28,8 +28,8 @@ from app.engine.lane import Batching
 from app.engine.loading import make_batch
 from app.engine.request import Job
 from app.engine.scheduler import Engine
+from training.data import read
 from training.recipe import DataRecipe
-from training.sources import read
 
 LOOSE, STRICT = 1e-1, 1e-4
 

@@ -28,8 +28,8 @@ from app.engine.scheduler import Engine
 from app.engine.slots import SlotTable
 from benchmarks.engine import How, drive, engine_of
 from jfb.solvers import Solver
+from training.data import read
 from training.recipe import DataRecipe
-from training.sources import read
 
 AIM = 0.7
 STEP = ("step", "solver.evaluate")

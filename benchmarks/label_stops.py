@@ -28,8 +28,8 @@ from app.engine.scheduler import Engine
 from app.engine_client.messages import Stop
 from jfb.label_stop import label_tolerance
 from jfb.solvers import Picard
+from training.data import read
 from training.recipe import DataRecipe
-from training.sources import read
 
 CAP = 1000
 

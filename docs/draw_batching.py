@@ -20,8 +20,8 @@ from app.engine.lane import Batching
 from app.engine.request import Job
 from app.engine.scheduler import Engine
 from jfb.solvers import Picard
+from training.data import DIGITS, read
 from training.recipe import load_recipe
-from training.sources import DIGITS, read
 
 mpl.use("Agg")
 from matplotlib import pyplot as plt
