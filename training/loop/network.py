@@ -22,7 +22,6 @@ def build_network(recipe: Recipe, spec: InputSpec, classes: int, device: torch.d
     Args:
         spec: of the inputs.
         classes: number of logits.
-        device: on the meta device the network has no weights, but they can be counted.
 
     Raises:
         RecipeError: for arguments that the architecture refuses.
@@ -38,8 +37,7 @@ def initialise(make: Callable[[], Network], recipe: Recipe, spec: InputSpec, dev
     """
     torch.manual_seed(recipe.optimisation.seed)
     try:
-        with torch.device("meta" if device.type == "meta" else "cpu"):
-            network = make().to(device)
+        network = make().to(device)
     except (TypeError, ValueError) as error:
         raise RecipeError(f"{recipe.name}: network: {error}") from error
     if len(spec.shape) == 3:

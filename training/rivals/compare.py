@@ -22,7 +22,7 @@ from training.loop.score import Score
 from training.loop.train import fit
 from training.recipe import Recipe
 from training.rivals.neural_ode import NeuralODE, NeuralODEObjective, integrator
-from training.rivals.table import META, MONOTONE, RIVALS, fit_width, network_size, rival_recipe
+from training.rivals.table import CPU, MONOTONE, RIVALS, fit_width, network_size, rival_recipe
 
 
 @dataclass(frozen=True)
@@ -85,11 +85,10 @@ def compare_rivals(recipe: Recipe, names: list[str], *, device: torch.device, co
 def run_iterating(recipe: Recipe, name: str, spec: InputSpec, classes: int, device: torch.device, quiet: bool) -> RivalRun:
     """Train and measure a rival that iterates to a fixed point; call it in a fresh process."""
     chosen = rival_recipe(recipe, name, spec, classes)
-    size = network_size(chosen, spec, classes)  # counted first: it loads parts of torch that training does not need
     run = measure_run(chosen, device, quiet)
     return RivalRun(
         name=name,
-        parameters=size,
+        parameters=network_size(chosen, spec, classes),
         history=run.history,
         test=run.test,
         seconds=run.seconds,
@@ -104,7 +103,6 @@ def run_neural_ode(recipe: Recipe, name: str, spec: InputSpec, classes: int, dev
     console = Console(quiet=quiet)
     data = load_data(recipe.data, console)
     rival = neural_ode_recipe(recipe, name, spec, classes)
-    size = count_parameters(build_neural_ode(rival, spec, classes, META))
     before = peak_memory(device)
 
     measured = with_normalisation(rival, data.train)
@@ -113,7 +111,7 @@ def run_neural_ode(recipe: Recipe, name: str, spec: InputSpec, classes: int, dev
     fit(run, console=console)
     return RivalRun(
         name=name,
-        parameters=size,
+        parameters=count_parameters(network),
         history=run.history,
         test=run.objective.score(run.best_network(), data.test, device),
         seconds=run.seconds,
@@ -132,7 +130,7 @@ def neural_ode_recipe(recipe: Recipe, name: str, spec: InputSpec, classes: int) 
         return recipe.model_copy(update={"network": ArchitectureSpec(name=name, arguments=arguments)})
 
     def make(arguments: dict[str, Any]) -> NeuralODE:
-        return build_neural_ode(with_arguments(arguments), spec, classes, META)
+        return build_neural_ode(with_arguments(arguments), spec, classes, CPU)
 
     return with_arguments(fit_width(arguments, network_size(recipe, spec, classes), make))
 

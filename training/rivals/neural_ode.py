@@ -98,8 +98,7 @@ def integrator() -> Callable[..., Tensor]:
         TrainingError: if torchdiffeq is not installed.
     """
     try:
-        with torch.device("cpu"):  # its tables are created on import, which must not happen on the meta device
-            import torchdiffeq
+        import torchdiffeq
     except ImportError as error:
         raise TrainingError("neural ODEs need torchdiffeq, which is not installed: pip install torchdiffeq") from error
     integrate: Callable[..., Tensor] = torchdiffeq.odeint_adjoint

@@ -14,7 +14,7 @@ from training.loop.network import build_network, count_parameters
 from training.recipe import Recipe
 from training.rivals.neural_ode import AUGMENTATION
 
-META = torch.device("meta")
+CPU = torch.device("cpu")
 
 EXACT = {"name": "jacobian", "options": {"tolerance": 1e-3, "max_iterations": 100}}
 """The exact implicit gradient, with the tolerance of the fixed points."""
@@ -74,7 +74,7 @@ def rival_recipe(recipe: Recipe, name: str, spec: InputSpec, classes: int) -> Re
 
         def make(arguments: dict[str, Any]) -> nn.Module:
             network = ArchitectureSpec(name=monotone, arguments=arguments)
-            return build_network(recipe.model_copy(update={"network": network}), spec, classes, META)
+            return build_network(recipe.model_copy(update={"network": network}), spec, classes, CPU)
 
         arguments = {key: value for key, value in recipe.network.arguments.items() if key != "contraction"}
         changes["network"] = {"name": monotone, "arguments": fit_width(arguments, network_size(recipe, spec, classes), make)}
@@ -84,14 +84,14 @@ def rival_recipe(recipe: Recipe, name: str, spec: InputSpec, classes: int) -> Re
 
 def network_size(recipe: Recipe, spec: InputSpec, classes: int) -> int:
     """Return the number of parameters of the recipe's network."""
-    return count_parameters(build_network(recipe, spec, classes, META))
+    return count_parameters(build_network(recipe, spec, classes, CPU))
 
 
 def fit_width(arguments: dict[str, Any], size: int, make: Callable[[dict[str, Any]], nn.Module]) -> dict[str, Any]:
     """Scale ``channels`` (all by one factor) or ``width`` so that the number of parameters is nearest to ``size``.
 
     Args:
-        make: builds the network from its arguments, on the meta device.
+        make: builds the network from its arguments.
     """
     base = arguments.get("channels", [arguments.get("width", 64)])
     last = base[-1]

@@ -17,6 +17,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import Tensor
 
 from jfb import ImplicitNetwork
+from training.commands.train import train as train_command
 from training.data import Data, load_data
 from training.errors import TrainingError
 from training.loop.run_folder import SNAPSHOT, RunFolder, last_run, new_run
@@ -169,40 +170,46 @@ def test_tensorboard_and_history_csv_have_every_epoch_once(brief: Recipe, digits
     assert {"loss/train", "loss/validation", "iterations/train", "learning_rate"} <= set(events.Tags()["scalars"])
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_run_that_is_killed_and_resumed_publishes_the_same_bytes(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "training", "train", "digits", "--epochs", "4", "--snapshot-minutes", "0", "--resume"]
+    recipe = tmp_path / "small.yaml"
+    recipe.write_text("""
+data: {source: sklearn/digits, test: 0.2}
+network: {name: implicit_resnet, arguments: {channels: [8], pool: [2]}}
+optimisation: {epochs: 10}
+""")
 
-    def start(name: str) -> subprocess.Popen[str]:
-        environment = {**os.environ, "JFB_MODEL_STORE": str(tmp_path / name / "store"), "JFB_RUNS": str(tmp_path / name / "runs")}
-        return subprocess.Popen(command, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment)
+    def publish(name: str, *, resume: bool) -> Path:
+        train_command(
+            str(recipe),
+            store=tmp_path / name / "store",
+            runs=tmp_path / name / "runs",
+            device="cpu",
+            resume=resume,
+        )
+        return tmp_path / name / "store" / "small" / "1"
 
-    def finish(process: subprocess.Popen[str]) -> str:
-        out, err = process.communicate(timeout=300)
-        assert process.returncode == 0, err
-        return out
-
-    undisturbed = start("undisturbed")
-    snapshot = tmp_path / "killed" / "runs" / "digits" / "1" / SNAPSHOT
-    with start("killed") as process:
+    arguments = ["--store", tmp_path / "killed" / "store", "--runs", tmp_path / "killed" / "runs", "--snapshot-minutes", "0"]
+    command = [sys.executable, "-m", "training", "train", recipe, "--device", "cpu", *arguments]
+    snapshot = tmp_path / "killed" / "runs" / "small" / "1" / SNAPSHOT
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
         deadline = time.monotonic() + 120
         while not snapshot.exists():
             assert process.poll() is None, process.communicate()[1]
             assert time.monotonic() < deadline
             time.sleep(0.01)
-        time.sleep(0.3)  # some more steps
         process.send_signal(signal.SIGKILL)
-        process.communicate()
     assert process.returncode == -signal.SIGKILL
-    assert "resuming" in finish(start("killed"))
-    finish(undisturbed)
-    killed, whole = (tmp_path / name / "store" / "digits" / "1" for name in ("killed", "undisturbed"))
+    state = torch.load(snapshot, weights_only=True)
+    assert state["epoch"] < 10, "killed too late to show anything"
+    killed, whole = publish("killed", resume=True), publish("undisturbed", resume=False)
+    assert not (tmp_path / "killed" / "runs" / "small" / "2").exists(), "the run was not resumed"
     assert (killed / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
     metrics = [json.loads((version / "metrics.json").read_text()) | {"seconds": 0} for version in (killed, whole)]
     assert metrics[0] == metrics[1]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_two_processes_learn_the_same_as_one(digits: Data, tmp_path: Path) -> None:
     recipe = tmp_path / "uneven.yaml"
     # 51 inputs per batch, which two processes cannot halve; three batch normalisations.
