@@ -1,8 +1,5 @@
 """Errors that a user can cause and fix; each message says what to change."""
 
-from collections.abc import Collection
-from difflib import get_close_matches
-
 
 class TrainingError(Exception):
     """Base of the errors that a user can fix; the command line prints them without a traceback."""
@@ -30,10 +27,3 @@ class ModelError(TrainingError):
 
 class HubError(TrainingError):
     """The Hugging Face hub could not be reached, or refused the request."""
-
-
-def unknown_name(kind: str, name: str, known: Collection[str]) -> str:
-    """Return the message for an unknown name: which names exist, and the nearest one if any is near."""
-    nearest = get_close_matches(name, known, n=1)
-    suggestion = f"; did you mean {nearest[0]!r}?" if nearest else ""
-    return f"unknown {kind} {name!r} (known: {', '.join(known)}){suggestion}"

@@ -8,10 +8,10 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, Field, JsonValue, ValidationError, model_validator
 
 from jfb.architectures import NOT_SERVED, find
-from jfb.config import ArchitectureSpec, ResidualNorm, Serving, Strict
+from jfb.config import ArchitectureSpec, ResidualNorm, Serving, Strict, must_be_one_of
 from jfb.gradients import GRADIENTS, Gradient, Search
 from jfb.solvers import SOLVERS, check_solver
-from training.errors import RecipeError, unknown_name
+from training.errors import RecipeError
 
 SHIPPED = Path(__file__).parent / "recipes"
 
@@ -60,7 +60,7 @@ class GradientRecipe(Strict):
     @model_validator(mode="after")
     def _check(self) -> Self:
         if self.name not in GRADIENTS:
-            raise ValueError(f"name: {unknown_name('gradient', self.name, GRADIENTS)}")
+            raise ValueError(f"name: {must_be_one_of(GRADIENTS, self.name)}")
         try:
             self.build()
         except (TypeError, ValueError) as error:
@@ -88,7 +88,7 @@ class SearchRecipe(Strict):
     @model_validator(mode="after")
     def _check(self) -> Self:
         if self.solver not in SOLVERS:
-            raise ValueError(f"solver: {unknown_name('solver', self.solver, SOLVERS)}")
+            raise ValueError(f"solver: {must_be_one_of(SOLVERS, self.solver)}")
         return self
 
     def build(self) -> Search:
@@ -203,7 +203,7 @@ def load_recipe(name_or_path: str) -> Recipe:
         text = (SHIPPED / f"{name_or_path}.yaml").read_text()
     else:
         raise RecipeError(
-            f"{unknown_name('recipe', name_or_path, shipped_recipes())}; a recipe of your own is the path of a .yaml file"
+            f"recipe: {must_be_one_of(shipped_recipes(), name_or_path)}; to use your own, give the path of a .yaml file"
         )
     try:
         content = yaml.safe_load(text)
@@ -224,7 +224,7 @@ def _validate(content: dict[str, Any], origin: str) -> Recipe:
             where = ".".join((*sections, key))
             match problem["type"]:
                 case "extra_forbidden":
-                    problems.append(f"{where}: {unknown_name('key', key, _keys(sections))}")
+                    problems.append(f"{where}: unknown key: {must_be_one_of(_keys(sections), key)}")
                 case "missing":
                     problems.append(f"{where}: is required")
                 case "value_error":

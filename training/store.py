@@ -1,6 +1,5 @@
 """The model store in training: find and load versions, and write a trained network as a new one."""
 
-import json
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -10,10 +9,10 @@ import torch
 
 from jfb import Checkpoint, CheckpointError, ModelConfig, load
 from jfb.checkpoint import save
-from jfb.store import CONFIG, list_models, list_versions
+from jfb.store import CONFIG, Sample, list_models, list_versions, write_metrics, write_samples
 from training.data import Data
 from training.errors import ModelError, RecipeError
-from training.loop.history import HISTORY, write_history
+from training.loop.history import write_history
 from training.loop.network import count_parameters
 from training.loop.train import Trained
 from training.recipe import Recipe, load_recipe
@@ -91,9 +90,9 @@ def model_config(trained: Trained, data: Data) -> ModelConfig:
 def write_trained(folder: Path, config: ModelConfig, trained: Trained, data: Data) -> None:
     """Write config, weights, metrics, history and samples into the folder of a new version."""
     save(folder, config, trained.network)
-    (folder / "metrics.json").write_text(json.dumps(metrics(trained), indent=2) + "\n")
-    (folder / "samples.json").write_text(json.dumps(samples(data), separators=(",", ":")) + "\n")
-    write_history(folder / HISTORY, trained.history)
+    write_metrics(folder, metrics(trained))
+    write_samples(folder, samples(data))
+    write_history(folder, trained.history)
 
 
 def metrics(trained: Trained) -> dict[str, Any]:
@@ -116,8 +115,8 @@ def metrics(trained: Trained) -> dict[str, Any]:
     }
 
 
-def samples(data: Data) -> list[dict[str, Any]]:
+def samples(data: Data) -> list[Sample]:
     """Return the content of ``samples.json``: a raw test input of each of the first classes, to try the model with."""
     labels = data.test.labels.tolist()
     first = {index: labels.index(index) for index in range(min(len(data.classes), MAX_SAMPLES)) if index in labels}
-    return [{"input": data.test.inputs[row].tolist(), "label": data.classes[index]} for index, row in first.items()]
+    return [Sample(data.test.inputs[row].tolist(), data.classes[index]) for index, row in first.items()]

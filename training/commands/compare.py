@@ -9,10 +9,10 @@ from typing import Annotated
 from rich.console import Console
 from typer import BadParameter, Option
 
+from jfb.config import must_be_one_of
 from jfb.gradients import GRADIENTS
 from training.comparison.gradients import compare_gradients
 from training.device import choose_device
-from training.errors import unknown_name
 from training.recipe import load_recipe, shipped_recipes
 from training.reports.gradients_report import write_gradients_report
 from training.reports.rivals_report import write_rivals_report
@@ -74,7 +74,7 @@ def _names(option: str, kind: str, given: str, known: Collection[str]) -> list[s
     names = given.split(",")
     for name in names:
         if name not in known:
-            raise BadParameter(f"{option}: {unknown_name(kind, name, known)}")
+            raise BadParameter(f"{option} {must_be_one_of(known, name)}")
     if len(set(names)) != len(names):
         raise BadParameter(f"{option} must name each {kind} once (got {given})")
     return names

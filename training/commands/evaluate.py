@@ -8,8 +8,7 @@ from rich.console import Console
 from rich.table import Table
 from typer import Argument, BadParameter, Option
 
-from jfb import ModelConfig
-from jfb.store import CONFIG
+from jfb.store import write_config
 from training.data import load_data
 from training.device import choose_device
 from training.evaluation.evaluate import CAPS, MAX_ACCURACY_LOSS, TOLERANCES, Evaluation
@@ -61,7 +60,7 @@ def evaluate(
     changes: dict[str, object] = {"label_calibration": evaluation.label_stops.calibration}
     if apply:
         changes |= {"tolerance": evaluation.recommended_tolerance, "solver": evaluation.solver_times.recommended}
-    replace_config(folder, with_serving(config, **changes))
+    write_config(folder, with_serving(config, **changes))
     write_card(folder, name)
     console.print(_table(evaluation))
     console.print(
@@ -79,13 +78,6 @@ def evaluate(
             style="yellow",
             soft_wrap=True,
         )
-
-
-def replace_config(folder: Path, config: ModelConfig) -> None:
-    """Replace ``config.json`` atomically: readers see the old file or the new one."""
-    incomplete = folder / f".{CONFIG}.incomplete"
-    incomplete.write_text(config.model_dump_json(indent=2) + "\n")
-    incomplete.replace(folder / CONFIG)
 
 
 def _describe_label_stops(evaluation: Evaluation) -> str:

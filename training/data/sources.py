@@ -8,12 +8,14 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 from rich.console import Console
 from rich.progress import Progress
 from torch import Tensor
 
-from training.errors import DataError, unknown_name
+from jfb.config import must_be_one_of
+from jfb.images import to_pixels, upright
+from training.errors import DataError
 from training.recipe import DataRecipe
 
 DIGITS = "sklearn/digits"
@@ -81,13 +83,13 @@ def _read_datasets(recipe: DataRecipe, splits: list[str], console: Console) -> S
         ) from error
     for split in splits:
         if split not in found:
-            raise DataError(f"data: {recipe.source}: {unknown_name('split', split, found)}")
+            raise DataError(f"data: {recipe.source}: split: {must_be_one_of(found, split)}")
     features = found[splits[0]].features
     for key, column in (("inputs", recipe.inputs), ("labels", recipe.labels)):
         if column not in features:
             if list(features) == ["image"]:  # a folder of images without subfolders
                 raise DataError(f"data.labels: {recipe.source}: no label column: put the images into one subfolder per class")
-            raise DataError(f"data.{key}: {recipe.source}: {unknown_name('column', column, features)}")
+            raise DataError(f"data.{key}: {recipe.source}: column: {must_be_one_of(features, column)}")
 
     names, classes = _classes(found[splits[0]], recipe)
     is_image = isinstance(features[recipe.inputs], ImageFeature)
@@ -142,22 +144,20 @@ def _decode_images(table: Any, split: str, column: str, shape: tuple[int, int, i
     rows = table.num_rows
     first = _open(next(_encoded(table, column)), split, 0)
     channels, height, width = shape or (1 if first.mode in ("1", "L", "LA") else 3, first.height, first.width)
-    decoded = np.empty((rows, height, width, channels), np.uint8)
+    decoded = np.empty((rows, channels, height, width), np.uint8)
     with Progress(console=console, transient=True) as progress:
         task = progress.add_task(f"decoding {split}", total=rows)
         for row, encoded in enumerate(_encoded(table, column)):
-            image = _open(encoded, split, row).convert("L" if channels == 1 else "RGB")
-            if image.size != (width, height):
-                if shape is None:
-                    raise DataError(
-                        f"data.inputs: image {row} of split {split!r} is {image.height}x{image.width} and the first one is "
-                        f"{height}x{width}: set data.shape, to which all images are resized"
-                    )
-                image = image.resize((width, height), Image.Resampling.BILINEAR)
-            decoded[row] = np.asarray(image).reshape(height, width, channels)
+            image = _open(encoded, split, row)
+            if image.size != (width, height) and shape is None:
+                raise DataError(
+                    f"data.inputs: image {row} of split {split!r} is {image.height}x{image.width} and the first one is "
+                    f"{height}x{width}: set data.shape, to which all images are resized"
+                )
+            decoded[row] = to_pixels(image, (channels, height, width))
             if row % 500 == 499:
                 progress.update(task, completed=row + 1)
-    return torch.from_numpy(decoded).permute(0, 3, 1, 2).contiguous()
+    return torch.from_numpy(decoded)
 
 
 def _encoded(table: Any, column: str) -> Iterator[dict[str, Any]]:
@@ -170,8 +170,6 @@ def _open(encoded: dict[str, Any], split: str, row: int) -> Image.Image:
     content, path = encoded["bytes"], encoded["path"]
     try:
         with Image.open(io.BytesIO(content) if content is not None else path) as image:
-            if image.mode.startswith("I"):  # 16-bit greyscale, which convert() would clip at 255 instead of scaling
-                return Image.fromarray((np.asarray(image, dtype=np.float64) / 257).round().astype(np.uint8))
-            return ImageOps.exif_transpose(image)
+            return upright(image)
     except (UnidentifiedImageError, OSError) as error:
         raise DataError(f"data.inputs: image {row} of split {split!r} cannot be read: {error}") from error

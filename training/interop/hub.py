@@ -8,12 +8,12 @@ import torch
 
 from jfb import Checkpoint, CheckpointError, load
 from jfb.checkpoint import ONNX, save
-from jfb.store import CONFIG, WEIGHTS, new_version, read_config
+from jfb.store import CARD, CONFIG, CURVES, HISTORY, METRICS, SAMPLES, WEIGHTS, new_version, read_config
 from training.errors import HubError, ModelError
-from training.reports.model_card import CARD, write_card
+from training.reports.model_card import write_card
 
 LOADED = (CONFIG, WEIGHTS, "*.onnx")
-FILES = (*LOADED, CARD, "metrics.json", "samples.json", "history.csv", "curves.png", "evaluation.*")
+FILES = (*LOADED, CARD, METRICS, SAMPLES, HISTORY, CURVES, "evaluation.*")
 """Files that are pushed and imported; all others are ignored."""
 
 

@@ -1,10 +1,9 @@
 """History: what is measured in each epoch, and its file, history.csv."""
 
-import csv
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 
-HISTORY = "history.csv"
+from jfb.store import HISTORY, write_table
 
 
 @dataclass(frozen=True)
@@ -29,9 +28,6 @@ class Epoch:
     """Guaranteed upper bound on γ; None for networks without a guarantee."""
 
 
-def write_history(path: Path, history: list[Epoch]) -> None:
-    """Write ``history.csv``: one line per epoch."""
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, [field.name for field in fields(Epoch)])
-        writer.writeheader()
-        writer.writerows(asdict(epoch) for epoch in history)
+def write_history(folder: Path, history: list[Epoch]) -> None:
+    """Write ``history.csv`` into a folder: one line per epoch."""
+    write_table(folder / HISTORY, Epoch, history)

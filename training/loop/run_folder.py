@@ -12,7 +12,7 @@ import torch
 
 from jfb.store import list_versions
 from training.errors import TrainingError
-from training.loop.history import HISTORY, Epoch, write_history
+from training.loop.history import Epoch, write_history
 
 SNAPSHOT = "snapshot.pt"
 PUBLISHED = "published.txt"
@@ -66,7 +66,7 @@ class RunFolder:
         from torch.utils.tensorboard import SummaryWriter  # imported here, because it takes a second
 
         with SummaryWriter(str(self.path), purge_step=len(history) + 1) as events:
-            yield Record(self.path / HISTORY, events)
+            yield Record(self.path, events)
 
     def mark_published(self, version: Path) -> None:
         """Record that the run is finished, and the version that it became."""
@@ -76,13 +76,13 @@ class RunFolder:
 class Record:
     """The record of a run's epochs: ``history.csv`` and TensorBoard."""
 
-    def __init__(self, path: Path, events: Any) -> None:
-        self._path = path
+    def __init__(self, folder: Path, events: Any) -> None:
+        self._folder = folder
         self._events = events
 
     def add(self, history: list[Epoch]) -> None:
         """Add the last epoch of a history."""
-        write_history(self._path, history)
+        write_history(self._folder, history)
         last = asdict(history[-1])
         step = last.pop("epoch")
         for name, value in last.items():

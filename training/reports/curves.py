@@ -2,9 +2,8 @@
 
 from pathlib import Path
 
+from jfb.store import CURVES
 from training.loop.history import Epoch
-
-CURVES = "curves.png"
 
 
 def draw_curves(folder: Path, name: str, history: list[Epoch]) -> None:

@@ -1,10 +1,9 @@
 """The report of an evaluation: evaluation.json, evaluation.csv and evaluation.png."""
 
-import csv
-import json
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from pathlib import Path
 
+from jfb.store import EVALUATION_PLOT, EVALUATION_TABLE, write_evaluation, write_table
 from training.evaluation.evaluate import Evaluation, Outcome
 
 
@@ -18,12 +17,9 @@ def write_evaluation_report(folder: Path, name: str, evaluation: Evaluation) -> 
         "solver_times": asdict(evaluation.solver_times),
         "outcomes": [asdict(outcome) for outcome in evaluation.outcomes if outcome.label is None],
     }
-    (folder / "evaluation.json").write_text(json.dumps(content, indent=2) + "\n")
-    with (folder / "evaluation.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, [field.name for field in fields(Outcome)])
-        writer.writeheader()
-        writer.writerows(asdict(outcome) for outcome in evaluation.outcomes)
-    _plot(folder / "evaluation.png", name, evaluation)
+    write_evaluation(folder, content)
+    write_table(folder / EVALUATION_TABLE, Outcome, evaluation.outcomes)
+    _plot(folder / EVALUATION_PLOT, name, evaluation)
 
 
 def _plot(path: Path, name: str, evaluation: Evaluation) -> None:

@@ -1,16 +1,13 @@
 """The model card: README.md of a version, from the other files in its folder."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from jfb.config import ModelConfig
-from jfb.store import read_config
+from jfb.store import CARD, CURVES, EVALUATION_PLOT, read_config, read_evaluation, read_metrics
 from training.reports.tables import markdown_table
-
-CARD = "README.md"
 
 
 def write_card(folder: Path, name: str) -> None:
@@ -18,7 +15,7 @@ def write_card(folder: Path, name: str) -> None:
 
     The card starts with the metadata that the Hugging Face hub reads.
     """
-    config = read_config(folder)
+    config, evaluation = read_config(folder), read_evaluation(folder)
     recipe = config.provenance.get("recipe", {})
     license_ = config.provenance.get("license", recipe.get("license"))
     metadata = {"library_name": "jfb", "tags": ["implicit-network", "jacobian-free-backpropagation"]}
@@ -29,11 +26,11 @@ def write_card(folder: Path, name: str) -> None:
         _origin(config, recipe),
         _inputs(config),
         _licence(license_),
-        _pictures(folder, {"curves.png": "loss, accuracy and iterations over the epochs"}),
-        _metrics(config, recipe, _read(folder / "metrics.json")),
-        _tolerances(_read(folder / "evaluation.json")),
-        _label_stops(_read(folder / "evaluation.json")),
-        _pictures(folder, {"evaluation.png": "accuracy against mean iterations"}),
+        _pictures(folder, {CURVES: "loss, accuracy and iterations over the epochs"}),
+        _metrics(config, recipe, read_metrics(folder)),
+        _tolerances(evaluation),
+        _label_stops(evaluation),
+        _pictures(folder, {EVALUATION_PLOT: "accuracy against mean iterations"}),
         _recipe(recipe),
     ]
     (folder / CARD).write_text("\n\n".join(section for section in sections if section) + "\n")
@@ -149,7 +146,3 @@ def _recipe(recipe: dict[str, Any]) -> str:
     if not recipe:
         return ""
     return f"## The recipe\n\n```yaml\n{yaml.safe_dump(recipe, sort_keys=False, width=100)}```"
-
-
-def _read(path: Path) -> dict[str, Any] | None:
-    return json.loads(path.read_text()) if path.exists() else None

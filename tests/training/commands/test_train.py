@@ -175,7 +175,7 @@ def test_help_lists_the_commands_and_the_shipped_recipes(run: Run) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("train", "nope"), "error: unknown recipe 'nope'"),
+        (("train", "nope"), "error: recipe: must be one of"),
         (("train", "digits", "--epochs", "0"), "optimisation.epochs: must be greater than or equal to 1 (got 0)"),
         (("train", "digits", "--gradient", "exact"), "'exact' is not one of"),
         (("train", "digits", "--device", "quantum"), "error: --device quantum: "),
