@@ -74,15 +74,15 @@ def test_a_direction_is_what_backward_leaves_in_the_parameters_before_the_readou
         torch.testing.assert_close(found, torch.cat(expected))
 
 
-def test_a_run_that_is_looked_at_learns_the_same_weights_bit_for_bit(quick: Recipe, console: Console) -> None:
+def test_measuring_alignment_does_not_change_the_weights(quick: Recipe, console: Console) -> None:
     recipe = quick.changed({"network.arguments": {"channels": [8], "pool": [2], "dropout": 0.2}})
     data = load_data(recipe.data, console)
-    watch = AlignmentRecorder(recipe.search.build(), every=10, rows=16)
+    recorder = AlignmentRecorder(recipe.search.build(), every=10, rows=16)
     plain = train(recipe, data, device=CPU, console=console).network.state_dict()
-    watched = train(recipe, data, device=CPU, console=console, before_step=watch).network.state_dict()
-    assert all(torch.equal(tensor, watched[name]) for name, tensor in plain.items())
-    assert [alignment.step for alignment in watch.alignments] == [0, 10, 20]
-    assert all(alignment.cosine > 0 for alignment in watch.alignments)
+    measured = train(recipe, data, device=CPU, console=console, before_step=recorder).network.state_dict()
+    assert all(torch.equal(tensor, measured[name]) for name, tensor in plain.items())
+    assert [alignment.step for alignment in recorder.alignments] == [0, 10, 20]
+    assert all(alignment.cosine > 0 for alignment in recorder.alignments)
 
 
 @pytest.mark.slow
@@ -138,7 +138,7 @@ def test_compare_writes_one_line_per_gradient_and_two_pictures(
 
 
 def test_an_error_in_a_fresh_process_is_raised_here() -> None:
-    with pytest.raises(RecipeError, match="recipe: must be one of .* \\(got 'nope'\\)"):
+    with pytest.raises(RecipeError, match=r"recipe: must be one of .* \(got 'nope'\)"):
         in_fresh_process(load_recipe, "nope")
 
 

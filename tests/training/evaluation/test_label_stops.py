@@ -67,16 +67,16 @@ def data(of: ModelConfig, rows: int, scale: Tensor | float = 1.0) -> Data:
 
 def test_a_row_stops_at_the_first_iteration_that_settles_it_or_at_its_end() -> None:
     nan = torch.nan
-    courses = LabelTrajectories(
+    recorded = LabelTrajectories(
         ratio=torch.tensor([[torch.inf, 0.8, 0.3, 0.1], [torch.inf, 0.45, 0.6, nan], [2.0, 1.5, nan, nan]]),
         index=torch.tensor([[0, 1, 1, 2], [1, 0, 1, -1], [1, 0, -1, -1]]),
         iterations=torch.tensor([4, 3, 2]),
         exact=torch.tensor([2, 1, -1]),
         steepest=1.0,
     )
-    assert courses.outcome(1.0) == PartOutcome(inputs=3, differing=3, iterations=2.0)
-    assert courses.outcome(2.0) == PartOutcome(inputs=3, differing=3, iterations=pytest.approx((3 + 2 + 2) / 3))
-    assert courses.outcome(4.0) == PartOutcome(inputs=3, differing=1, iterations=pytest.approx((4 + 3 + 2) / 3))
+    assert recorded.outcome(1.0) == PartOutcome(inputs=3, differing=3, iterations=2.0)
+    assert recorded.outcome(2.0) == PartOutcome(inputs=3, differing=3, iterations=pytest.approx((3 + 2 + 2) / 3))
+    assert recorded.outcome(4.0) == PartOutcome(inputs=3, differing=1, iterations=pytest.approx((4 + 3 + 2) / 3))
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,7 @@ def authors_state(family: Family) -> dict[str, torch.Tensor]:
 
 
 def as_the_authors_save(state: dict[str, torch.Tensor], path: Path, *, key: str = "net_state_dict") -> None:
-    """Their form: weights beside pickled optimiser and scheduler objects, which ``weights_only=True`` refuses."""
+    """Save weights in the authors' format: with pickled optimiser and scheduler objects, which ``weights_only=True`` refuses."""
     weight = torch.nn.Parameter(torch.ones(2))
     optimiser = torch.optim.Adam([weight])
     scheduler = torch.optim.lr_scheduler.StepLR(optimiser, 5)

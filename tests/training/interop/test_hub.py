@@ -130,7 +130,7 @@ def test_an_invalid_id_is_an_error(model: str) -> None:
 
 
 def test_a_hub_that_cannot_be_reached_is_one_clear_line(published: Path, tmp_path: Path) -> None:
-    """A process of its own, as the address of the hub is read when its library is imported."""
+    """In a separate process, because the hub's address is read when its library is imported."""
     environment = {
         "HF_ENDPOINT": "http://127.0.0.1:9",
         "HF_HOME": str(tmp_path),
