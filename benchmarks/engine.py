@@ -29,8 +29,8 @@ from app.engine.scheduler import Scheduler
 from app.engine_client.messages import Request
 from app.settings import BackendName, EngineConfig, Precision
 from benchmarks.lockstep import LockstepScheduler
+from training.data import read
 from training.recipe import DataRecipe
-from training.sources import read
 
 LOOSE, STRICT = 1e-1, 1e-4
 MODES: dict[str, type[Scheduler]] = {"lockstep": LockstepScheduler, "iteration": Scheduler}

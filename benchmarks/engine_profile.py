@@ -29,8 +29,8 @@ from app.engine.slots import SlotTable
 from app.settings import BackendName, Precision
 from benchmarks.engine import How, drive, scheduler_of
 from jfb.solvers import Solver
+from training.data import read
 from training.recipe import DataRecipe
-from training.sources import read
 
 AIM = 0.7
 STEP = ("step", "solver.evaluate")

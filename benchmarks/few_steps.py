@@ -18,10 +18,9 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from training.data import Data, load_data
+from training.data import Data, Split, load_data
+from training.loop.train import Trained, train
 from training.recipe import Recipe, load_recipe
-from training.sources import Split
-from training.train import Trained, train
 
 EPOCHS = 3
 

@@ -25,10 +25,10 @@ from jfb import ImplicitNetwork
 from jfb.architectures import build
 from jfb.gradients import GRADIENTS, Search
 from jfb.solvers import SOLVERS, solvers_for
-from training.commands.train import choose_device
 from training.data import load_data
+from training.device import choose_device
+from training.loop.train import train
 from training.recipe import load_recipe
-from training.train import train
 
 ROUNDING = 1e-4
 """Relative L2 error that float32 may have after some tens of iterations."""

@@ -31,7 +31,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import jfb
 from jfb import ImplicitNetwork
 from jfb.architectures import build
-from training.commands.train import choose_device
+from training.device import choose_device
 from training.recipe import load_recipe
 
 BATCHES = (1, 4, 16, 64, 256, 1024, 4096)

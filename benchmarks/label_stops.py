@@ -28,8 +28,8 @@ from app.engine.scheduler import Scheduler
 from app.engine_client.messages import Request, Stop
 from jfb.label_stop import label_tolerance
 from jfb.solvers import Picard
+from training.data import read
 from training.recipe import DataRecipe
-from training.sources import read
 
 CAP = 1000
 

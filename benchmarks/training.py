@@ -33,9 +33,9 @@ import jfb
 from jfb import ImplicitNetwork, ResidualNorm
 from jfb.architectures import build
 from jfb.gradients import JFB, Gradient, Jacobian, Search, Unrolled
+from training.data import read
+from training.loop.network import with_normalisation
 from training.recipe import DataRecipe, load_recipe
-from training.sources import read
-from training.train import with_normalisation
 
 Attach = Callable[[ImplicitNetwork, Tensor, Search, int], Tensor]
 """From an injection, how to search, and the number of iterations of the slowest image, to a state with a graph."""
@@ -150,7 +150,7 @@ def main(
         ("two convolutions before a latent layer of 48 channels, fresh", recipe.changed({"network.arguments": FRESH})),
         ("the mnist recipe's network, fresh", recipe),
     ):
-        arguments = with_normalisation(chosen.network, split).arguments
+        arguments = with_normalisation(chosen, split).network.arguments
         fresh = build(chosen.network.name, config.input.shape, len(config.classes), arguments)
         measure(fresh, batches, recipe.search.build(), title, console)
 

@@ -64,7 +64,9 @@ def floors(arrows: Arrows) -> dict[str, int]:
 
 def within(arrows: Arrows, package: str) -> Arrows:
     """The rooms of one package, and the arrows between them."""
-    own = {room: targets for room, targets in arrows.items() if room.startswith(f"{package}.") and room.split(".")[1] not in ENTRY}
+    own = {
+        room: targets for room, targets in arrows.items() if room.startswith(f"{package}.") and room.split(".")[1] not in ENTRY
+    }
     return {room: {below for below in targets if below in own} for room, targets in own.items()}
 
 
@@ -146,7 +148,9 @@ def main() -> None:
     arrows = find_arrows()
     for package in PACKAGES:
         own = within(arrows, package)
-        print(f"{package}: {len(own)} rooms, {sum(map(len, own.values()))} arrows, {max(floors(own).values()) + 1} floors, no circle")
+        print(
+            f"{package}: {len(own)} rooms, {sum(map(len, own.values()))} arrows, {max(floors(own).values()) + 1} floors, no circle"
+        )
         if check:
             for room in sorted(own, key=lambda room: -floors(own)[room]):
                 print(f"  {room} -> {', '.join(sorted(own[room])) or '-'}")

@@ -21,8 +21,8 @@ from app.engine.scheduler import Scheduler
 from app.engine_client.messages import Request
 from benchmarks.lockstep import LockstepScheduler
 from jfb.solvers import Picard
+from training.data import DIGITS, read
 from training.recipe import load_recipe
-from training.sources import DIGITS, read
 
 mpl.use("Agg")
 from matplotlib import pyplot as plt

@@ -17,8 +17,8 @@ from rich.console import Console
 
 import jfb
 from tests.app.running import RunningServer, running_server
+from training.data import DIGITS, read
 from training.recipe import DataRecipe
-from training.sources import DIGITS, read
 
 README = Path(__file__).resolve().parents[1] / "README.md"
 ROWS = 200

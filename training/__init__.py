@@ -1,7 +1,7 @@
-"""Training: data, recipes, the loop; ``python -m training``."""
+"""Train, evaluate, compare and exchange implicit networks; ``python -m training``."""
 
 import os
 
-# Before torch is imported: threads that wait for each other asleep instead of spinning. On a machine that is busy with
-# other things as well, spinning makes small networks train ten times slower; on an idle one it gains next to nothing.
+# Must be set before torch is imported: OpenMP threads sleep instead of spin while they wait for each other. On a busy machine
+# spinning makes small networks train ten times slower; on an idle one it gains almost nothing.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

@@ -1,4 +1,4 @@
-"""``python -m training``: train, and decide whether to."""
+"""``python -m training``: the command line."""
 
 import sys
 
@@ -26,14 +26,14 @@ app.command()(evaluate)
 app.command()(export)
 app.command()(push)
 
-imports = typer.Typer(help="Bring weights from elsewhere into the model store.", no_args_is_help=True)
+imports = typer.Typer(help="Import models from other places into the model store.", no_args_is_help=True)
 app.add_typer(imports, name="import")
 imports.command("authors")(import_authors)
 imports.command("hub")(import_hub)
 
 
 def main() -> None:
-    """Run the command line; errors that a user can mend are one line and exit status 1."""
+    """Run the command line; an error that the user can fix is one line and exit status 1."""
     try:
         app()
     except TrainingError as error:

@@ -1,24 +1,24 @@
-"""What can go wrong while training; each message says what to change."""
+"""Errors that a user can cause and fix; each message says what to change."""
 
 
 class TrainingError(Exception):
-    """Base of the errors that a user can cause and mend; the command line prints them without a traceback."""
+    """Base of the errors that a user can fix; the command line prints them without a traceback."""
 
 
 class RecipeError(TrainingError):
-    """A recipe that cannot be used: the message names the file, the key, the value and what was expected."""
+    """An invalid recipe; the message names the file, the key, the value and what is allowed."""
 
 
 class DataError(TrainingError):
-    """A data set that cannot be read, or does not have what the recipe says."""
+    """A data set that cannot be read, or does not have what the recipe names."""
 
 
 class NonFiniteLossError(TrainingError):
-    """The loss is NaN or infinite, so the weights are worth nothing from here on."""
+    """A loss that is NaN or infinite, after which the weights are worthless."""
 
 
 class ForeignFileError(TrainingError):
-    """A file of weights from elsewhere that cannot be imported: the message names the file and what was expected."""
+    """A file of weights from another project that cannot be imported."""
 
 
 class ModelError(TrainingError):
@@ -26,4 +26,4 @@ class ModelError(TrainingError):
 
 
 class HubError(TrainingError):
-    """The Hugging Face hub was not reached, or refused."""
+    """The Hugging Face hub could not be reached, or refused the request."""

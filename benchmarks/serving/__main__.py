@@ -41,8 +41,8 @@ from benchmarks.serving.questions import Question, ask_about, request
 from benchmarks.serving.report import FIGURES, Results
 from benchmarks.serving.rows import ROWS, Row
 from jfb.export import export
+from training.data import read
 from training.recipe import DataRecipe
-from training.sources import read
 
 RAMP = 1.5
 """Seconds of each load that are not counted."""

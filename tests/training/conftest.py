@@ -1,4 +1,4 @@
-"""Small data sets and recipes to train with in seconds."""
+"""Small data sets and recipes that train in seconds."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -37,7 +37,7 @@ def quick() -> Recipe:
 
 @pytest.fixture
 def picture() -> Callable[[int, int], Image.Image]:
-    """Makes picture number i of class c: grey noise, brighter where the class says; classes are easy to tell apart."""
+    """Makes image i of class c: grey noise with a bright stripe at a position that depends on the class."""
 
     def make(c: int, i: int) -> Image.Image:
         pixels = np.random.default_rng([c, i]).integers(0, 60, (12, 10), dtype=np.uint8)

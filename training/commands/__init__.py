@@ -1,1 +1,1 @@
-"""Commands of ``python -m training``, one a file."""
+"""Commands of ``python -m training``, one per file."""

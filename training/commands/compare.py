@@ -9,33 +9,38 @@ from typing import Annotated
 from rich.console import Console
 from typer import BadParameter, Option
 
+from jfb.config import must_be_one_of
 from jfb.gradients import GRADIENTS
-from training.commands.train import choose_device
-from training.comparison import compare as run
-from training.comparison_report import write_comparison
+from training.comparison.gradients import compare_gradients
+from training.device import choose_device
 from training.recipe import load_recipe, shipped_recipes
-from training.rivals import RIVALS, compare_rivals
-from training.rivals_report import write_rivals
+from training.reports.gradients_report import write_gradients_report
+from training.reports.rivals_report import write_rivals_report
+from training.rivals.compare import compare_rivals
+from training.rivals.table import RIVALS
 
 
 def compare(
     recipe: Annotated[str, Option(help=f"A shipped recipe ({', '.join(shipped_recipes())}), or the path of a .yaml file.")],
-    gradients: Annotated[str, Option(help="Separated by commas.")] = ",".join(GRADIENTS),
-    epochs: Annotated[int | None, Option(help="Instead of the recipe's number.")] = None,
+    gradients: Annotated[str, Option(help="Gradients to compare, separated by commas.")] = ",".join(GRADIENTS),
+    epochs: Annotated[int | None, Option(help="Train for this many epochs instead of the recipe's.")] = None,
     rivals: Annotated[
-        bool, Option("--rivals", help="Instead of gradients, compare implicit networks of other kinds with as many parameters.")
+        bool,
+        Option("--rivals", help="Compare other kinds of networks of the same size instead of gradients."),
     ] = False,
-    only: Annotated[str, Option(help="Which rivals, separated by commas.")] = ",".join(RIVALS),
+    only: Annotated[str, Option(help="Rivals to compare, separated by commas.")] = ",".join(RIVALS),
     data: Annotated[
-        Path | None, Option(exists=True, file_okay=False, help="A local folder instead of the recipe's source.")
+        Path | None, Option(exists=True, file_okay=False, help="Read the data from this folder instead of the recipe's source.")
     ] = None,
     out: Annotated[
         Path | None,
-        Option(file_okay=False, help="Folder for tables and pictures; benchmarks/comparison/<recipe>, or rivals/, if left out."),
+        Option(
+            file_okay=False, help="Folder of the report. Default: <recipe> in benchmarks/comparison, or in benchmarks/rivals."
+        ),
     ] = None,
-    device: Annotated[str, Option(envvar="JFB_DEVICE", help="auto (CUDA where there is one), cpu, cuda, cuda:1, ...")] = "auto",
+    device: Annotated[str, Option(envvar="JFB_DEVICE", help="auto (CUDA if available), cpu, cuda, cuda:1, ...")] = "auto",
 ) -> None:
-    """Train the same network under several gradients, or its rivals, and write one table and one picture."""
+    """Train one network under several gradients, or its rivals, and write a report."""
     console = Console()
     names = _names("--only", "rival", only, RIVALS) if rivals else _names("--gradients", "gradient", gradients, GRADIENTS)
     changes = {"optimisation.epochs": epochs, "data.source": None if data is None else str(data)}
@@ -43,33 +48,33 @@ def compare(
     command = f"python -m training {shlex.join(sys.argv[1:])}"
     folder = out or Path("benchmarks") / ("rivals" if rivals else "comparison") / chosen.name
     if rivals:
-        for found in compare_rivals(chosen, names, device=choose_device(device), console=console):
-            write_rivals(folder, found, command)  # after each, so that a run that is killed leaves what it has
-            outcome = found.outcomes[-1]
+        for comparison in compare_rivals(chosen, names, device=choose_device(device), console=console):
+            write_rivals_report(folder, comparison, command)  # after each rival, so that an interrupted run keeps its results
+            rival = comparison.runs[-1]
             console.print(
-                f"{outcome.name}: test accuracy {outcome.test_accuracy:.2%}, {outcome.parameters:,} parameters, "
-                f"{outcome.seconds:.0f} s of training, peak memory {outcome.memory / 1e6:.0f} MB",
+                f"{rival.name}: test accuracy {rival.test.accuracy:.2%}, {rival.parameters:,} parameters, "
+                f"{rival.seconds:.0f} s of training, peak memory {rival.memory / 1e6:.0f} MB",
                 soft_wrap=True,
             )
-        console.print(f"table and picture: {folder}", soft_wrap=True)
+        console.print(f"report: {folder}", soft_wrap=True)
         return
-    comparison = run(chosen, names, device=choose_device(device), console=console)
-    write_comparison(folder, comparison, command)
-    for one in comparison.runs:
+    gradients_compared = compare_gradients(chosen, names, device=choose_device(device), console=console)
+    write_gradients_report(folder, gradients_compared, command)
+    for run in gradients_compared.runs:
         console.print(
-            f"{one.gradient}: test accuracy {one.test.accuracy:.2%}, {1000 * one.step_seconds:.1f} ms a step, "
-            f"peak memory {one.memory / 1e6:.0f} MB",
+            f"{run.gradient}: test accuracy {run.test.accuracy:.2%}, {1000 * run.step_seconds:.1f} ms per step, "
+            f"peak memory {run.memory / 1e6:.0f} MB",
             soft_wrap=True,
         )
-    console.print(f"tables and pictures: {folder}", soft_wrap=True)
+    console.print(f"report: {folder}", soft_wrap=True)
 
 
 def _names(option: str, kind: str, given: str, known: Collection[str]) -> list[str]:
-    """Split names at commas, and refuse unknown ones and repetitions."""
+    """Split names at commas, and refuse unknown or repeated ones."""
     names = given.split(",")
     for name in names:
         if name not in known:
-            raise BadParameter(f"{option}: unknown {kind} {name!r}, expected some of {', '.join(known)}")
+            raise BadParameter(f"{option} {must_be_one_of(known, name)}")
     if len(set(names)) != len(names):
-        raise BadParameter(f"{option}: expected each once, got {given}")
+        raise BadParameter(f"{option} must name each {kind} once (got {given})")
     return names

@@ -9,20 +9,20 @@ from typer import Argument, Option
 
 from jfb.store import CheckpointError, read_config
 from training.errors import ModelError
-from training.stored import find_version
+from training.store import find_version
 
 
 def export(
-    model: Annotated[str, Argument(help="A name in the store (its highest version), name/version, or a version's folder.")],
+    model: Annotated[str, Argument(help="A name in the store (its highest version), name/version, or the folder of a version.")],
     parts: Annotated[
-        bool, Option("--parts", help="Also write inject.onnx, step.onnx and readout.onnx, for a host that iterates itself.")
+        bool, Option("--parts", help="Also write inject.onnx, step.onnx and readout.onnx, for programs that iterate themselves.")
     ] = False,
-    store: Annotated[Path, Option(envvar="JFB_MODEL_STORE", help="Where the model is.")] = Path("model_store"),
+    store: Annotated[Path, Option(envvar="JFB_MODEL_STORE", help="Model store.")] = Path("model_store"),
 ) -> None:
     """Write model.onnx, the whole adaptive inference in one graph, into the version's folder."""
-    from jfb.export import export as run  # here, because the other commands need not wait for ONNX
+    from jfb.export import export as run  # imported here, because the other commands do not need ONNX
 
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it tells of operators of libraries that are not installed
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # silences warnings about libraries that are not installed
     console = Console()
     folder = find_version(model, store)
     try:
@@ -35,7 +35,7 @@ def export(
         console.print(f"{path}: {path.stat().st_size / 1024:,.0f} KiB", soft_wrap=True, highlight=False)
     if solver != "picard":
         console.print(
-            f"model.onnx iterates plainly: answers within the same tolerance as with {solver}, after other numbers of iterations",
+            f"model.onnx uses Picard iteration: it reaches the same tolerance as {solver}, in a different number of iterations",
             style="yellow",
             soft_wrap=True,
         )

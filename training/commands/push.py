@@ -6,15 +6,15 @@ from typing import Annotated
 from rich.console import Console
 from typer import Argument, Option
 
-from training.hub import push_to_hub
-from training.stored import find_version
+from training.interop.hub import push_to_hub
+from training.store import find_version
 
 
 def push(
-    model: Annotated[str, Argument(help="A name in the store (its highest version), name/version, or a version's folder.")],
-    repository: Annotated[str, Argument(help="owner/name on the Hugging Face hub; made if it is not there.")],
-    private: Annotated[bool, Option("--private", help="If the repository is made: for its owner's eyes only.")] = False,
-    store: Annotated[Path, Option(envvar="JFB_MODEL_STORE", help="Where the model is.")] = Path("model_store"),
+    model: Annotated[str, Argument(help="A name in the store (its highest version), name/version, or the folder of a version.")],
+    repository: Annotated[str, Argument(help="owner/name on the Hugging Face hub; created if it does not exist.")],
+    private: Annotated[bool, Option("--private", help="Create the repository as a private one.")] = False,
+    store: Annotated[Path, Option(envvar="JFB_MODEL_STORE", help="Model store.")] = Path("model_store"),
 ) -> None:
     """Upload a version, with its model card, to the Hugging Face hub; log in with `hf auth login` or HF_TOKEN."""
     address = push_to_hub(find_version(model, store), repository, private=private)

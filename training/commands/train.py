@@ -4,18 +4,22 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
-import torch
 from rich.console import Console
 from typer import Argument, Option
 
 from jfb.gradients import GRADIENTS
+from jfb.store import new_version
 from training.data import load_data
-from training.errors import TrainingError
-from training.processes import joined_processes, own_device
-from training.publish import publish
+from training.device import choose_device, process_device
+from training.evaluation.evaluate import evaluate
+from training.loop.processes import joined_processes
+from training.loop.run_folder import last_run, new_run
+from training.loop.train import train as run
 from training.recipe import load_recipe, shipped_recipes
-from training.run_folder import last_run, new_run
-from training.train import train as run
+from training.reports.curves import draw_curves
+from training.reports.evaluation_report import write_evaluation_report
+from training.reports.model_card import write_card
+from training.store import model_config, with_serving, write_trained
 
 GradientName = StrEnum("GradientName", list(GRADIENTS))  # type: ignore[misc]
 
@@ -27,34 +31,34 @@ def train(
         Option(
             exists=True,
             file_okay=False,
-            help="A local folder instead of the recipe's source: of parquet files, or of images with one subfolder a class.",
+            help="Read the data from this folder instead: parquet files, or images in one subfolder per class.",
         ),
     ] = None,
-    store: Annotated[Path, Option(envvar="JFB_MODEL_STORE", help="Where the model goes, as <name>/<version>/.")] = Path(
+    store: Annotated[Path, Option(envvar="JFB_MODEL_STORE", help="Model store, to which <name>/<version>/ is added.")] = Path(
         "model_store"
     ),
-    gradient: Annotated[GradientName | None, Option(help="Instead of the recipe's gradient, with its default options.")] = None,
-    epochs: Annotated[int | None, Option(help="Instead of the recipe's number.")] = None,
-    seed: Annotated[int | None, Option(help="Instead of the recipe's seed.")] = None,
-    device: Annotated[str, Option(envvar="JFB_DEVICE", help="auto (CUDA where there is one), cpu, cuda, cuda:1, ...")] = "auto",
+    gradient: Annotated[
+        GradientName | None, Option(help="Use this gradient, with its default options, instead of the recipe's.")
+    ] = None,
+    epochs: Annotated[int | None, Option(help="Train for this many epochs instead of the recipe's.")] = None,
+    seed: Annotated[int | None, Option(help="Use this seed instead of the recipe's.")] = None,
+    device: Annotated[str, Option(envvar="JFB_DEVICE", help="auto (CUDA if available), cpu, cuda, cuda:1, ...")] = "auto",
     runs: Annotated[
         Path,
-        Option(
-            envvar="JFB_RUNS", help="Where runs write while they go on, as <name>/<number>/: what --resume and TensorBoard read."
-        ),
+        Option(envvar="JFB_RUNS", help="Folder of runs, <name>/<number>/, with the files that --resume and TensorBoard read."),
     ] = Path("runs"),
     resume: Annotated[
-        bool, Option("--resume", help="Go on with the newest run of this recipe where it was when it was killed, if it was.")
+        bool, Option("--resume", help="Resume the newest run of this recipe from its last snapshot, if it was interrupted.")
     ] = False,
     snapshot_minutes: Annotated[
-        float, Option(min=0.0, help="Write what --resume needs so often, besides after each epoch.")
+        float, Option(min=0.0, help="Minutes between snapshots for --resume; there is also one after each epoch.")
     ] = 1.0,
 ) -> None:
-    """Train a classifier and put it into the model store.
+    """Train a classifier and publish it in the model store.
 
-    Several processes learn from every batch together: torchrun --nproc-per-node 2 -m training train RECIPE
+    For data-parallel training: torchrun --nproc-per-node 2 -m training train RECIPE
     """
-    on = own_device(choose_device(device))
+    on = process_device(choose_device(device))
     changes: dict[str, object] = {
         "data.source": None if data is None else str(data),
         "gradient": None if gradient is None else {"name": gradient.value},
@@ -66,39 +70,33 @@ def train(
         console = Console(quiet=not processes.first)
         parts = load_data(chosen.data, console)
         console.print(
-            f"[bold]{chosen.name}[/bold]: {len(parts.train.labels):,} inputs to train with, {len(parts.validation.labels):,} to "
-            f"watch by, {len(parts.test.labels):,} to test with; {len(parts.classes)} classes; gradient {chosen.gradient.name}",
+            f"[bold]{chosen.name}[/bold]: {len(parts.train.labels):,} training, {len(parts.validation.labels):,} validation and "
+            f"{len(parts.test.labels):,} test {'images' if parts.input.kind == 'image' else 'inputs'}; "
+            f"{len(parts.classes)} classes; gradient {chosen.gradient.name}",
             soft_wrap=True,
         )
         folder = last_run(runs, chosen.name, 60 * snapshot_minutes) if resume else None
-        processes.wait_for_all()  # before the first one writes, all have seen the same folder
+        processes.wait_for_all()  # every process must have looked before the first one writes
         if resume and folder is None:
-            console.print(f"nothing to resume in {runs / chosen.name}: a new run", soft_wrap=True)
+            console.print(f"nothing to resume in {runs / chosen.name}: starting a new run", soft_wrap=True)
         if folder is None and processes.first:
             folder = new_run(runs, chosen.name, 60 * snapshot_minutes)
         trained = run(chosen, parts, device=on, console=console, folder=folder, processes=processes)
     if folder is None or not processes.first:
         return
-    version = publish(trained, parts, store, console)
-    folder.mark_published(version)
+
+    config = model_config(trained, parts)
+    evaluation = evaluate(trained.network, config, parts, device=on, console=console)
+    config = with_serving(config, label_calibration=evaluation.label_stops.calibration)
+    new = new_version(store, chosen.name)
+    with new as version:  # a hidden folder, which becomes the version when all files are written
+        write_trained(version, config, trained, parts)
+        draw_curves(version, chosen.name, trained.history)
+        write_evaluation_report(version, chosen.name, evaluation)
+        write_card(version, chosen.name)
+    folder.mark_published(new.folder)
     console.print(
         f"test accuracy [bold]{trained.test.accuracy:.2%}[/bold] at {trained.test.iterations:.1f} iterations, "
-        f"{trained.seconds:.0f} s of training: {version}",
+        f"{trained.seconds:.0f} s of training: {new.folder}",
         soft_wrap=True,
     )
-
-
-def choose_device(name: str) -> torch.device:
-    """The device of a name; ``auto`` is CUDA where there is one.
-
-    Raises:
-        TrainingError: for a name that torch does not know, and a device that this machine does not have.
-    """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise TrainingError(f"--device {name}: {error}") from error
-    return device

@@ -1,0 +1,156 @@
+"""Hub: what is saved loads again, and its card describes it."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+import jfb
+from jfb import Checkpoint, ModelConfig, predict
+from jfb.architectures import build
+from jfb.config import ArchitectureSpec, InputSpec
+from jfb.store import list_models
+from training.commands.train import train
+from training.errors import HubError, ModelError
+from training.interop.hub import from_pretrained, import_from_hub, push_to_hub, save_pretrained
+from training.recipe import Recipe
+from training.reports.model_card import write_card
+
+
+def checkpoint() -> Checkpoint:
+    torch.manual_seed(0)
+    config = ModelConfig(
+        architecture=ArchitectureSpec(name="implicit_mlp", arguments={"width": 8}),
+        input=InputSpec(shape=(4,), kind="vector"),
+        classes=["apple", "pear", "plum"],
+    )
+    return Checkpoint(config, build("implicit_mlp", (4,), 3, {"width": 8}).eval())
+
+
+def metadata(card: str) -> dict[str, object]:
+    """What the hub reads at the top of a card."""
+    found = yaml.safe_load(card.split("---")[1])
+    assert isinstance(found, dict)
+    return found
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A version as ``python -m training train`` publishes it."""
+    folder = tmp_path_factory.mktemp("published")
+    (folder / "digits.yaml").write_text("""
+data: {source: sklearn/digits, test: 0.2}
+network: {name: implicit_resnet, arguments: {channels: [8], pool: [2]}}
+optimisation: {epochs: 1}
+license: cc-by-4.0
+""")
+    train(str(folder / "digits.yaml"), store=folder / "store", runs=folder / "runs", device="cpu")
+    return folder / "store" / "digits" / "1"
+
+
+def test_what_is_saved_answers_the_same_when_it_is_loaded_again_and_can_be_served(tmp_path: Path) -> None:
+    saved = checkpoint()
+    save_pretrained(saved, tmp_path / "store" / "fruit" / "1", name="fruit")
+    loaded = from_pretrained(tmp_path / "store" / "fruit" / "1")
+    assert loaded.config == saved.config
+    weights = loaded.network.state_dict()
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in saved.network.state_dict().items())
+    inputs = torch.randn(9, 4)
+    one, two = (predict(each.network, inputs, tolerance=1e-4, max_iterations=50) for each in (saved, loaded))
+    torch.testing.assert_close(one.logits, two.logits)  # where in memory the weights lie decides how sums are rounded
+    assert list_models(tmp_path / "store") == {"fruit": [1]}
+    card = (tmp_path / "store" / "fruit" / "1" / "README.md").read_text()
+    assert "# fruit" in card
+    assert "none is stated" in card, "a licence is not invented"
+    assert "license" not in metadata(card)
+
+
+def test_the_card_of_a_trained_model_states_data_accuracy_tolerances_and_licence(published: Path) -> None:
+    card = (published / "README.md").read_text()
+    metrics = json.loads((published / "metrics.json").read_text())
+    evaluation = json.loads((published / "evaluation.json").read_text())
+    assert metadata(card)["license"] == "cc-by-4.0"
+    assert "Licence: cc-by-4.0" in card
+    assert "`sklearn/digits`" in card
+    assert f"| accuracy | {metrics['accuracy']:.2%} |" in card
+    for outcome in evaluation["outcomes"]:
+        if outcome["max_iterations"] == evaluation["serving"]["max_iterations"]:
+            assert f"| {outcome['tolerance']:g} | {outcome['accuracy']:.2%} | {outcome['iterations']:.1f} |" in card
+    assert f"**{evaluation['recommended_tolerance']:g}**" in card
+
+
+def test_the_cards_recipe_can_be_trained_again(published: Path) -> None:
+    text = (published / "README.md").read_text().split("```yaml\n")[1].split("```")[0]
+    assert Recipe.model_validate(yaml.safe_load(text)) == Recipe.model_validate(jfb.load(published).config.provenance["recipe"])
+
+
+def test_a_card_shows_only_what_is_in_the_folder(published: Path, tmp_path: Path) -> None:
+    for name in ("config.json", "curves.png"):
+        shutil.copy(published / name, tmp_path)
+    write_card(tmp_path, "part")
+    card = (tmp_path / "README.md").read_text()
+    assert "curves.png" in card
+    assert "evaluation.png" not in card
+    assert "| accuracy |" not in card
+    assert "What a tolerance costs" not in card
+
+
+def test_a_folder_as_the_hub_gives_it_becomes_the_next_version_with_all_its_files(published: Path, tmp_path: Path) -> None:
+    shutil.copytree(published, tmp_path / "snapshot")
+    (tmp_path / "snapshot" / "run.py").write_text("raise SystemExit")
+    for expected in ("1", "2"):
+        folder = import_from_hub(str(tmp_path / "snapshot"), tmp_path / "store", "digits")
+        assert folder == tmp_path / "store" / "digits" / expected
+    assert {path.name for path in folder.iterdir()} == {path.name for path in published.iterdir()}, "and nothing else"
+    assert (folder / "model.safetensors").read_bytes() == (published / "model.safetensors").read_bytes()
+
+
+def test_a_folder_that_is_not_a_model_is_refused_and_leaves_nothing_in_the_store(published: Path, tmp_path: Path) -> None:
+    (tmp_path / "snapshot").mkdir()
+    shutil.copy(published / "config.json", tmp_path / "snapshot")
+    (tmp_path / "snapshot" / "model.safetensors").write_bytes(b"nothing")
+    with pytest.raises(ModelError, match=r"model.safetensors: not a readable safetensors file"):
+        from_pretrained(tmp_path / "snapshot")
+    with pytest.raises(ModelError, match="safetensors"):
+        import_from_hub(str(tmp_path / "snapshot"), tmp_path / "store", "digits")
+    assert not (tmp_path / "store").exists()
+    with pytest.raises(ModelError, match=r"config.json"):
+        push_to_hub(tmp_path, "owner/name")
+
+
+@pytest.mark.parametrize("model", ["no/such/folder", "owner/../name", "owner/name with spaces"])
+def test_an_invalid_id_is_an_error(model: str) -> None:
+    with pytest.raises(HubError, match="not a local folder, and "):
+        from_pretrained(model)
+
+
+@pytest.mark.slow
+def test_a_hub_that_cannot_be_reached_is_one_clear_line(published: Path, tmp_path: Path) -> None:
+    """In a separate process, because the hub's address is read when its library is imported."""
+    environment = {
+        "HF_ENDPOINT": "http://127.0.0.1:9",
+        "HF_HOME": str(tmp_path),
+        "HF_TOKEN": "hf_none",
+        "PATH": "",
+        "PYTHONPATH": str(Path(__file__).parents[2]),
+    }
+    code = f"""
+from pathlib import Path
+from training.errors import HubError
+from training.interop.hub import from_pretrained, push_to_hub
+for call in (lambda: from_pretrained("owner/name"), lambda: push_to_hub(Path({str(published)!r}), "owner/name")):
+    try:
+        call()
+    except HubError as error:
+        assert "owner/name: " in str(error), error
+        assert "could not reach 127.0.0.1:9: " in str(error), error
+    else:
+        raise SystemExit("expected a HubError")
+"""
+    finished = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, env=environment)
+    assert finished.returncode == 0, finished.stderr

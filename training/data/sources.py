@@ -1,0 +1,175 @@
+"""Sources: read a data set into one tensor per split."""
+
+import io
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+from rich.console import Console
+from rich.progress import Progress
+from torch import Tensor
+
+from jfb.config import must_be_one_of
+from jfb.images import to_pixels, upright
+from training.errors import DataError
+from training.recipe import DataRecipe
+
+DIGITS = "sklearn/digits"
+
+
+@dataclass(frozen=True)
+class Split:
+    """One split of a source, decoded, in memory."""
+
+    inputs: Tensor
+    """uint8 or float32 ``[n, *input_shape]``."""
+    labels: Tensor
+    """int64 ``[n]``, indices into ``Source.classes``."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """A data set in memory."""
+
+    splits: dict[str, Split]
+    classes: list[str]
+    kind: Literal["image", "vector"]
+    low: float | None
+    high: float | None
+
+
+def read(recipe: DataRecipe, splits: list[str], console: Console) -> Source:
+    """Read some splits of a recipe's source into memory, with a progress bar.
+
+    Raises:
+        DataError: for a source, split or column that does not exist, an unreadable image, images of several shapes, or labels
+            that the training split does not have.
+    """
+    return _read_digits(splits) if recipe.source == DIGITS else _read_datasets(recipe, splits, console)
+
+
+def _read_digits(splits: list[str]) -> Source:
+    """Read scikit-learn's 1,797 handwritten digits (8 by 8 pixels, 0 to 16), which come with the library."""
+    from sklearn.datasets import load_digits
+
+    for split in splits:
+        if split != "train":
+            raise DataError(f"data: {DIGITS} has only the split train, no {split!r}; use a fraction of it, such as 0.2")
+    digits = load_digits()
+    images = torch.from_numpy(digits.images).to(torch.uint8).unsqueeze(1)
+    labels = torch.from_numpy(digits.target).to(torch.int64)
+    return Source({"train": Split(images, labels)}, [str(name) for name in digits.target_names], "image", 0.0, 16.0)
+
+
+def _read_datasets(recipe: DataRecipe, splits: list[str], console: Console) -> Source:
+    """Read with Hugging Face ``datasets``: from the hub, a folder of parquet files, or a folder of images."""
+    from datasets import load_dataset
+    from datasets.exceptions import DatasetsError
+    from datasets.features import Image as ImageFeature
+
+    folder = Path(recipe.source).expanduser()
+    if recipe.source.startswith((".", "/", "~")) and not folder.is_dir():
+        raise DataError(f"data.source: no such folder: {recipe.source}")
+    try:
+        found = load_dataset(str(folder) if folder.is_dir() else recipe.source, recipe.configuration)
+    except (DatasetsError, OSError, ValueError) as error:
+        raise DataError(
+            f"data.source: {recipe.source!r} is neither a readable folder nor a data set that could be loaded from the hub "
+            f"(offline, name a local folder with --data): {error}"
+        ) from error
+    for split in splits:
+        if split not in found:
+            raise DataError(f"data: {recipe.source}: split: {must_be_one_of(found, split)}")
+    features = found[splits[0]].features
+    for key, column in (("inputs", recipe.inputs), ("labels", recipe.labels)):
+        if column not in features:
+            if list(features) == ["image"]:  # a folder of images without subfolders
+                raise DataError(f"data.labels: {recipe.source}: no label column: put the images into one subfolder per class")
+            raise DataError(f"data.{key}: {recipe.source}: column: {must_be_one_of(features, column)}")
+
+    names, classes = _classes(found[splits[0]], recipe)
+    is_image = isinstance(features[recipe.inputs], ImageFeature)
+    decoded = {}
+    for split in splits:
+        table = found[split]
+        if is_image:
+            table = table.cast_column(recipe.inputs, ImageFeature(decode=False))
+            inputs = _decode_images(table, split, recipe.inputs, recipe.shape, console)
+        else:
+            inputs = _vectors(table, split, recipe.inputs)
+        decoded[split] = Split(inputs, _labels(table, split, recipe.labels, names))
+    low, high = (0.0, 255.0) if is_image else (None, None)
+    return Source(decoded, classes, "image" if is_image else "vector", low, high)
+
+
+def _classes(table: Any, recipe: DataRecipe) -> tuple[dict[Any, int], list[str]]:
+    """Map each value of the label column to its class index, and return the names of the classes in that order."""
+    from datasets import ClassLabel
+
+    feature = table.features[recipe.labels]
+    if isinstance(feature, ClassLabel):
+        return {index: index for index in range(feature.num_classes)}, list(feature.names)
+    values = sorted(table.unique(recipe.labels))
+    return {value: index for index, value in enumerate(values)}, [str(value) for value in values]
+
+
+def _labels(table: Any, split: str, column: str, indices: dict[Any, int]) -> Tensor:
+    values = table[column][:]
+    unknown = sorted({str(value) for value in values if value not in indices})
+    if unknown:
+        raise DataError(
+            f"data.labels: split {split!r} has labels that the training split does not have: {', '.join(unknown[:5])}"
+        )
+    return torch.tensor([indices[value] for value in values], dtype=torch.int64)
+
+
+def _vectors(table: Any, split: str, column: str) -> Tensor:
+    try:
+        vectors = torch.from_numpy(np.asarray(table[column][:], dtype=np.float32))
+    except (ValueError, TypeError) as error:
+        raise DataError(
+            f"data.inputs: column {column!r} of split {split!r} must hold images, or vectors of one length: {error}"
+        ) from error
+    if vectors.dim() != 2 or not bool(vectors.isfinite().all()):
+        raise DataError(f"data.inputs: column {column!r} of split {split!r} must hold vectors of finite numbers")
+    return vectors
+
+
+def _decode_images(table: Any, split: str, column: str, shape: tuple[int, int, int] | None, console: Console) -> Tensor:
+    """Decode a column of encoded images into uint8 ``[n, channels, height, width]``."""
+    rows = table.num_rows
+    first = _open(next(_encoded(table, column)), split, 0)
+    channels, height, width = shape or (1 if first.mode in ("1", "L", "LA") else 3, first.height, first.width)
+    decoded = np.empty((rows, channels, height, width), np.uint8)
+    with Progress(console=console, transient=True) as progress:
+        task = progress.add_task(f"decoding {split}", total=rows)
+        for row, encoded in enumerate(_encoded(table, column)):
+            image = _open(encoded, split, row)
+            if image.size != (width, height) and shape is None:
+                raise DataError(
+                    f"data.inputs: image {row} of split {split!r} is {image.height}x{image.width} and the first one is "
+                    f"{height}x{width}: set data.shape, to which all images are resized"
+                )
+            decoded[row] = to_pixels(image, (channels, height, width))
+            if row % 500 == 499:
+                progress.update(task, completed=row + 1)
+    return torch.from_numpy(decoded)
+
+
+def _encoded(table: Any, column: str) -> Iterator[dict[str, Any]]:
+    for batch in table.iter(500):
+        yield from batch[column]
+
+
+def _open(encoded: dict[str, Any], split: str, row: int) -> Image.Image:
+    """Decode one file exactly as the server does, so that training and serving see the same pixels."""
+    content, path = encoded["bytes"], encoded["path"]
+    try:
+        with Image.open(io.BytesIO(content) if content is not None else path) as image:
+            return upright(image)
+    except (UnidentifiedImageError, OSError) as error:
+        raise DataError(f"data.inputs: image {row} of split {split!r} cannot be read: {error}") from error

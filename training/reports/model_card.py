@@ -1,0 +1,148 @@
+"""The model card: README.md of a version, from the other files in its folder."""
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from jfb.config import ModelConfig
+from jfb.store import CARD, CURVES, EVALUATION_PLOT, read_config, read_evaluation, read_metrics
+from training.reports.tables import markdown_table
+
+
+def write_card(folder: Path, name: str) -> None:
+    """Write the card from ``config.json`` and, if they exist, ``metrics.json``, ``evaluation.json`` and the pictures.
+
+    The card starts with the metadata that the Hugging Face hub reads.
+    """
+    config, evaluation = read_config(folder), read_evaluation(folder)
+    recipe = config.provenance.get("recipe", {})
+    license_ = config.provenance.get("license", recipe.get("license"))
+    metadata = {"library_name": "jfb", "tags": ["implicit-network", "jacobian-free-backpropagation"]}
+    metadata |= {"license": license_} if license_ else {}
+    sections = [
+        f"---\n{yaml.safe_dump(metadata, sort_keys=False)}---",
+        f"# {name}",
+        _origin(config, recipe),
+        _inputs(config),
+        _licence(license_),
+        _pictures(folder, {CURVES: "loss, accuracy and iterations over the epochs"}),
+        _metrics(config, recipe, read_metrics(folder)),
+        _tolerances(evaluation),
+        _label_stops(evaluation),
+        _pictures(folder, {EVALUATION_PLOT: "accuracy against mean iterations"}),
+        _recipe(recipe),
+    ]
+    (folder / CARD).write_text("\n\n".join(section for section in sections if section) + "\n")
+
+
+def _origin(config: ModelConfig, recipe: dict[str, Any]) -> str:
+    text = (
+        f"An implicit classifier (`{config.architecture.name}`) of {len(config.classes)} classes: its answer is read from the "
+        "fixed point of one small block, and each request chooses the tolerance."
+    )
+    if recipe:
+        text += f" Trained on `{recipe['data']['source']}` with the gradient `{recipe['gradient']['name']}`."
+    if about := config.provenance.get("about"):
+        text += f"\n\n{about}"
+    return text
+
+
+def _inputs(config: ModelConfig) -> str:
+    spec = config.input
+    values = "" if spec.low is None or spec.high is None else f", from {spec.low:g} to {spec.high:g}"
+    shown = ", ".join(config.classes[:20]) + (", …" if len(config.classes) > 20 else "")
+    return (
+        f"Inputs are raw, `{spec.dtype}` of shape `{list(spec.shape)}`{values}; normalisation is part of the network. "
+        f"Labels: {shown}."
+    )
+
+
+def _licence(name: str | None) -> str:
+    return f"Licence: {name}." if name else "Licence: none is stated; ask the author of the model."
+
+
+def _pictures(folder: Path, pictures: dict[str, str]) -> str:
+    return "\n\n".join(f"![{text}]({name})" for name, text in pictures.items() if (folder / name).exists())
+
+
+def _metrics(config: ModelConfig, recipe: dict[str, Any], metrics: dict[str, Any] | None) -> str:
+    if metrics is None:
+        return ""
+    serving = recipe.get("serving", config.serving.model_dump(mode="json"))  # the config may have changed since
+    test = config.provenance.get("inputs", {}).get("test")
+    bound = metrics["contraction_bound"]
+    return markdown_table(
+        ("on the test part" + (f" ({test:,} inputs)" if test else ""), ""),
+        [
+            ("accuracy", f"{metrics['accuracy']:.2%}"),
+            (
+                f"mean iterations at tolerance {serving['tolerance']:g} ({serving['residual_norm']}), "
+                f"at most {serving['max_iterations']}",
+                f"{metrics['iterations']:.1f}",
+            ),
+            ("converged", f"{metrics['converged']:.2%}"),
+            ("parameters", f"{metrics['parameters']:,}"),
+            ("training time", f"{metrics['seconds']:.0f} s"),
+            ("contraction factor: guaranteed bound", "none" if bound is None else f"{bound:.3f}"),
+            ("contraction factor: largest measured at fixed points", f"{metrics['contraction_factor']:.3f}"),
+        ],
+    )
+
+
+def _tolerances(evaluation: dict[str, Any] | None) -> str:
+    if evaluation is None:
+        return ""
+    serving = evaluation["serving"]
+    rows = [outcome for outcome in evaluation["outcomes"] if outcome["max_iterations"] == serving["max_iterations"]]
+    table = markdown_table(
+        ("tolerance", "accuracy", "mean iterations", "95th percentile", "unconverged"),
+        [
+            (
+                f"{row['tolerance']:g}",
+                f"{row['accuracy']:.2%}",
+                f"{row['iterations']:.1f}",
+                f"{row['p95_iterations']}",
+                f"{row['unconverged']:.2%}",
+            )
+            for row in rows
+        ],
+    )
+    return (
+        f"## What a tolerance costs\n\nOn the test part, at most {serving['max_iterations']} iterations; tolerances are "
+        f"`{serving['residual_norm']}`. Recommended, by the {evaluation['validation_inputs']:,} inputs of the validation part: "
+        f"**{evaluation['recommended_tolerance']:g}**, the loosest that loses at most 0.05 percentage points of accuracy against "
+        f"the tightest.\n\n{table}"
+    )
+
+
+def _label_stops(evaluation: dict[str, Any] | None) -> str:
+    if evaluation is None or "label_stops" not in evaluation:  # an evaluation by an earlier version of this project
+        return ""
+    stops = evaluation["label_stops"]
+    heading = "## Label stops\n\n"
+    if not stops["offered"]:
+        parts = f"{_differing(stops['validation'])} in the validation part, {_differing(stops['test'])} in the test part"
+        return f"{heading}Not offered: {parts}."
+    if stops["kind"] == "guarantee":
+        what = "A guarantee (up to rounding), because the network contracts by construction."
+    else:
+        what = (
+            f"An estimate with the safety factor {stops['safety']:g}, calibrated on the validation part, where "
+            f"{_differing(stops['validation'])}."
+        )
+    return (
+        f'{heading}With `"stop": "label"` a row stops when its label can no longer change. {what} On the test part '
+        f"{_differing(stops['test'])}, after {stops['test']['iterations']:.1f} iterations on average "
+        f"(rows whose label is not settled stop at the tolerance {stops['tolerance']:g})."
+    )
+
+
+def _differing(part: dict[str, Any]) -> str:
+    return f"{part['differing']:,} of {part['inputs']:,} labels differ from the exact fixed point's"
+
+
+def _recipe(recipe: dict[str, Any]) -> str:
+    if not recipe:
+        return ""
+    return f"## The recipe\n\n```yaml\n{yaml.safe_dump(recipe, sort_keys=False, width=100)}```"
