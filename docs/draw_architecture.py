@@ -1,162 +1,178 @@
-"""Draw docs/architecture.png: the rooms of the three packages, and an arrow wherever one imports another.
+"""Draw docs/architecture.png: the rooms of the three packages, and an arrow wherever one room imports another.
 
-    python docs/draw_architecture.py [--check]
+A room is a folder directly in a package, or a file there. The picture shows the import statements as they are, except arrows that
+other arrows imply: if A imports B and C, and B imports C, the arrow from A to C is left out.
 
-A room is a folder directly below a package, or a file there. The picture is made from the import statements as they stand; with
---check, nothing is drawn and the figures are printed: rooms, arrows, and whether every arrow points down.
+    python docs/draw_architecture.py
 """
 
-import argparse
 import ast
-from collections import defaultdict
-from graphlib import TopologicalSorter
+from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
+from statistics import fmean
+from typing import Annotated
+
+import matplotlib as mpl
+import typer
+
+mpl.use("Agg")
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
 
 ROOT = Path(__file__).resolve().parents[1]
-PACKAGES = ("training", "jfb", "app")
-ENTRY = {"__init__", "__main__"}
-"""Files that only start a package or name what is in it."""
+COLOURS = {"training": "#f2c14e", "app": "#8db8e8", "jfb": "#8fc79a"}
+ENTRY_FILES = {"__init__", "__main__"}
+"""Files that start a package or list its names; they are no rooms."""
 
 Arrows = dict[str, set[str]]
+"""Each room, with the rooms that it imports."""
+Place = tuple[float, float]
 
 
-def room_of(module: str) -> str:
-    """``app.http.middleware`` is in the room ``app.http``, and ``app.settings`` is one."""
-    return ".".join(module.split(".")[:2])
+def find_arrows(package: str) -> Arrows:
+    """The rooms of a package, with the arrows between them."""
+    rooms = {path.stem if path.suffix == ".py" else path.name for path in (ROOT / package).iterdir() if _is_room(path)}
+    arrows: Arrows = {room: set() for room in sorted(rooms)}
+    for path in sorted((ROOT / package).rglob("*.py")):
+        room = path.relative_to(ROOT / package).with_suffix("").parts[0]
+        if room in rooms:
+            names = [name.split(".") for name in _imported_names(ast.parse(path.read_text()))]
+            arrows[room] |= {name[1] for name in names if name[0] == package and name[1] in rooms and name[1] != room}
+    return arrows
 
 
-def find_arrows() -> Arrows:
-    """Each room, with the rooms that it imports."""
-    arrows: Arrows = {}
-    for package in PACKAGES:
-        for path in sorted((ROOT / package).rglob("*.py")):
-            module = ".".join(path.relative_to(ROOT).with_suffix("").parts)
-            if module.split(".")[1] in ENTRY:
-                continue
-            targets = arrows.setdefault(room_of(module), set())
-            for node in ast.walk(ast.parse(path.read_text())):
-                names = []
-                if isinstance(node, ast.ImportFrom) and node.module:
-                    names = [f"{node.module}.{alias.name}" for alias in node.names]
-                elif isinstance(node, ast.Import):
-                    names = [alias.name for alias in node.names]
-                targets |= {found for name in names if (found := _existing_room(name))}
-    return {room: targets - {room} for room, targets in arrows.items()}
+def _is_room(path: Path) -> bool:
+    return (path.suffix == ".py" and path.stem not in ENTRY_FILES) or (path / "__init__.py").is_file()
 
 
-def _existing_room(name: str) -> str | None:
-    parts = name.split(".")
-    if parts[0] not in PACKAGES or len(parts) < 2:
-        return None
-    place = ROOT / parts[0] / parts[1]
-    if place.is_dir() or place.with_suffix(".py").exists():
-        return f"{parts[0]}.{parts[1]}"
-    return f"{parts[0]}.__init__"  # a name that the package itself exports
+def _imported_names(tree: ast.AST) -> Iterator[str]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (f"{alias.name}." for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
-def floors(arrows: Arrows) -> dict[str, int]:
-    """How many rooms lie below each one at most; raises ``graphlib.CycleError`` for a circle."""
-    height: dict[str, int] = {}
-    for room in TopologicalSorter(arrows).static_order():
-        height[room] = 1 + max((height[below] for below in arrows.get(room, ())), default=-1)
-    return height
+def reachable(arrows: Arrows) -> Arrows:
+    """Each room, with all rooms that it imports directly or through others; itself among them only if it is part of a circle."""
+    found: Arrows = {}
+    for room in arrows:
+        todo, seen = [*arrows[room]], set[str]()
+        while todo:
+            other = todo.pop()
+            if other not in seen:
+                seen.add(other)
+                todo += arrows[other]
+        found[room] = seen
+    return found
 
 
-def within(arrows: Arrows, package: str) -> Arrows:
-    """The rooms of one package, and the arrows between them."""
-    own = {
-        room: targets for room, targets in arrows.items() if room.startswith(f"{package}.") and room.split(".")[1] not in ENTRY
+def merge_circles(arrows: Arrows) -> Arrows:
+    """Rooms that import each other become one, so that the rest can be drawn from top to bottom."""
+    below = reachable(arrows)
+    name = {room: ", ".join(sorted({room, *(other for other in below[room] if room in below[other])})) for room in arrows}
+    merged: Arrows = {name[room]: set() for room in arrows}
+    for room, targets in arrows.items():
+        merged[name[room]] |= {name[target] for target in targets} - {name[room]}
+    return merged
+
+
+def without_implied(arrows: Arrows) -> Arrows:
+    """The arrows that no other arrows imply."""
+    below = reachable(arrows)
+    return {
+        room: {target for target in targets if not any(target in below[other] for other in targets)}
+        for room, targets in arrows.items()
     }
-    return {room: {below for below in targets if below in own} for room, targets in own.items()}
 
 
-def implied(arrows: Arrows, room: str, below: str) -> bool:
-    """Whether one room reaches another by a third one as well."""
-    seen, todo = set(), [other for other in arrows[room] if other != below]
-    while todo:
-        place = todo.pop()
-        if place == below:
-            return True
-        if place not in seen:
-            seen.add(place)
-            todo += arrows[place]
-    return False
+def layers(arrows: Arrows) -> dict[str, int]:
+    """The layer of each room: above all rooms that it imports, and directly below one that imports it."""
+    below = reachable(arrows)
+    upwards = sorted(arrows, key=lambda room: len(below[room]))
+    layer: dict[str, int] = {}
+    for room in upwards:
+        layer[room] = 1 + max((layer[target] for target in arrows[room]), default=-1)
+    for room in reversed(upwards):
+        if importers := [other for other in arrows if room in arrows[other]]:
+            layer[room] = min(layer[other] for other in importers) - 1
+    return layer
 
 
-def draw(arrows: Arrows, target: Path) -> None:
-    """Draw each package as a column, its entry above and what it stands on below."""
-    import matplotlib
+def layout(arrows: Arrows) -> tuple[dict[str, Place], list[list[Place]]]:
+    """Places of the rooms, and the points through which each arrow goes.
 
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-    from matplotlib.patches import FancyArrowPatch
+    An arrow that passes a layer takes a place in it, as a room does, so that it crosses no room. The layers are sorted several
+    times by the mean place of what each member is connected to (Sugiyama's method).
+    """
+    layer = layers(arrows)
+    rows: list[list[str]] = [[room for room in arrows if layer[room] == k] for k in range(max(layer.values()) + 1)]
+    ways = []
+    for room, target in ((importer, imported) for importer in arrows for imported in sorted(arrows[importer])):
+        bends = {k: f"{room} > {target} {k}" for k in range(layer[room] - 1, layer[target], -1)}
+        for k, bend in bends.items():
+            rows[k].append(bend)
+        ways.append([room, *bends.values(), target])
+    neighbours: dict[str, list[str]] = {node: [] for row in rows for node in row}
+    for upper, lower in (pair for way in ways for pair in pairwise(way)):
+        neighbours[upper].append(lower)
+        neighbours[lower].append(upper)
+    x = {node: 0.0 for row in rows for node in row}
+    for turn in range(40):
+        for row in rows if turn % 2 else rows[::-1]:
+            wanted = {node: fmean(x[other] for other in neighbours[node] or [node]) for node in row}
+            row.sort(key=wanted.__getitem__)
+            x |= _apart(row, wanted)
+    return (
+        {room: (x[room], layer[room]) for room in arrows},
+        [[(x[node], layer[way[0]] - k) for k, node in enumerate(way)] for way in ways],
+    )
 
-    colours = {"training": "#f2c14e", "jfb": "#7fb685", "app": "#6c9bd2"}
-    figure, axes = plt.subplots(1, 3, figsize=(19, 9), width_ratios=[4, 4, 5])
-    for axis, package in zip(axes, PACKAGES, strict=True):
-        own = within(arrows, package)
-        height = floors(own)
-        rows: dict[int, list[str]] = defaultdict(list)
-        for room in sorted(own):
-            rows[height[room]].append(room)
-        places: dict[str, tuple[float, float]] = {}
-        for floor, names in rows.items():
-            for k, room in enumerate(names):
-                places[room] = ((k + 0.5 + 0.12 * (floor % 2)) / len(names), floor)
-        for room, targets in own.items():
-            for below in targets:
-                faint = implied(own, room, below)
-                axis.add_patch(
-                    FancyArrowPatch(
-                        places[room],
-                        places[below],
-                        arrowstyle="-|>",
-                        mutation_scale=11,
-                        shrinkA=14,
-                        shrinkB=14,
-                        color="#c9c9c9" if faint else "#444444",
-                        linewidth=0.7 if faint else 1.3,
-                        zorder=1 if faint else 2,
-                    )
-                )
-        for room, (x, y) in places.items():
-            axis.text(
-                x,
-                y,
-                room.split(".")[1],
-                ha="center",
-                va="center",
-                fontsize=11,
-                zorder=3,
-                bbox={"boxstyle": "round,pad=0.35", "facecolor": colours[package], "edgecolor": "white"},
-            )
-        axis.set_xlim(-0.12, 1.16)
-        axis.set_ylim(-0.6, max(rows) + 0.6)
-        count = sum(map(len, own.values()))
-        axis.set_title(f"{package}/: {len(own)} rooms, {count} arrows", fontsize=14)
-        axis.axis("off")
-    figure.suptitle("training → jfb ← app; grey arrows are implied by black ones", fontsize=12)
-    figure.tight_layout()
-    figure.savefig(target, dpi=80)
+
+def _apart(row: list[str], wanted: dict[str, float]) -> dict[str, float]:
+    """Places near the wanted ones, in the same order, that leave room for the names."""
+    half = {node: 1.0 if ">" in node else len(node) / 2 + 2 for node in row}
+    from_left, from_right = dict(wanted), dict(wanted)
+    for one, following in pairwise(row):
+        from_left[following] = max(wanted[following], from_left[one] + half[one] + half[following])
+    for following, one in pairwise(row[::-1]):
+        from_right[one] = min(wanted[one], from_right[following] - half[one] - half[following])
+    return {node: (from_left[node] + from_right[node]) / 2 for node in row}
+
+
+def draw(axes: Axes, package: str) -> None:
+    """Draw the rooms of a package, each above those that it imports."""
+    found = find_arrows(package)
+    places, ways = layout(without_implied(merge_circles(found)))
+    top = max(y for _, y in places.values())
+    gap = 0.028 * (top + 1)
+    for way in ways:
+        start, *bends, end = way
+        points = [(start[0], start[1] - gap), *bends, (end[0], end[1] + gap)]
+        axes.plot(*zip(*points, strict=True), color="#666666", linewidth=1, zorder=1)
+        axes.annotate(
+            "", points[-1], points[-2], arrowprops={"arrowstyle": "-|>", "color": "#666666", "shrinkA": 0, "shrinkB": 0}
+        )
+    for room, (x, y) in places.items():
+        box = {"boxstyle": "round,pad=0.4", "facecolor": COLOURS[package], "edgecolor": "white"}
+        axes.text(x, y, room, ha="center", va="center", fontsize=10, zorder=3, bbox=box)
+    left, *_, right = sorted(x for way in [*ways, [*places.values()]] for x, _ in way)
+    axes.set(xlim=(left - 8, right + 8), ylim=(-0.5, top + 0.5))
+    axes.set_title(f"{package}/: {len(found)} rooms, {sum(map(len, found.values()))} arrows", fontsize=13)
+    axes.axis("off")
+
+
+def main(out: Annotated[Path, typer.Option(help="File to write the picture to.")] = ROOT / "docs" / "architecture.png") -> None:
+    """Draw the picture."""
+    figure = plt.figure(figsize=(12, 12), layout="constrained")
+    grid = figure.add_gridspec(2, 2, height_ratios=[7, 6], hspace=0.06)
+    for package, cell in {"training": grid[0, 0], "app": grid[0, 1], "jfb": grid[1, :]}.items():
+        draw(figure.add_subplot(cell), package)
+    figure.suptitle("training imports jfb, and app imports jfb; training and app never import each other", fontsize=13)
+    figure.savefig(out, dpi=80)
     plt.close(figure)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--check", action="store_true", help="print the figures and draw nothing")
-    check = parser.parse_args().check
-    arrows = find_arrows()
-    for package in PACKAGES:
-        own = within(arrows, package)
-        print(
-            f"{package}: {len(own)} rooms, {sum(map(len, own.values()))} arrows, {max(floors(own).values()) + 1} floors, no circle"
-        )
-        if check:
-            for room in sorted(own, key=lambda room: -floors(own)[room]):
-                print(f"  {room} -> {', '.join(sorted(own[room])) or '-'}")
-    if not check:
-        draw(arrows, ROOT / "docs" / "architecture.png")
-
-
 if __name__ == "__main__":
-    main()
+    typer.run(main)

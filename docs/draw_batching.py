@@ -1,8 +1,8 @@
-"""Draws docs/batching.png: the same requests in lockstep batches and in a batch that is reshaped between iterations.
+"""Draw docs/batching.png: the same requests in lockstep batches, and with iteration-level batching.
 
-Every bar is a real request to a real scheduler, driven a tick at a time.
+Each bar is one image of scikit-learn's digits, as long as the iterations that it takes with the given model.
 
-    PYTHONPATH=. python docs/draw_batching.py model_store/digits/1
+    python docs/draw_batching.py model_store/digits/1
 """
 
 from pathlib import Path
@@ -12,59 +12,43 @@ import matplotlib as mpl
 import numpy as np
 import torch
 import typer
+from sklearn.datasets import load_digits
 
 import jfb
-from app.engine.backends import TorchBackend
-from app.engine.batch import RunningBatch
-from app.engine.running_request import RunningRequest
-from app.engine.scheduler import Scheduler
-from app.engine_client.messages import Request
-from benchmarks.lockstep import LockstepScheduler
-from jfb.solvers import Picard
-from training.data import DIGITS, read
-from training.recipe import load_recipe
 
 mpl.use("Agg")
 from matplotlib import pyplot as plt
-from rich.console import Console
 
-LOOSE, STRICT = 1e-1, 1e-5
-COLOURS = {LOOSE: "#e8a33d", STRICT: "#2a6f97"}
+LARGE, SMALL = 1e-1, 1e-5
+COLOURS = {LARGE: "#e8a33d", SMALL: "#2a6f97"}
+WAITING = {"color": "#dddddd", "hatch": "////"}
+
+Bar = tuple[int, int, int]
+"""Slot, first iteration, and the iteration at which the slot is free again."""
 
 
-def bars(
-    checkpoint: jfb.Checkpoint, images: np.ndarray, tolerances: list[float], kind: type[Scheduler], slots: int
-) -> list[tuple[int, int]]:
-    """When each request entered and left the batch, in ticks."""
-    batch = RunningBatch(
-        TorchBackend(checkpoint.network),
-        {"picard": Picard()},
-        checkpoint.config.serving.residual_norm,
-        checkpoint.config.input.shape,
-        slots=slots,
-    )
-    scheduler = kind(batch, max_waiting_rows=len(images))
-    for number, image in enumerate(images):
-        request = Request("digits", 1, image.tobytes(), [tolerances[number]], [1000], [None])
-        scheduler.submit(RunningRequest(number, request, image.shape))
-    entered: dict[int, int] = {}
-    left: dict[int, int] = {}
-    tick = 0
-    waiting = list(range(len(images)))
-    while scheduler.busy:
-        for ended in scheduler.tick(0.0):
-            left[ended.number] = tick
-        admitted = len(images) - scheduler.waiting_rows
-        for number in waiting[:]:
-            if number < admitted:
-                entered[number] = tick
-                waiting.remove(number)
-        tick += 1
-    return [(entered[number], left[number]) for number in range(len(images))]
+def lockstep(iterations: list[int], slots: int) -> list[Bar]:
+    """Each batch ends with its slowest row, and only then starts the next one."""
+    bars, start = [], 0
+    for first in range(0, len(iterations), slots):
+        batch = iterations[first : first + slots]
+        bars += [(slot, start, start + max(batch)) for slot in range(len(batch))]
+        start += max(batch)
+    return bars
+
+
+def iteration_level(iterations: list[int], slots: int) -> list[Bar]:
+    """Each row takes the slot that is free first."""
+    bars, free = [], [0] * slots
+    for count in iterations:
+        slot = free.index(min(free))
+        bars.append((slot, free[slot], free[slot] + count))
+        free[slot] += count
+    return bars
 
 
 def main(
-    model: Annotated[Path, typer.Argument(help="A version's folder of the digits model.")],
+    model: Annotated[Path, typer.Argument(help="Folder of a version of the digits model.")],
     out: Path = Path("docs/batching.png"),
     requests: int = 26,
     slots: int = 8,
@@ -72,49 +56,32 @@ def main(
     """Draw the picture."""
     torch.set_num_threads(1)
     checkpoint = jfb.load(model)
-    images = read(load_recipe("digits").data, ["train"], Console()).splits["train"].inputs[:requests].float().numpy()
-    assert load_recipe("digits").data.source == DIGITS
-    tolerances = np.random.default_rng(3).permutation(np.resize([LOOSE, STRICT], requests)).tolist()
-    own = jfb.predict(
+    images = torch.from_numpy(load_digits().images[:requests]).float().unsqueeze(1)
+    tolerances = np.random.default_rng(3).permutation(np.resize([LARGE, SMALL], requests)).tolist()
+    iterations = jfb.predict(
         checkpoint.network,
-        torch.from_numpy(images),
+        images,
         tolerance=torch.tensor(tolerances),
         max_iterations=1000,
         residual_norm=checkpoint.config.serving.residual_norm,
     ).solution.iterations.tolist()
 
-    titles = {
-        LockstepScheduler: "lockstep: a batch ends with its worst row",
-        Scheduler: "here: rows leave and join between iterations",
-    }
     figure, panels = plt.subplots(2, 1, figsize=(9, 4.6), sharex=True, layout="constrained")
-    for panel, (kind, title) in zip(panels, titles.items(), strict=True):
-        free_from = [0] * slots
-        for number, (begin, end) in enumerate(bars(checkpoint, images, tolerances, kind, slots)):
-            lane = next(lane for lane in range(slots) if free_from[lane] <= begin)
-            free_from[lane] = end
-            panel.barh(lane, own[number], left=begin, height=0.78, color=COLOURS[tolerances[number]], edgecolor="white")
-            panel.barh(
-                lane,
-                end - begin - own[number],
-                left=begin + own[number],
-                height=0.78,
-                color="#dddddd",
-                hatch="////",
-                edgecolor="white",
-            )
+    schedules = {
+        "Lockstep batching: a batch ends with its slowest row": lockstep(iterations, slots),
+        "Iteration-level batching: rows leave and join between iterations": iteration_level(iterations, slots),
+    }
+    for panel, (title, bars) in zip(panels, schedules.items(), strict=True):
+        for (slot, start, end), count, tolerance in zip(bars, iterations, tolerances, strict=True):
+            panel.barh(slot, count, left=start, height=0.78, color=COLOURS[tolerance], edgecolor="white")
+            panel.barh(slot, end - start - count, left=start + count, height=0.78, edgecolor="white", **WAITING)
         panel.set(title=title, ylabel="slot", yticks=[])
         panel.spines[["top", "right"]].set_visible(False)
     panels[1].set_xlabel("iteration")
-    handles = [plt.Rectangle((0, 0), 1, 1, color=COLOURS[LOOSE]), plt.Rectangle((0, 0), 1, 1, color=COLOURS[STRICT])]
-    handles.append(plt.Rectangle((0, 0), 1, 1, facecolor="#dddddd", hatch="////", edgecolor="white"))
-    figure.legend(
-        handles,
-        [f"tolerance {LOOSE:g}", f"tolerance {STRICT:g}", "iterated for a neighbour"],
-        loc="outside lower center",
-        ncols=3,
-        frameon=False,
-    )
+    handles = [plt.Rectangle((0, 0), 1, 1, color=COLOURS[tolerance]) for tolerance in (LARGE, SMALL)]
+    handles.append(plt.Rectangle((0, 0), 1, 1, edgecolor="white", facecolor=WAITING["color"], hatch=WAITING["hatch"]))
+    labels = [f"tolerance {LARGE:g}", f"tolerance {SMALL:g}", "converged, waiting for the slowest row"]
+    figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False)
     figure.savefig(out, dpi=120)
 
 

@@ -1,6 +1,6 @@
-"""Draws docs/theory_preconditioning.png and docs/theory_descent.png: the theorems of the paper, on small float64 networks.
+"""Draw docs/theory_preconditioning.png and docs/theory_descent.png: the theorems of the paper, on small float64 networks.
 
-Everything drawn is computed here, by the gradients of ``jfb.gradients`` and the matrices of ``jfb.theory``; a few seconds.
+The gradients of ``jfb.gradients`` and the matrices of ``jfb.theory`` compute everything that is drawn, in a few seconds.
 
     python docs/draw_theory.py
 """
@@ -43,11 +43,12 @@ def network_of(gamma: float, seed: int = 0) -> ImplicitMLP:
 
 
 def input_of(seed: int = 0) -> Tensor:
+    """A random input of the network."""
     return torch.rand(1, 5, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 def direction(network: ImplicitNetwork, inputs: Tensor, gradient: Gradient) -> Tensor:
-    """What training would descend along, for the weights of T."""
+    """The direction for the weights of T that training would use."""
     network.zero_grad()
     state, _ = gradient(network, network.inject(inputs), EXACTLY)
     F.cross_entropy(network.readout(state), torch.tensor([LABEL])).backward()
@@ -59,7 +60,7 @@ def cosine(one: Tensor, other: Tensor) -> float:
 
 
 def angles(matrices: DenseMatrices, losses: int) -> Tensor:
-    """In degrees, between the JFB direction and the gradient, for random losses."""
+    """Angles between the JFB direction and the gradient for random losses, in degrees."""
     m, j = matrices.weights_to_state, matrices.system
     pulled_back = torch.randn(len(j), losses, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     cosines = F.cosine_similarity(m @ pulled_back, m @ torch.linalg.solve(j.T, pulled_back), dim=0)
@@ -84,10 +85,14 @@ def draw_preconditioning(path: Path) -> None:
         for edge in (1 - gamma, 1 + gamma):
             spread.axvline(edge, color=COLOURS[gamma], linestyle="--", linewidth=1)
     same.axline((0, 0), slope=1, color="#999999", linewidth=0.8, zorder=0)
-    same.set(xlabel="M Jᵀ M⁺ dℓ/dΘ   (×: dℓ/dΘ itself)", ylabel="JFB direction", title="a weight of T each: the two are one")
+    same.set(
+        xlabel="M Jᵀ M⁺ dℓ/dΘ   (×: dℓ/dΘ itself)", ylabel="JFB direction", title="each dot is one weight of T: the two are equal"
+    )
     same.legend(frameon=False)
     spread.set(
-        xlabel="singular values of J = I − ∂T/∂u", ylabel="entries of 20 networks", title="what it rescales by: 1 − γ to 1 + γ"
+        xlabel="singular values of J = I − ∂T/∂u",
+        ylabel="entries of 20 networks",
+        title="the preconditioner's range: 1 − γ to 1 + γ",
     )
     spread.legend(frameon=False)
     _finish(figure, path)
@@ -116,14 +121,14 @@ def _draw_angles(axes: plt.Axes) -> None:
             max(float(angles(dense_matrices(network_of(gamma, k), input_of(k), LABEL), 2000).amax()) for k in range(5))
         )
     axes.plot(factors, np.degrees(np.arcsin(factors)), "k--", linewidth=1, label="arcsin γ: bound for κ = 1")
-    axes.plot(factors, alone, ".", color="#2a6f97", label="weights of W alone, κ = 1")
+    axes.plot(factors, alone, ".", color="#2a6f97", label="weights of W only, κ = 1")
     axes.plot(factors, everything, "x", color="#e8a33d", label="all weights of T, κ about 2.7")
     axes.axhline(90, color="#b5443c", linewidth=1)
-    axes.text(0.02, 87, "descent is lost above", color="#b5443c", va="top")
+    axes.text(0.02, 87, "no descent above this line", color="#b5443c", va="top")
     axes.set(
         xlabel="contraction factor γ",
         ylabel="largest angle (°)",
-        title="the angle to the gradient, over many losses",
+        title="largest angle between JFB and the gradient",
         ylim=(0, 95),
     )
     axes.legend(frameon=False, loc="lower right", fontsize=8)
@@ -140,9 +145,9 @@ def _draw_failing(axes: plt.Axes) -> None:
         axes.plot(4 / gamma**2, 0, "o", color=COLOURS[gamma], markersize=6)
     axes.axhline(0, color="#b5443c", linewidth=1)
     axes.set(
-        xlabel="κ(MᵀM)     |: 1/γ, promised below     o: 4/γ², lost above",
+        xlabel="κ(MᵀM)     |: guaranteed below 1/γ     o: lost above 4/γ²",
         ylabel="cosine to the gradient",
-        title="ill-conditioned MᵀM: JFB climbs",
+        title="ill-conditioned MᵀM: JFB ascends",
     )
     axes.legend(frameon=False)
 
@@ -166,9 +171,9 @@ def _draw_inexact(axes: plt.Axes) -> None:
         axes.semilogx(distances, smallest, ".-", color=COLOURS[gamma], label=f"γ = {gamma:g}")
     axes.axhline(0, color="#b5443c", linewidth=1)
     axes.set(
-        xlabel="ε: distance from the fixed point, of its norm",
+        xlabel="ε: distance from the fixed point, relative to its norm",
         ylabel="smallest cosine to the gradient",
-        title="an inexact fixed point, 48 directions away from it",
+        title="inexact fixed points, in 48 directions",
     )
     axes.legend(frameon=False)
 
@@ -187,7 +192,7 @@ def _draw_series(axes: plt.Axes) -> None:
     axes.set(
         xlabel="k, terms of the Neumann series (0 is JFB)",
         ylabel="relative error of the gradient",
-        title="dashed: γᵏ",
+        title="error of the Neumann series (dashed: γᵏ)",
         ylim=(1e-13, 2),
     )
     axes.legend(frameon=False)
@@ -201,7 +206,7 @@ def _finish(figure: plt.Figure, path: Path) -> None:
     Image.open(drawn).convert("RGB").quantize(64).save(path, optimize=True)
 
 
-def main(out: Annotated[Path, typer.Option(help="Folder of the pictures.")] = Path("docs")) -> None:
+def main(out: Annotated[Path, typer.Option(help="Folder to write the pictures into.")] = Path("docs")) -> None:
     """Draw the pictures."""
     draw_preconditioning(out / "theory_preconditioning.png")
     draw_descent(out / "theory_descent.png")

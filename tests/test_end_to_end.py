@@ -136,7 +136,7 @@ def test_a_cap_of_one_is_one_iteration(server: RunningServer, images: np.ndarray
 
 def test_the_curl_line_of_the_readme_gets_the_answer_of_the_readme(server: RunningServer) -> None:
     blocks = re.findall(r"```(\w+)\n(.*?)```", README.read_text(), re.DOTALL)
-    command = next(body for kind, body in blocks if kind == "sh" and body.startswith("curl http://127.0.0.1:8000/predict"))
+    command = next(body for kind, body in blocks if kind == "sh" and body.startswith("curl http://127.0.0.1:8000/models/digits/"))
     shown = json.loads(next(body for kind, body in blocks if kind == "json"))
     words = shlex.split(command.replace("http://127.0.0.1:8000", server.url))
     answer = json.loads(subprocess.run([*words, "--silent", "--fail"], check=True, capture_output=True, timeout=30).stdout)
