@@ -1,17 +1,27 @@
-# The two commands: `make run` trains a first model and serves it, `make test` checks everything.
+# `make run` trains a first model and serves it. `make check` is for every change, `make test` for every push.
 
 PYTHON ?= python3
 PORT ?= 8000
 STORE = $(or $(JFB_MODEL_STORE),model_store)
 BIN = .venv/bin
+PYTEST = $(BIN)/pytest --numprocesses 2
 
-.PHONY: run test lint types unit
+.PHONY: run check test test-long lint types
 
 run: .venv/installed
 	@ls -d $(STORE)/*/[0-9]* >/dev/null 2>&1 || $(BIN)/python -m training train digits
 	@$(BIN)/python -m app --port $(PORT)
 
-test: lint types unit
+# Lint, types, and the tests that start no server and train nothing: a minute on two cores.
+check: lint types
+	$(PYTEST) --dist worksteal -m "not slow and not long"
+
+# Everything except the minute-long tests.
+test: lint types
+	$(PYTEST) --dist loadfile -m "not long"
+
+test-long: .venv/installed-test
+	$(PYTEST) --dist loadfile -m long
 
 lint: .venv/installed-test
 	$(BIN)/ruff check .
@@ -20,18 +30,17 @@ lint: .venv/installed-test
 types: .venv/installed-test
 	$(BIN)/mypy
 
-unit: .venv/installed-test
-	$(BIN)/pytest --numprocesses 2 --dist loadfile
-
-# torch by exact version, so that nothing else decides which build it is. One call each, because pip reads the index anew in
-# every call; without compiling, because most of what is installed is never imported.
-PIP_INSTALL = $(BIN)/pip install --quiet --disable-pip-version-check --no-compile --constraint constraints.txt torch==2.13.0
+# torch has an exact version here, so that nothing else decides which build is installed. One pip call each, because pip reads
+# the index again in every call; without compiling, because most modules are never imported. In the mode `compat` Python finds
+# the packages through sys.path: otherwise `import jfb`, in the folder above a clone named jfb, finds that folder first.
+PIP_INSTALL = $(BIN)/pip install --quiet --disable-pip-version-check --no-compile --constraint constraints.txt \
+    --config-settings editable_mode=compat torch==2.13.0
 
 .venv/bin/python:
 	$(PYTHON) -m venv .venv
 
 .venv/installed: pyproject.toml constraints.txt | .venv/bin/python
-	$(PIP_INSTALL) --editable .
+	$(PIP_INSTALL) --editable '.[serve,train]'
 	@touch $@
 
 .venv/installed-test: pyproject.toml constraints.txt | .venv/bin/python

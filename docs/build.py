@@ -1,4 +1,4 @@
-"""Hooks of MkDocs: what the site has beyond the pages in docs/. Results from benchmarks/, the notebook, typeset mathematics."""
+"""MkDocs hooks: add results from benchmarks/, render the notebook, typeset the mathematics."""
 
 import base64
 import html
@@ -28,7 +28,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, *, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Links are written for readers of the repository, where benchmarks/ is beside docs/ and not in it."""
+    """Rewrite links to benchmarks/: in the repository the folder is next to docs/, in the site it is inside."""
 
     def in_site(match: re.Match[str]) -> str:
         uri = page.file.src_uri

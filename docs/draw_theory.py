@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from jfb import ImplicitNetwork
 from jfb.architectures import ImplicitMLP
 from jfb.gradients import JFB, Gradient, Jacobian, Neumann, Search
-from jfb.theory import Sheared, DenseMatrices, fixed_point, dense_matrices
+from jfb.theory import DenseMatrices, Sheared, dense_matrices, fixed_point
 
 mpl.use("Agg")
 from matplotlib import pyplot as plt
@@ -112,7 +112,9 @@ def _draw_angles(axes: plt.Axes) -> None:
         nn.init.orthogonal_(network.latent.weight)
         network.encode.requires_grad_(False)
         alone.append(float(angles(dense_matrices(network, input_of(), LABEL), 20_000).amax()))
-        everything.append(max(float(angles(dense_matrices(network_of(gamma, k), input_of(k), LABEL), 2000).amax()) for k in range(5)))
+        everything.append(
+            max(float(angles(dense_matrices(network_of(gamma, k), input_of(k), LABEL), 2000).amax()) for k in range(5))
+        )
     axes.plot(factors, np.degrees(np.arcsin(factors)), "k--", linewidth=1, label="arcsin γ: bound for κ = 1")
     axes.plot(factors, alone, ".", color="#2a6f97", label="weights of W alone, κ = 1")
     axes.plot(factors, everything, "x", color="#e8a33d", label="all weights of T, κ about 2.7")

@@ -1,30 +1,72 @@
-"""What several rooms' tests share."""
+"""What the tests of several rooms share, and which of them are slow."""
 
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
-# The workers of pytest-xdist, and what they start, share the cores; threads that wait for each other would only cost time.
+# The workers of pytest-xdist and their processes share the cores: more threads would only wait for each other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 from filelock import FileLock
+
+SLOW_FIXTURES = {"digits_store", "server", "strict_server", "digits_server", "quick"}  # `quick` is a recipe to train
+SLOW_HELPER = "running_server"
+SLOW_PROGRAMS = {"app", "app.engine", "training"}
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest selects by -m
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark tests that start a server or train as slow, by their fixtures and by what their file imports."""
+    for item in items:
+        assert isinstance(item, pytest.Function)
+        if SLOW_FIXTURES & set(item.fixturenames) or hasattr(item.module, SLOW_HELPER):
+            item.add_marker("slow")
+        if "digits_store" in item.fixturenames:
+            item.add_marker(pytest.mark.timeout(300))  # the first of them trains
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+    """Remember the test that runs, for the check below."""
+    global _running
+    _running = item
+    try:
+        return (yield)
+    finally:
+        _running = None
+
+
+_running: pytest.Item | None = None
+
+
+def _refuse_slow_programs(event: str, arguments: tuple[object, ...]) -> None:
+    """Fail a test that starts the server or the training program without the mark, so that `make check` stays fast."""
+    if event != "subprocess.Popen" or _running is None or _running.get_closest_marker("slow"):
+        return
+    command = arguments[1]
+    if isinstance(command, list | tuple) and "-m" in command and command[command.index("-m") + 1] in SLOW_PROGRAMS:
+        pytest.fail(f"{_running.nodeid} starts a server or trains: mark it with pytest.mark.slow")
+
+
+sys.addaudithook(_refuse_slow_programs)
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
-    """The folder of large reference data beside the checkout; tests that want it skip where it is absent."""
+    """The folder of large reference data next to the checkout; tests that need it are skipped without it."""
     if not SHARED.is_dir():
-        pytest.skip("no folder of reference data beside the checkout")
+        pytest.skip("no folder of reference data next to the checkout")
     return SHARED
 
 
 @pytest.fixture(scope="session")
 def digits_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A store with the digits model, trained by the command that `make run` runs, once for all workers. Read it only."""
+    """A store with the digits model, trained by the command of `make run`, once for all workers. Read only."""
     base = tmp_path_factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
         base = base.parent  # each worker has a folder of its own in it

@@ -1,9 +1,9 @@
-// Charts: drawn into svg elements of the page, whose style sheet colours them.
+// Charts, drawn into SVG elements; the style sheet sets their colours.
 
-const MOST_POINTS = 600;
+const MAX_POINTS = 600;
 const MARGIN = { left: 44, right: 14, top: 14, bottom: 26 };
 
-// A curve of the residuals on a log axis, with the tolerance as a line.
+// Draw the residuals on a log axis, with a line at the tolerance.
 export function drawResiduals(svg, residuals, tolerance) {
   const known = residuals.filter((one) => one > 0);
   const highest = Math.ceil(Math.log10(Math.max(tolerance, ...extremes(known))) + 0.05);
@@ -24,7 +24,7 @@ export function drawResiduals(svg, residuals, tolerance) {
   frame();
 }
 
-// Curves of the probabilities of some labels; series: one list a label, the likeliest first.
+// Draw the probabilities of some labels; series: one list per label, the most likely first.
 export function drawProbabilities(svg, series, iterations) {
   const { x, y, frame, width } = axes(svg, iterations, 0, 1);
   for (const share of [0, 0.5, 1]) {
@@ -36,7 +36,7 @@ export function drawProbabilities(svg, series, iterations) {
   frame();
 }
 
-// What the last requests cost, a bar each; costs: { iterations, status, text }.
+// Draw one bar per request; costs: { iterations, status, text }.
 export function drawCosts(svg, costs, most) {
   const { width, height } = empty(svg);
   const bar = width / most;
@@ -50,7 +50,7 @@ export function drawCosts(svg, costs, most) {
   });
 }
 
-// A value over time, the newest at the right.
+// Draw a value over time, the latest at the right.
 export function drawTrace(svg, values, most) {
   const { width, height } = empty(svg);
   const highest = Math.max(1e-9, ...values.filter((one) => one !== null));
@@ -61,7 +61,7 @@ export function drawTrace(svg, values, most) {
   add(svg, "polyline", { class: "curve rank0", points: line });
 }
 
-// Rows that came (upwards) and went (downwards), an interval each.
+// Draw the rows that entered (upwards) and left (downwards) in each interval.
 export function drawFlow(svg, flow, most) {
   const { width, height } = empty(svg);
   const [middle, bar] = [height / 2, width / most];
@@ -94,7 +94,7 @@ function axes(svg, iterations, low, high) {
 }
 
 function curve(svg, values, x, y, rank) {
-  const thin = Math.ceil(values.length / MOST_POINTS);
+  const thin = Math.ceil(values.length / MAX_POINTS);
   const points = [];
   values.forEach((value, k) => {
     if (value !== null && (k % thin === 0 || k === values.length - 1)) points.push([x(k + 1), y(value)]);
@@ -111,9 +111,9 @@ function curve(svg, values, x, y, rank) {
 const extremes = (values) =>
   values.length ? [values.reduce((a, b) => Math.min(a, b)), values.reduce((a, b) => Math.max(a, b))] : [1];
 
-function niceStep(rough) {
-  const power = 10 ** Math.floor(Math.log10(Math.max(1, rough)));
-  return power * ([1, 2, 5, 10].find((factor) => factor * power >= rough) ?? 10);
+function niceStep(least) {
+  const power = 10 ** Math.floor(Math.log10(Math.max(1, least)));
+  return power * ([1, 2, 5, 10].find((factor) => factor * power >= least) ?? 10);
 }
 
 function empty(svg) {

@@ -1,11 +1,11 @@
-// The engine, live: /metrics twice a second, and what changed in between.
+// The engine page: reads /metrics twice a second and shows the differences.
 
 import { drawFlow, drawTrace } from "./charts.js";
 import { request } from "./server.js";
 
 const EVERY = 500; // milliseconds
-const HISTORY = 120; // intervals that are shown
-const MOST_SQUARES = 256;
+const HISTORY = 120; // intervals shown
+const MAX_SQUARES = 256;
 
 const $ = (id) => document.getElementById(id);
 const traces = { iterations: [], batch: [], converged: [], cost: [] };
@@ -24,7 +24,7 @@ function parse(text) {
   return samples;
 }
 
-async function look() {
+async function read() {
   const samples = parse(await (await request("metrics", { cache: "no-store" })).text());
   const at = performance.now() / 1000;
   const of = (name, status) => samples.filter((one) => one.name === name && (!status || one.labels.status === status));
@@ -32,7 +32,7 @@ async function look() {
   return {
     at,
     of,
-    ready: sum("jfb_engine_ready") === 1,
+    ready: of("jfb_engine_ready").every((engine) => engine.value === 1),
     active: sum("jfb_engine_active_rows"),
     waiting: sum("jfb_engine_waiting_rows"),
     slots: sum("jfb_engine_slots"),
@@ -51,8 +51,9 @@ function show(now) {
   $("rows-text").textContent = `${now.active} of ${now.slots} slots, ${now.waiting} waiting`;
   squares($("active-rows"), now.slots, (k) => (k < now.active ? "active" : ""));
   squares($("waiting-rows"), Math.max(1, now.waiting), (k) => (k < now.waiting ? "waiting" : ""));
-  $("models").replaceChildren(...now.of("jfb_engine_slots").map(({ labels }) => modelRow(now, labels, compact)));
-  // An engine that was restarted counts from 0 again.
+  const served = new Map(now.of("jfb_engine_slots").map(({ labels }) => [`${labels.model}/${labels.version}`, labels]));
+  $("models").replaceChildren(...[...served.values()].map((labels) => modelRow(now, labels, compact)));
+  // A restarted engine counts from 0 again.
   if (before !== null && now.ticks >= before.ticks && now.ended >= before.ended) {
     const seconds = now.at - before.at;
     const [ticks, ended] = [now.ticks - before.ticks, now.ended - before.ended];
@@ -77,13 +78,17 @@ function draw() {
   drawFlow($("flow"), flow, HISTORY);
 }
 
-function modelRow(now, labels, compact) {
+// One version, summed over the engines.
+function modelRow(now, { model, version }, compact) {
   const value = (name) =>
-    now.of(`jfb_engine_${name}`).find((one) => one.labels.model === labels.model && one.labels.version === labels.version)?.value ?? 0;
+    now
+      .of(`jfb_engine_${name}`)
+      .filter((one) => one.labels.model === model && one.labels.version === version)
+      .reduce((total, one) => total + one.value, 0);
   const [ended, iterations] = [value("rows_ended_total"), value("iterations_total")];
   const cells = [
-    labels.model,
-    labels.version,
+    model,
+    version,
     ...["active_rows", "waiting_rows", "slots"].map(value),
     compact.format(ended),
     compact.format(iterations),
@@ -95,7 +100,7 @@ function modelRow(now, labels, compact) {
 }
 
 function squares(box, count, className) {
-  const shown = Math.min(count, MOST_SQUARES);
+  const shown = Math.min(count, MAX_SQUARES);
   while (box.children.length > shown) box.lastChild.remove();
   while (box.children.length < shown) box.append(document.createElement("i"));
   [...box.children].forEach((one, k) => (one.className = className(k)));
@@ -106,25 +111,25 @@ function remember(list, value) {
   list.splice(0, list.length - HISTORY);
 }
 
-function showTrouble(text) {
-  $("trouble").hidden = text === null;
-  $("trouble-text").textContent = text ?? "";
+function showError(text) {
+  $("error").hidden = text === null;
+  $("error-text").textContent = text ?? "";
 }
 
 async function run() {
   if (!document.hidden) {
     try {
-      const now = await look();
-      showTrouble(now.ready ? null : "The engine is being started.");
+      const now = await read();
+      showError(now.ready ? null : "The engine is starting.");
       show(now);
     } catch (error) {
       before = null;
-      const elsewhere = "This server gives its metrics on another port (metrics_port), which this page cannot read.";
-      showTrouble(error.status === 404 ? elsewhere : error.message);
+      const elsewhere = "This server serves its metrics on another port (metrics_port), which this page cannot read.";
+      showError(error.status === 404 ? elsewhere : error.message);
       if (error.status === 404) return;
     }
   } else {
-    before = null; // what passes unseen is no interval
+    before = null; // no interval is measured while the page is hidden
   }
   setTimeout(run, EVERY);
 }

@@ -1,18 +1,18 @@
-// Pad: a canvas that one draws on, drops a picture on or shows a sample on, and that says which input this is to a model.
+// Pad: a canvas for drawings, dropped images and samples, which converts its content to a model's input.
 
-const SIDE = 336; // of the paper in its own pixels
+const SIDE = 336; // of the paper, in pixels
 const PEN = SIDE / 11;
-const BLOCK = 8; // pixels of the paper averaged into one of the model's, a side
-const STEP = SIDE / 24; // of the pen that arrow keys move
+const BLOCK = 8; // pixels of the paper, per side, averaged into one pixel of the input
+const STEP = SIDE / 24; // of one arrow key, in pixels
 
 export class Pad extends EventTarget {
   #view;
   #paper = sheet(SIDE, SIDE);
   #ink = this.#paper.getContext("2d", { willReadFrequently: true });
   #spec = null; // of the model's input
-  #sample = null; // shown instead of the paper, if any
-  #isInk = true; // and not a picture
-  #filled = 0; // share of the side that the samples' ink takes: drawings are brought to that size
+  #sample = null; // shown instead of the paper, or null
+  #isInk = true; // whether the paper holds a drawing, not an image
+  #filled = 0; // share of the side that the samples' ink takes; drawings are scaled to it
   #last = null;
   #isEmpty = true;
   #pen = { x: SIDE / 2, y: SIDE / 2, isDown: false, isShown: false };
@@ -37,7 +37,7 @@ export class Pad extends EventTarget {
     return this.#isEmpty;
   }
 
-  // spec: of a model that takes images; samples: raw inputs of its kind.
+  // spec: input spec of a model of images; samples: raw inputs of that model.
   prepare(spec, samples) {
     this.#spec = spec;
     this.#filled = spec.shape[0] === 1 ? filledShare(spec, samples) : 0;
@@ -64,7 +64,7 @@ export class Pad extends EventTarget {
   async showPicture(file) {
     const picture = await createImageBitmap(file);
     this.clear();
-    const scale = SIDE / Math.min(picture.width, picture.height); // it covers the paper, and is cut where it is longer
+    const scale = SIDE / Math.min(picture.width, picture.height); // it covers the paper; the longer side is cropped
     const [width, height] = [picture.width * scale, picture.height * scale];
     const pen = this.#ink;
     pen.imageSmoothingQuality = "high";
@@ -73,7 +73,7 @@ export class Pad extends EventTarget {
     this.#changed();
   }
 
-  // Swap dark and light, as for a digit that is dark on white paper.
+  // Swap dark and light, for example for a dark digit on white paper.
   invert() {
     if (this.#sample) {
       const { low, high } = this.#spec;
@@ -89,7 +89,7 @@ export class Pad extends EventTarget {
     this.#changed();
   }
 
-  // What the model is asked: nested raw numbers, [channels][height][width].
+  // The model's input: nested raw numbers, [channels][height][width].
   input() {
     if (this.#sample) return this.#sample;
     const { shape, low, high, dtype } = this.#spec;
@@ -200,7 +200,7 @@ export class Pad extends EventTarget {
   }
 }
 
-// A canvas of the size of a raw input that shows it.
+// Draw a raw input on a canvas of its size.
 export function picture(input, { shape, low, high }) {
   const [channels, height, width] = shape;
   const canvas = sheet(width, height);
@@ -242,7 +242,7 @@ function boxOf(width, height, isInk) {
   return right < 0 ? null : { x: left, y: top, width: right - left + 1, height: bottom - top + 1 };
 }
 
-// The data sets of drawings bring what is drawn to one size, and so must we; the samples tell which.
+// Data sets of drawings scale the ink to one size, so the pad does too; the samples show which size.
 function filledShare({ shape, low, high }, samples) {
   const [, height, width] = shape;
   const shares = samples.flatMap(([plane]) => {

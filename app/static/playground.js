@@ -1,14 +1,14 @@
-// The playground: what is drawn is asked as it is drawn, and the answer is seen to form.
+// The playground: sends the input while it is drawn, and shows the answer as it converges.
 
 import { drawCosts, drawProbabilities, drawResiduals } from "./charts.js";
 import { Pad, picture } from "./pad.js";
-import { get, hasKey, Trouble, useKey, watch } from "./server.js";
+import { get, hasKey, predict, ServerError, useKey } from "./server.js";
 
 const DEBOUNCE = 70; // milliseconds
-const MOST_COSTS = 50;
+const MAX_COSTS = 50;
 const TOP = 5;
 const REPLAY = 2500; // milliseconds
-const RETRY = 2; // seconds, where the server does not say
+const RETRY = 2; // seconds, without a Retry-After of the server
 
 const $ = (id) => document.getElementById(id);
 const pad = new Pad($("pad"));
@@ -16,15 +16,15 @@ const costs = [];
 let models = [];
 let model = null;
 let samples = [];
-let asking = null; // the AbortController of the request in flight
-let events = []; // of the last request's iterations
-let asked = null; // its tolerance and cap
+let inFlight = null; // the AbortController of the request in flight
+let events = []; // one per iteration of the last request
+let sent = null; // its tolerance, cap and solver
 let answer = null;
 let timer = 0;
 let retry = 0;
 let frame = 0;
 
-// -- what is asked ----------------------------------------------------------------------------------------------------
+// -- the request ------------------------------------------------------------------------------------------------------
 
 const tolerance = () => Number((10 ** Number($("tolerance").value)).toPrecision(2));
 const cap = () => Math.min(model.max_iterations_limit, Math.round(10 ** Number($("cap").value)));
@@ -35,7 +35,7 @@ function input() {
   const numbers = $("numbers").value.split(/[\s,;[\]]+/).filter(Boolean).map(Number);
   const size = model.input.shape.reduce((a, b) => a * b, 1);
   if (numbers.length !== size || numbers.some((one) => !Number.isFinite(one)))
-    throw new Trouble(422, `Expected ${size} numbers, got ${numbers.length} entries.`);
+    throw new ServerError(422, `The input must be ${size} numbers (got ${numbers.length}).`);
   const nest = (flat, [, ...inner]) => {
     if (!inner.length) return flat;
     const each = inner.reduce((a, b) => a * b, 1);
@@ -44,23 +44,23 @@ function input() {
   return nest(numbers, model.input.shape);
 }
 
-function askSoon() {
+function predictSoon() {
   clearTimeout(timer);
   clearTimeout(retry);
-  timer = setTimeout(ask, DEBOUNCE);
+  timer = setTimeout(send, DEBOUNCE);
 }
 
-async function ask() {
-  asking?.abort();
+async function send() {
+  inFlight?.abort();
   stopReplay();
-  const mine = (asking = new AbortController());
+  const mine = (inFlight = new AbortController());
   try {
     const one = input();
     if (one === null) return forget();
     if (model.input.kind === "image") showSeen(one);
-    const began = performance.now();
+    const started = performance.now();
     const wanted = { tolerance: tolerance(), cap: cap(), solver: $("solver").value };
-    let heard = null; // until the first event, the last answer stays in sight
+    let received = null; // until the first event, the last answer stays visible
     const body = {
       inputs: [one],
       tolerance: wanted.tolerance,
@@ -68,38 +68,38 @@ async function ask() {
       solver: wanted.solver,
       stop: $("stop").checked ? "label" : "tolerance",
     };
-    const whole = await watch(model.name, body, mine.signal, (event) => {
-      if (heard === null) [heard, events, asked, answer] = [[], [], wanted, null];
-      heard.push(event);
-      events = heard;
+    const whole = await predict(model.name, body, mine.signal, (event) => {
+      if (received === null) [received, events, sent, answer] = [[], [], wanted, null];
+      received.push(event);
+      events = received;
       drawSoon();
     });
     if (mine.signal.aborted) return;
-    asked = wanted;
-    answer = { ...whole.predictions[0], milliseconds: performance.now() - began };
+    sent = wanted;
+    answer = { ...whole.predictions[0], milliseconds: performance.now() - started };
     countCost();
-    showTrouble(null);
+    showError(null);
     draw();
     say();
   } catch (error) {
-    if (!mine.signal.aborted) showTrouble(error, ask);
+    if (!mine.signal.aborted) showError(error, send);
   }
 }
 
 function forget() {
-  [events, answer, asked] = [[], null, null];
+  [events, answer, sent] = [[], null, null];
   $("said").textContent = "";
   $("seen").getContext("2d").clearRect(0, 0, $("seen").width, $("seen").height);
   draw();
 }
 
-// -- what is shown ----------------------------------------------------------------------------------------------------
+// -- the answer -------------------------------------------------------------------------------------------------------
 
 function drawSoon() {
   frame ||= requestAnimationFrame(() => draw());
 }
 
-// count: of the iterations to show; all of them but in a replay.
+// count: the number of iterations to show; fewer than all during a replay.
 function draw(count = events.length) {
   cancelAnimationFrame(frame);
   frame = 0;
@@ -107,7 +107,7 @@ function draw(count = events.length) {
   const shown = events.slice(0, count);
   const last = shown.at(-1);
   const isWhole = count === events.length && answer !== null;
-  // Colours follow the labels that are likeliest at the end, so that none changes on the way there.
+  // The labels that are most likely at the end have the colours, so that no colour changes on the way.
   const ranked = (events.findLast((event) => event.top.length)?.top ?? []).slice(0, TOP);
   const probability = (event, index) => event.top.find((one) => one.index === index)?.probability ?? null;
   const best = last?.top[0];
@@ -116,13 +116,13 @@ function draw(count = events.length) {
   $("iterations").textContent = last ? last.iteration.toLocaleString("en") : "–";
   $("residual").textContent = last ? shortNumber(last.residual) : "–";
   $("time").textContent = isWhole ? `${answer.milliseconds.toFixed(answer.milliseconds < 10 ? 1 : 0)} ms` : "–";
-  $("end").textContent = isWhole ? ended(answer) : last ? "iterating…" : "draw, or pick a sample";
+  $("end").textContent = isWhole ? ended(answer) : last ? "Iterating…" : "Draw, or choose a sample";
   $("end").className = `end ${isWhole ? answer.status : ""}`;
   $("replay").disabled = events.length < 2 || answer === null;
   const bars = ranked.map((one, rank) => bar(one.label, rank, last ? (probability(last, one.index) ?? 0) : 0));
   $("bars").replaceChildren(...bars);
   $("legend").replaceChildren(...ranked.map((one, rank) => element("span", `key rank${rank}`, one.label)));
-  drawResiduals($("residuals"), shown.map((event) => event.residual), asked?.tolerance ?? tolerance());
+  drawResiduals($("residuals"), shown.map((event) => event.residual), sent?.tolerance ?? tolerance());
   const series = ranked.map((one) => shown.map((event) => probability(event, one.index)));
   drawProbabilities($("probabilities"), series, shown.length);
 }
@@ -139,40 +139,40 @@ function bar(label, rank, probability) {
 
 function ended({ status, stability }) {
   const words = {
-    converged: "converged: it moves less than the tolerance",
-    label_stable: `its label cannot change any more: ${lead(stability)}`,
-    max_iterations: "stopped at the cap, before the tolerance",
-    deadline: "stopped at the deadline",
-    diverged: "diverged: its numbers are no longer finite",
+    converged: "Converged: the last change is below the tolerance",
+    label_stable: `Label settled: ${lead(stability)}`,
+    max_iterations: "Stopped at the maximum number of iterations, above the tolerance",
+    deadline: "Stopped at the deadline",
+    diverged: "Diverged: the numbers are no longer finite",
   };
   return words[status];
 }
 
-// stability: null or undefined where the answer is not one to a label stop.
+// stability: null or undefined unless the request stopped by its label.
 function lead(stability) {
   if (!stability) return "";
   const { margin, bound, kind } = stability;
   const [ahead, left] = [margin, bound].map((one) => (one === null ? "any amount" : shortNumber(one)));
-  return `it leads by ${ahead}, and can lose ${left}${kind === "estimate" ? ", by estimate" : ""}`;
+  return `it leads by ${ahead} and can lose at most ${left}${kind === "estimate" ? " (estimate)" : ""}`;
 }
 
 function say() {
   const count = `${answer.iterations} iteration${answer.iterations === 1 ? "" : "s"}`;
-  const share = answer.probabilities ? ` with ${Math.round(100 * answer.probabilities[answer.index])} per cent` : "";
-  $("said").textContent = `${answer.label ?? "No label"}${share}, after ${count}: ${ended(answer)}.`;
+  const share = answer.probabilities ? ` with ${Math.round(100 * answer.probabilities[answer.index])} percent` : "";
+  $("said").textContent = `${answer.label ?? "No label"}${share}, after ${count}. ${ended(answer)}.`;
 }
 
 function countCost() {
   const { iterations, status, label, milliseconds } = answer;
   const took = `${iterations} iterations, ${milliseconds.toFixed(1)} ms`;
-  const text = `${label ?? "no label"}: ${took}, tolerance ${shortNumber(asked.tolerance)}, ${asked.solver}`;
+  const text = `${label ?? "no label"}: ${took}, tolerance ${shortNumber(sent.tolerance)}, ${sent.solver}`;
   costs.push({ iterations, status, text });
-  costs.splice(0, costs.length - MOST_COSTS);
+  costs.splice(0, costs.length - MAX_COSTS);
   const mean = costs.reduce((sum, one) => sum + one.iterations, 0) / costs.length;
   const highest = Math.max(...costs.map((one) => one.iterations));
   $("strip-mean").textContent = `mean ${mean.toFixed(1)} · max ${highest}`;
   $("costs").setAttribute("aria-label", `Iterations of the last ${costs.length} requests: mean ${mean.toFixed(1)}`);
-  drawCosts($("costs"), costs, MOST_COSTS);
+  drawCosts($("costs"), costs, MAX_COSTS);
 }
 
 function showSeen(one) {
@@ -182,22 +182,22 @@ function showSeen(one) {
   seen.getContext("2d").drawImage(small, 0, 0);
 }
 
-// error: null when all is well; again: what to do once it may be over.
-function showTrouble(error, again) {
+// error: null clears the message; again: called for a retry.
+function showError(error, again) {
   clearTimeout(retry);
-  $("trouble").hidden = error === null;
+  $("error").hidden = error === null;
   $("key-form").hidden = error?.status !== 401;
   if (error === null) return;
-  if (!(error instanceof Trouble)) throw error;
+  if (!(error instanceof ServerError)) throw error;
   const wait = error.retryAfter || RETRY;
-  const soon = ` Trying again in ${wait} s.`;
+  const soon = ` Retrying in ${wait} s.`;
   const texts = {
     0: error.message + soon,
-    401: hasKey() ? "The server does not know this key." : "The server wants a key.",
-    429: `The server is busy: its queue is full.${soon}`,
+    401: hasKey() ? "Invalid API key." : "This server requires an API key.",
+    429: `The server is busy: the queue is full.${soon}`,
     503: `The server is not ready: ${error.message}.${soon}`,
   };
-  $("trouble-text").textContent = texts[error.status] ?? error.message;
+  $("error-text").textContent = texts[error.status] ?? error.message;
   if ([0, 429, 503].includes(error.status)) retry = setTimeout(again, wait * 1000);
 }
 
@@ -207,9 +207,9 @@ let replaying = 0;
 
 function replay() {
   stopReplay();
-  const began = performance.now();
+  const started = performance.now();
   const next = (now) => {
-    const share = Math.min(1, Math.max(0, now - began) / REPLAY);
+    const share = Math.min(1, Math.max(0, now - started) / REPLAY);
     draw(Math.max(1, Math.ceil(share * events.length)));
     replaying = share < 1 ? requestAnimationFrame(next) : 0;
   };
@@ -227,7 +227,7 @@ async function start() {
   try {
     const { models: found, default: chosen } = await get("models");
     models = found;
-    showTrouble(models.length ? null : new Trouble(404, "The server has no model: train one, and reload."));
+    showError(models.length ? null : new ServerError(404, "The server has no model. Train one and reload this page."));
     $("model").replaceChildren(...models.map((one) => new Option(one.name, one.name)));
     $("model").disabled = models.length < 2;
     if (models.length) {
@@ -235,17 +235,17 @@ async function start() {
       await choose();
     }
   } catch (error) {
-    showTrouble(error, start);
+    showError(error, start);
   }
 }
 
 async function choose() {
   model = models.find((one) => one.name === $("model").value);
-  asking?.abort();
+  inFlight?.abort();
   try {
     samples = await get(`models/${encodeURIComponent(model.name)}/samples`);
   } catch (error) {
-    return showTrouble(error, choose);
+    return showError(error, choose);
   }
   const isImage = model.input.kind === "image";
   $("picture-input").hidden = !isImage;
@@ -260,7 +260,7 @@ async function choose() {
   $("solver").disabled = model.solvers.length < 2;
   $("stop").checked = false;
   $("stop").disabled = model.label_stop === null;
-  $("stop-label").title = model.label_stop ? "" : "This model has no label stops: python -m training evaluate calibrates them.";
+  $("stop-label").title = model.label_stop ? "" : "Label stops are not calibrated for this model: run python -m training evaluate.";
   $("norm").textContent = `${model.residual_norm.replace("_", " ")} norm`;
   showKnobs();
   $("samples").replaceChildren(...samples.map(sampleButton));
@@ -283,7 +283,7 @@ function sampleButton(sample) {
 function useSample(sample) {
   if (model.input.kind === "image") return pad.showSample(sample.input);
   $("numbers").value = sample.input.flat(Infinity).join(", ");
-  askSoon();
+  predictSoon();
 }
 
 function showKnobs() {
@@ -300,7 +300,7 @@ async function open(file) {
   try {
     await pad.showPicture(file);
   } catch {
-    showTrouble(new Trouble(422, `${file.name || "This"} is not an image that the browser can read.`));
+    showError(new ServerError(422, `${file.name || "This"} is not an image that this browser can read.`));
   }
 }
 
@@ -323,7 +323,7 @@ function element(name, className, text = "") {
 
 pad.addEventListener("change", () => {
   $("hint").hidden = !pad.isEmpty;
-  if (model) askSoon();
+  if (model) predictSoon();
 });
 $("clear").addEventListener("click", () => pad.clear());
 $("invert").addEventListener("click", () => pad.invert());
@@ -333,18 +333,18 @@ $("file").addEventListener("change", (event) => {
   event.target.value = "";
 });
 $("model").addEventListener("change", choose);
-$("numbers").addEventListener("input", askSoon);
+$("numbers").addEventListener("input", predictSoon);
 for (const knob of [$("tolerance"), $("cap"), $("solver"), $("stop")])
   knob.addEventListener("input", () => {
     if (!model) return;
     showKnobs();
-    askSoon();
+    predictSoon();
   });
 $("key-form").addEventListener("submit", (event) => {
   event.preventDefault();
   useKey($("key").value);
   $("key").value = "";
-  if (model) ask();
+  if (model) send();
   else start();
 });
 for (const name of ["dragover", "dragleave", "drop"])
@@ -356,6 +356,6 @@ for (const name of ["dragover", "dragleave", "drop"])
   });
 new ResizeObserver(() => {
   draw();
-  drawCosts($("costs"), costs, MOST_COSTS);
+  drawCosts($("costs"), costs, MAX_COSTS);
 }).observe(document.querySelector("main"));
 start();

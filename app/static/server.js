@@ -1,18 +1,18 @@
-// The server, as the pages ask it: every trouble is a Trouble with a status, 0 where nobody answers.
+// The client of the server: every failure is a ServerError with a status, 0 if the server does not answer.
 
 const KEY = "key";
 const UNREACHABLE = "The server cannot be reached.";
 
-export class Trouble extends Error {
+export class ServerError extends Error {
   constructor(status, message, retryAfter = 0) {
     super(message);
     this.status = status;
-    this.retryAfter = retryAfter; // seconds, 0 if the server does not say
+    this.retryAfter = retryAfter; // seconds, 0 if the server sends no Retry-After
   }
 }
 
 export const hasKey = () => sessionStorage.getItem(KEY) !== null;
-export const useKey = (key) => sessionStorage.setItem(KEY, key.trim()); // forgotten with the tab
+export const useKey = (key) => sessionStorage.setItem(KEY, key.trim()); // kept until the tab is closed
 
 export async function request(path, options = {}) {
   const headers = { ...options.headers };
@@ -21,7 +21,7 @@ export async function request(path, options = {}) {
   try {
     response = await fetch(path, { ...options, headers });
   } catch (error) {
-    throw error.name === "AbortError" ? error : new Trouble(0, UNREACHABLE);
+    throw error.name === "AbortError" ? error : new ServerError(0, UNREACHABLE);
   }
   if (response.ok) return response;
   const text = await response.text();
@@ -29,15 +29,15 @@ export async function request(path, options = {}) {
   try {
     message = JSON.parse(text).error ?? text;
   } catch {
-    // what a proxy says is shown as it is
+    // a proxy's answer is shown unchanged
   }
-  throw new Trouble(response.status, message, Number(response.headers.get("retry-after")) || 0);
+  throw new ServerError(response.status, message, Number(response.headers.get("retry-after")) || 0);
 }
 
 export const get = async (path) => (await request(path)).json();
 
-// Ask a model, and hear of each iteration; resolves to the answer.
-export async function watch(model, body, signal, onIteration) {
+// Predict with progress: calls onIteration for each iteration, resolves to the answer.
+export async function predict(model, body, signal, onIteration) {
   const response = await request(`models/${encodeURIComponent(model)}/predict`, {
     method: "POST",
     headers: { accept: "text/event-stream", "content-type": "application/json" },
@@ -49,18 +49,18 @@ export async function watch(model, body, signal, onIteration) {
   try {
     for (;;) {
       const { done, value } = await reader.read();
-      if (done) throw new Trouble(0, "The server ended in the middle of its answer.");
+      if (done) throw new ServerError(0, "The server closed the connection before the end of its answer.");
       const blocks = (rest + value).split("\n\n");
       rest = blocks.pop();
       for (const block of blocks) {
         const [name, data] = block.split("\n").map((line) => line.slice(line.indexOf(" ") + 1));
         const content = JSON.parse(data);
         if (name === "answer") return content;
-        if (name === "error") throw new Trouble(503, content.error);
+        if (name === "error") throw new ServerError(503, content.error);
         onIteration(content);
       }
     }
   } catch (error) {
-    throw error instanceof Trouble || error.name === "AbortError" ? error : new Trouble(0, UNREACHABLE);
+    throw error instanceof ServerError || error.name === "AbortError" ? error : new ServerError(0, UNREACHABLE);
   }
 }

@@ -178,10 +178,8 @@ class SupervisedProcess:
         """Note when the process is ready; return True when it has been silent for too long, False when it closed its end."""
         timeout, began = self._command.start_seconds, None
         while True:
-            try:
-                async with asyncio.timeout(timeout):
-                    heard = await reader.read(4096)
-            except TimeoutError:
+            heard = await _read(reader, timeout)
+            if heard is None:
                 return True
             if not heard:
                 return False
@@ -198,3 +196,16 @@ class SupervisedProcess:
         new = self._status_file.with_suffix(".new")
         new.write_bytes(msgspec.json.encode(status))
         new.rename(self._status_file)  # in one step, so that nothing half-written is read
+
+
+async def _read(reader: asyncio.StreamReader, seconds: float) -> bytes | None:
+    """What arrives within some seconds, or None.
+
+    It waits twice for half of them: an event loop that was blocked for longer sees that its time is up before it sees what has
+    arrived meanwhile, and a process is not to be killed for that.
+    """
+    for _ in range(2):
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds / 2):
+                return await reader.read(4096)
+    return None

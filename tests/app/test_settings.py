@@ -17,6 +17,7 @@ def run(*arguments: str, **variables: str) -> "subprocess.CompletedProcess[str]"
     )
 
 
+@pytest.mark.slow
 def test_help_lists_every_setting_with_its_description_and_default() -> None:
     said = " ".join(run("--help").stdout.split())
     for name, field in Settings.model_fields.items():
@@ -41,6 +42,7 @@ def test_help_lists_every_setting_with_its_description_and_default() -> None:
         ),
     ],
 )
+@pytest.mark.slow
 def test_a_wrong_setting_is_named_without_a_traceback(
     arguments: list[str], variables: dict[str, str], parts: tuple[str, ...]
 ) -> None:

@@ -1,4 +1,4 @@
-"""The compose file on a real engine: built, started, asked, killed, stopped. With JFB_TEST_DOCKER=1, because it takes minutes."""
+"""The compose file on a real Docker engine: build, start, predict, kill, stop. Takes minutes, and needs JFB_TEST_DOCKER=1."""
 
 import json
 import os
@@ -33,12 +33,17 @@ def reason_to_skip() -> str | None:
 
 
 REASON = reason_to_skip()
-pytestmark = [pytest.mark.docker, pytest.mark.skipif(REASON is not None, reason=str(REASON))]
+pytestmark = [
+    pytest.mark.docker,
+    pytest.mark.slow,
+    pytest.mark.timeout(1800),
+    pytest.mark.skipif(REASON is not None, reason=str(REASON)),
+]
 
 
 @dataclass(frozen=True)
 class Composed:
-    """What `docker compose up` started."""
+    """The containers of `docker compose up`."""
 
     environment: dict[str, str]
     client: httpx.Client
@@ -54,7 +59,7 @@ class Composed:
         return self.compose("ps", "--all", "--quiet", service).strip()
 
     def inspect(self, service: str) -> dict[str, object]:
-        """What the engine knows of a service's container: `State`, `RestartCount`, ..."""
+        """Docker's description of a service's container: `State`, `RestartCount`, ..."""
         (found,) = json.loads(_run("docker", "inspect", self.container(service)))
         return dict(found)
 
@@ -103,7 +108,7 @@ def test_another_up_does_not_train_again(composed: Composed) -> None:
     assert composed.client.get("/models/digits").json()["versions"] == [1]
 
 
-def test_the_server_is_nobody_and_writes_nowhere_but_in_tmp(composed: Composed) -> None:
+def test_the_server_is_an_ordinary_user_and_writes_only_to_tmp(composed: Composed) -> None:
     assert composed.python("import os; print(os.getuid())").strip() == "10001"
     assert "CapEff:\t0000000000000000" in composed.python("print(open('/proc/1/status').read())")
     for place in ("/", "/model_store", "/usr/local"):
@@ -117,31 +122,31 @@ def test_a_server_that_is_killed_comes_back(composed: Composed) -> None:
     assert isinstance(before, int)
     # The init process lives as long as its one child, which is the server.
     composed.python("import os; os.kill(int(open('/proc/1/task/1/children').read().split()[0]), 9)")
-    wait_until(lambda: composed.inspect("server")["RestartCount"] == before + 1, 30, "the engine restarts it")
+    wait_until(lambda: composed.inspect("server")["RestartCount"] == before + 1, 30, "Docker restarts it")
     wait_until(composed.is_ready, 60, "it serves again")
     assert composed.client.post("/predict", json=BODY).status_code == 200
 
 
-def test_a_server_that_is_told_to_stop_says_so_first_and_then_finishes(composed: Composed) -> None:
-    told = threading.Event()
+def test_a_stopped_server_turns_not_ready_before_it_finishes(composed: Composed) -> None:
+    stopping = threading.Event()
 
-    def ask_until_it_is_not_ready() -> list[int]:
-        """Ask as somebody behind a balancer does; once more after it has said that it is not ready, as news travels slowly."""
+    def predict_until_it_is_not_ready() -> list[int]:
+        """Send requests as a load balancer does: one more after the server is not ready, because balancers notice late."""
         answers: list[int] = []
         ready = True
         while ready:
             ready = composed.is_ready()
             answers.append(composed.client.post("/predict", json=BODY).status_code)
-        assert told.is_set()
+        assert stopping.is_set()
         return answers
 
     with ThreadPoolExecutor(4) as pool:
-        asking = [pool.submit(ask_until_it_is_not_ready) for _ in range(4)]
+        clients = [pool.submit(predict_until_it_is_not_ready) for _ in range(4)]
         wait_until(lambda: composed.client.get("/metrics").text.count('status="converged"') > 0, 30, "there is load")
-        told.set()
+        stopping.set()
         _run("docker", "stop", "--time", "30", composed.container("server"))
-        for one in asking:
-            assert set(one.result()) == {200}
+        for client in clients:
+            assert set(client.result()) == {200}
     state = composed.inspect("server")["State"]
     assert isinstance(state, dict)
     assert (state["ExitCode"], state["OOMKilled"]) == (0, False)

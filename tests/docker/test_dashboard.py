@@ -1,4 +1,4 @@
-"""Prometheus and the Grafana dashboard, as provisioned: every query must find something in what a real server counts."""
+"""Prometheus and the Grafana dashboard, as provisioned: every query must return data of a real server."""
 
 import json
 import re
@@ -25,7 +25,7 @@ QUERIES = {f"{panel['title']}: {target['expr']}": target["expr"] for panel in DA
 
 @pytest.fixture(scope="module")
 def watched(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
-    """A server of its own: what others ask of theirs would be seen in the numbers."""
+    """A server of its own, so that the numbers count only the requests of this module."""
     with running_server(store, tmp_path_factory.mktemp("watched") / "log", default_model="digits") as server:
         server.wait_until_ready()
         yield server
@@ -33,24 +33,24 @@ def watched(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[R
 
 @pytest.fixture(scope="module")
 def names(watched: RunningServer) -> set[str]:
-    """The names of all samples that the server counts after one prediction."""
+    """The names of all samples after one prediction."""
     watched.predict({"inputs": np.zeros((2, 1, 8, 8)).tolist()})
     families = text_string_to_metric_families(watched.client.get("/metrics").text)
     return {sample.name for family in families for sample in family.samples}
 
 
 @pytest.mark.parametrize("query", QUERIES.values(), ids=QUERIES.keys())
-def test_the_server_counts_what_the_dashboard_asks_for(query: str, names: set[str]) -> None:
-    asked = set(re.findall(r"\bjfb_\w+", query))
-    assert asked
-    assert asked <= names
+def test_the_server_has_the_metrics_of_the_dashboard(query: str, names: set[str]) -> None:
+    queried = set(re.findall(r"\bjfb_\w+", query))
+    assert queried
+    assert queried <= names
 
 
-def test_the_server_counts_what_the_autoscalers_ask_for(names: set[str]) -> None:
+def test_the_server_has_the_metrics_of_the_autoscalers(names: set[str]) -> None:
     files = [path.read_text() for path in (FOLDER / "kubernetes").iterdir()]
-    asked = {name for text in files for name in re.findall(r"\bjfb_engine_\w+", text)}
-    assert asked == {"jfb_engine_waiting_rows"}
-    assert asked <= names
+    queried = {name for text in files for name in re.findall(r"\bjfb_engine_\w+", text)}
+    assert queried == {"jfb_engine_waiting_rows"}
+    assert queried <= names
 
 
 def test_panels_lie_side_by_side_and_name_the_provisioned_data_source() -> None:
@@ -77,7 +77,7 @@ def test_every_mounted_file_is_there_and_every_image_has_an_exact_version() -> N
             assert re.fullmatch(r"[\w/]+:v?\d+\.\d+\.\d+", service["image"]), name
 
 
-def test_prometheus_and_the_proxy_know_every_server_of_the_compose_file() -> None:
+def test_prometheus_and_the_proxy_have_every_server_of_the_compose_file() -> None:
     services = yaml.safe_load((FOLDER / "compose.yaml").read_text())["services"]
     servers = {name for name, service in services.items() if service["image"] == "jfb-server"}
     (job,) = yaml.safe_load((FOLDER / "prometheus.yaml").read_text())["scrape_configs"]
@@ -87,7 +87,7 @@ def test_prometheus_and_the_proxy_know_every_server_of_the_compose_file() -> Non
 
 @pytest.fixture(scope="module")
 def prometheus(watched: RunningServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
-    """The real program with the provisioned configuration, but that it looks more often, at this server."""
+    """Prometheus with the provisioned configuration, except that it scrapes this server, every second."""
     if shutil.which("prometheus") is None:
         pytest.skip("prometheus is not installed")
     configuration = yaml.safe_load((FOLDER / "prometheus.yaml").read_text())
@@ -110,10 +110,10 @@ def prometheus(watched: RunningServer, tmp_path_factory: pytest.TempPathFactory)
         process.wait(timeout=30)
 
 
-def test_every_query_of_the_dashboard_finds_something(
+def test_every_query_of_the_dashboard_returns_data(
     watched: RunningServer, prometheus: httpx.Client, digits: NDArray[np.float64]
 ) -> None:
-    def ask(query: str) -> list[dict[str, object]]:
+    def run(query: str) -> list[dict[str, object]]:
         expression = query.replace("$__rate_interval", "10s").replace("$model", ".*")
         answer = prometheus.post("/query", data={"query": expression})
         assert answer.status_code == 200, (query, answer.text)
@@ -124,10 +124,10 @@ def test_every_query_of_the_dashboard_finds_something(
     while missing and time.monotonic() < end:
         assert watched.predict({"inputs": digits.tolist()}).status_code == 200
         time.sleep(0.2)
-        values = {name: ask(QUERIES[name]) for name in missing}
+        values = {name: run(QUERIES[name]) for name in missing}
         missing = {name for name, found in values.items() if not found or any("NaN" in str(one["value"]) for one in found)}
     assert not missing
-    (ready,) = ask("sum(jfb_engine_ready)")
+    (ready,) = run("sum(jfb_engine_ready)")
     assert ready["value"][1] == "1"  # type: ignore[index]
 
 

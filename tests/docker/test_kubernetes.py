@@ -1,4 +1,4 @@
-"""The Kubernetes files: against the published schemas, and against what the server promises. None of this runs a cluster."""
+"""The Kubernetes files against the published schemas and against the server's settings and routes. No cluster is needed."""
 
 import re
 from pathlib import Path
@@ -23,7 +23,7 @@ def of_kind(kind: str) -> list[dict[str, Any]]:
 
 
 def pods() -> list[dict[str, Any]]:
-    """The specifications of all pods; the grace period of a KServe pod is the service's to say."""
+    """The specifications of all pods; for KServe, the service sets the grace period."""
     (deployment,), (runtime,), (service,) = of_kind("Deployment"), of_kind("ServingRuntime"), of_kind("InferenceService")
     predictor = service["spec"]["predictor"]
     runtime_pod = {key: runtime["spec"][key] for key in ("containers", "volumes")}
@@ -31,7 +31,7 @@ def pods() -> list[dict[str, Any]]:
     return [deployment["spec"]["template"]["spec"], runtime_pod | service_pod]
 
 
-def test_every_object_is_as_its_schema_says() -> None:
+def test_every_object_matches_its_schema() -> None:
     kubernetes_validate = pytest.importorskip("kubernetes_validate", reason="kubernetes-validate is not installed")
     latest = kubernetes_validate.latest_version()
     kubernetes_own = [document for document in DOCUMENTS if "kserve" not in document["apiVersion"]]
@@ -42,7 +42,7 @@ def test_every_object_is_as_its_schema_says() -> None:
 
 
 @pytest.mark.parametrize("pod", pods(), ids=["deployment", "inference service"])
-def test_a_pod_has_the_time_that_a_stop_takes(pod: dict[str, Any]) -> None:
+def test_the_grace_period_is_longer_than_a_shutdown(pod: dict[str, Any]) -> None:
     (container,) = pod["containers"]
     drain = next(int(one["value"]) for one in container["env"] if one["name"] == "JFB_DRAIN_SECONDS")
     engine = 2
@@ -52,12 +52,12 @@ def test_a_pod_has_the_time_that_a_stop_takes(pod: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("pod", pods(), ids=["deployment", "inference service"])
-def test_probes_ask_for_routes_that_exist(pod: dict[str, Any]) -> None:
+def test_probes_use_routes_that_exist(pod: dict[str, Any]) -> None:
     (container,) = pod["containers"]
-    asked = {name: container[f"{name}Probe"]["httpGet"]["path"] for name in ("startup", "readiness", "liveness")}
-    assert asked == {"startup": "/v2/health/ready", "readiness": "/v2/health/ready", "liveness": "/v2/health/live"}
+    probes = {name: container[f"{name}Probe"]["httpGet"]["path"] for name in ("startup", "readiness", "liveness")}
+    assert probes == {"startup": "/v2/health/ready", "readiness": "/v2/health/ready", "liveness": "/v2/health/live"}
     ports = {port["containerPort"] for port in container["ports"]} | {port["name"] for port in container["ports"]}
-    assert {container[f"{name}Probe"]["httpGet"]["port"] for name in asked} <= ports
+    assert {container[f"{name}Probe"]["httpGet"]["port"] for name in probes} <= ports
 
 
 def test_every_variable_in_these_files_is_a_setting() -> None:

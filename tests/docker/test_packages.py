@@ -1,17 +1,61 @@
-"""What the images install, against what the project says it needs."""
+"""What the images install, against what the code imports."""
 
+import ast
 import re
+import sys
 import tomllib
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parents[2]
+COME_ALONG = {"_typeshed", "pydantic_core"}
+"""Packages that another one brings: the type checker, and pydantic."""
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
 
-def test_the_server_image_installs_only_what_the_project_names() -> None:
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    named = {*project["dependencies"], *project["optional-dependencies"]["otel"]}
-    lines = [line.split("#")[0].strip() for line in (ROOT / "docker" / "server.txt").read_text().splitlines()]
-    assert set(filter(None, lines)) <= {re.split(r"[>=<;\[ ]", one)[0] for one in named}
+def imports(folder: str) -> set[str]:
+    """Top-level names of the packages that a folder's files import, ours and the standard library's excepted."""
+    names: set[str] = set()
+    for path in (ROOT / folder).rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                names |= {alias.name.split(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
+                names.add(node.module.split(".")[0])
+    return names - sys.stdlib_module_names - COME_ALONG - {"jfb", "training", "app"}
+
+
+def distribution(requirement: str) -> str:
+    """The name in a requirement, in the form of PEP 503."""
+    return re.sub(r"[-_.]+", "-", re.split(r"[>=<;\[ ]", requirement)[0]).lower()
+
+
+@pytest.mark.parametrize(
+    ("folder", "extras"), [("jfb", []), ("training", ["train", "rivals"]), ("app", ["serve", "otel", "ray"])]
+)
+def test_every_package_that_a_room_imports_is_in_its_extras(folder: str, extras: list[str]) -> None:
+    required = PROJECT["dependencies"] + [one for extra in extras for one in PROJECT["optional-dependencies"][extra]]
+    named = {distribution(one) for one in required}
+    installed = packages_distributions()
+    imported = imports(folder)
+    assert imported >= {"torch", "numpy"}
+    for name in imported:
+        assert named & {distribution(one) for one in installed.get(name, [name])}, name
+
+
+def test_the_server_does_not_install_what_only_training_needs() -> None:
+    server = {distribution(one) for one in PROJECT["dependencies"] + PROJECT["optional-dependencies"]["serve"]}
+    assert not server & {"datasets", "kornia", "matplotlib", "scikit-learn", "tensorboard"}
+
+
+def test_the_images_install_extras_that_exist() -> None:
+    dockerfile = (ROOT / "docker" / "Dockerfile").read_text()
+    packages = [set(found.split()) for found in re.findall(r"requirements\.py ([a-z ]+) \|", dockerfile)]
+    project = [set(found.split(",")) for found in re.findall(r'"/source\[(.+)\]"', dockerfile)]
+    assert packages == project == [{"serve", "otel"}, {"train"}]
+    assert PROJECT["optional-dependencies"].keys() >= {"serve", "otel", "train"}
 
 
 def test_image_and_makefile_install_the_same_torch() -> None:
@@ -21,7 +65,8 @@ def test_image_and_makefile_install_the_same_torch() -> None:
             "Makefile": r"torch==([\d.]+)",
             "docker/Dockerfile": r"ARG TORCH=([\d.]+)",
             "docker/compose.yaml": r"TORCH:-([\d.]+)",
+            "docker/wheels/README.md": r"torch==([\d.]+)",
         }.items()
     ]
-    assert versions[0] == versions[1] == versions[2]
     assert len(versions[0]) == 1
+    assert all(one == versions[0] for one in versions)

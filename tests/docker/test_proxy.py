@@ -1,4 +1,4 @@
-"""The proxy of the profile replicas: the real program with our Caddyfile, before two real servers."""
+"""The proxy of the profile replicas: Caddy with our Caddyfile, in front of two servers."""
 
 import os
 import shutil
@@ -54,14 +54,14 @@ def proxy(replicas: list[RunningServer], tmp_path: Path) -> Iterator[httpx.Clien
         process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
     try:
         with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
-            wait_until(lambda: _is_ready(client), 30, "the proxy has found a server")
+            wait_until(lambda: _is_ready(client), 30, "the proxy has a ready server")
             yield client
     finally:
         process.terminate()
         process.wait(timeout=30)
 
 
-def test_a_replica_leaves_without_a_failed_request_and_when_nobody_is_left_the_proxy_says_so(
+def test_a_replica_stops_without_a_failed_request_and_without_replicas_the_proxy_answers_503(
     proxy: httpx.Client, replicas: list[RunningServer], digits: NDArray[np.float64]
 ) -> None:
     body = {"inputs": digits.tolist(), "tolerance": 1e-4}
@@ -79,7 +79,7 @@ def test_a_replica_leaves_without_a_failed_request_and_when_nobody_is_left_the_p
         hammering = [pool.submit(hammer) for _ in range(clients)]
         try:
             for server in replicas:
-                wait_until(lambda server=server: server.metric("jfb_rows_total") > 100, 60, "both are asked")  # type: ignore[misc]
+                wait_until(lambda server=server: server.metric("jfb_rows_total") > 100, 60, "both get requests")  # type: ignore[misc]
             leaving.process.send_signal(signal.SIGTERM)
             leaving.process.wait(timeout=40)
             enough = len(answers) + 20
@@ -93,7 +93,7 @@ def test_a_replica_leaves_without_a_failed_request_and_when_nobody_is_left_the_p
     staying.process.kill()
     staying.process.wait()
     refused = proxy.post("/predict", json=body).status_code
-    assert refused in (502, 503)  # nobody is left, and that is said in bounded time
+    assert refused in (502, 503)  # in bounded time
 
 
 def _is_ready(client: httpx.Client) -> bool:

@@ -3,8 +3,7 @@
 In a page, a block of ``sh`` is run, a block with a title is a file of that name, a block of ``python`` without one is a program.
 A line that starts the server starts it in the background. What cannot be run here says so in a comment above it.
 
-Pages that train or export take a minute together, and are run when the environment variable ``JFB_TEST_GUIDES`` is set; what they
-say is tested piece by piece elsewhere.
+Pages that train or export take a minute together: `make test-long` runs them. Other tests cover what they describe, step by step.
 """
 
 import os
@@ -41,7 +40,7 @@ def free_port() -> int:
 
 @contextmanager
 def server(command: str, folder: Path, environment: dict[str, str], port: int) -> Iterator[None]:
-    """The server of a page, from when it is ready to the end of the page."""
+    """The server of a page, ready; it stops at the end of the page."""
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen(["bash", "-c", f"exec {command}"], cwd=folder, env=environment, stdout=log, stderr=log)
     try:
@@ -60,8 +59,8 @@ def is_ready(port: int, process: "subprocess.Popen[bytes]", log: Path) -> bool:
         return False
 
 
-def announce(package: Path) -> None:
-    """What pip leaves of a package's announcement where the package is."""
+def write_metadata(package: Path) -> None:
+    """Write the metadata that pip would install for a package."""
     project = tomllib.loads((package / "pyproject.toml").read_text())["project"]
     facts = package / f"{project['name'].replace('-', '_')}-{project['version']}.dist-info"
     facts.mkdir()
@@ -74,19 +73,10 @@ def announce(package: Path) -> None:
     (facts / "entry_points.txt").write_text("\n".join(lines) + "\n")
 
 
-@pytest.mark.parametrize(
-    "page",
-    [
-        pytest.param(
-            page,
-            marks=pytest.mark.skipif(
-                page in LONG and "JFB_TEST_GUIDES" not in os.environ, reason="long: run when JFB_TEST_GUIDES is set"
-            ),
-        )
-        for page in PAGES
-    ],
-)
-def test_what_a_page_says_works(page: str, digits_store: Path, tmp_path: Path) -> None:
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("page", [pytest.param(page, marks=pytest.mark.long if page in LONG else ()) for page in PAGES])
+def test_the_commands_of_a_page_work(page: str, digits_store: Path, tmp_path: Path) -> None:
     if page not in ("tutorial.md", "guides/own_network.md"):
         shutil.copytree(digits_store, tmp_path / "model_store")  # `make run` was called once, as the front page says
     ports = {"8000": str(free_port()), "9100": str(free_port())}
@@ -109,7 +99,7 @@ def test_what_a_page_says_works(page: str, digits_store: Path, tmp_path: Path) -
                 (tmp_path / title).parent.mkdir(exist_ok=True)
                 (tmp_path / title).write_text(with_ports(body, ports))
                 if Path(title).name == "pyproject.toml":
-                    announce((tmp_path / title).parent)
+                    write_metadata((tmp_path / title).parent)
             elif language == "python":
                 run([sys.executable, "-c", body], tmp_path, environment)
                 ran += 1
@@ -136,6 +126,6 @@ def with_ports(text: str, ports: dict[str, str]) -> str:
 def run(command: list[str], folder: Path, environment: dict[str, str]) -> None:
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=180)
     assert done.returncode == 0, f"{command[-1]}\n{done.stdout}\n{done.stderr}"
-    # A status that a comment beside a command promises is the one that it printed.
+    # A status in a comment next to a command is the status that the command prints.
     promised = re.findall(r"%\{http_code\}.*# (\d{3})$", command[-1], re.MULTILINE)
     assert re.findall(r"(?:^|\})(\d{3})$", done.stdout, re.MULTILINE) == promised

@@ -156,6 +156,7 @@ def test_weights_of_another_family_are_refused_with_what_differs(tmp_path: Path)
         import_authors(tmp_path / "mnist.safetensors", Family.SVHN, tmp_path / "store", "theirs")
 
 
+@pytest.mark.slow
 def test_the_published_mnist_network_is_served_at_its_published_accuracy(shared: Path, tmp_path: Path) -> None:
     """99.36 % on the 10,000 test images at tolerance 0.1, each image stopping by itself."""
     from rich.console import Console

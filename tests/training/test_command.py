@@ -136,6 +136,7 @@ def test_samples_are_a_test_input_of_each_class_which_the_model_knows(digits_ver
     assert int((prediction.logits.argmax(1) == torch.arange(10)).sum()) >= 9
 
 
+@pytest.mark.slow
 def test_a_recipe_of_ones_own_on_a_folder_of_images(run: Run, tmp_path: Path, picture: Callable[[int, int], Image.Image]) -> None:
     for c, name in enumerate(["left", "right"]):
         folder = tmp_path / "pictures" / name

@@ -136,6 +136,7 @@ def test_compare_writes_a_line_a_gradient_and_two_pictures(
     assert "python -m training compare --recipe" in page
 
 
+@pytest.mark.slow
 def test_what_goes_wrong_in_a_process_of_its_own_is_told_as_it_would_be_here() -> None:
     with pytest.raises(RecipeError, match="unknown recipe 'nope'"):
         in_fresh_process(load_recipe, "nope")
@@ -165,6 +166,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow
 def test_a_fresh_process_ends_with_the_one_that_waits_for_it(tmp_path: Path) -> None:
     script = tmp_path / "sleeps.py"
     script.write_text(SLEEPS_IN_A_FRESH_PROCESS)

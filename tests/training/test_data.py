@@ -159,6 +159,7 @@ def test_a_broken_parquet_file_is_an_error_of_the_source(tmp_path: Path, console
         load_data(DataRecipe(source=str(tmp_path / "p"), test=0.5), console)
 
 
+@pytest.mark.slow
 def test_mnist_is_whole_and_in_order(shared: Path, console: Console) -> None:
     folder = shared / "data" / "mnist"
     if not folder.is_dir():

@@ -41,6 +41,7 @@ def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> str | int | None:
     return ended.value.code
 
 
+@pytest.mark.slow
 def test_the_highest_version_of_a_model_is_exported_with_its_parts(
     store: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

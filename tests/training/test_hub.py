@@ -133,6 +133,7 @@ def test_an_id_that_the_hub_cannot_have_is_told_as_such(model: str) -> None:
         from_pretrained(model)
 
 
+@pytest.mark.slow
 def test_a_hub_that_is_not_reached_is_one_clear_line(published: Path, tmp_path: Path) -> None:
     """A process of its own, as the address of the hub is read when its library is imported."""
     environment = {

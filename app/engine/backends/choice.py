@@ -19,7 +19,7 @@ LOW_PRECISION_AGREEMENT = 2.0**-4
 """The same, for one step in low precision."""
 MAX_LOW_PRECISION_SHARE = 0.5
 """Of the time of a step in full precision, for low precision to be used: it divides each batch in two, which cost more than the
-whole. At 0.62 the engine answered no more requests with it (benchmarks/RESULTS.md)."""
+whole. At 0.62 the engine answered no more requests with it (benchmarks/results/engine.md)."""
 MAX_SHARE_OF_BEST = 0.9
 """Of the time of the backend that is best over all batch sizes, for another to be used at one of them."""
 TICK_SECONDS = 3e-4

@@ -142,6 +142,7 @@ def version(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_onnx_is_a_candidate_once_the_parts_are_in_the_folder(version: Path) -> None:
 
     cpu = torch.device("cpu")
@@ -157,6 +158,7 @@ def test_onnx_is_a_candidate_once_the_parts_are_in_the_folder(version: Path) -> 
     assert low_precision(found, cpu) is not None
 
 
+@pytest.mark.slow
 def test_graphs_of_other_weights_are_refused(version: Path) -> None:
     """Parts that were exported before the weights were replaced."""
     other = jfb.Checkpoint(ModelConfig.model_validate(DIGITS.model_dump()), network_of(DIGITS, 2).eval())

@@ -75,7 +75,7 @@ def test_every_row_gets_what_predict_gives_it_with_its_solver_in_any_company(slo
             tolerance=tolerance,
             max_iterations=cap,
             solver=SOLVERS[solver or "picard"](),
-            rough=LOW if mixed else None,
+            low_precision=LOW if mixed else None,
         )
         assert requests[id].iterations == expected.solution.iterations.tolist()
         assert requests[id].status == expected.solution.status
@@ -108,8 +108,8 @@ def test_what_is_said_of_a_row_in_low_precision_is_always_of_float32() -> None:
     late, capped = sorted(scheduler.tick(3.0), key=lambda request: request.number)
     assert (late.number, late.status, late.iterations) == (1, [Status.DEADLINE], [3])
     assert (capped.number, capped.status, capped.iterations) == (3, [Status.MAX_ITERATIONS], [3])
-    for request, image in ((late, inputs[:1]), (capped, inputs[2:])):
-        found = predict(NETWORK, torch.from_numpy(image), tolerance=1e-30, max_iterations=3, rough=LOW)
+    for request, row in ((late, inputs[:1]), (capped, inputs[2:])):
+        found = predict(NETWORK, torch.from_numpy(row), tolerance=1e-30, max_iterations=3, low_precision=LOW)
         assert request.residual == pytest.approx(found.solution.residual.tolist(), rel=1e-5)
         assert request.logits == pytest.approx(found.logits.numpy(), abs=1e-5)
     assert not scheduler.busy

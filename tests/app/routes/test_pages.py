@@ -95,7 +95,7 @@ def test_a_stroke_is_answered_with_a_label_and_what_it_cost(page: Page) -> None:
     expect(page.locator("#said")).to_contain_text("7 with")
     count = iterations(page)
     assert 1 < count < 100
-    expect(page.locator("#end")).to_contain_text("converged")
+    expect(page.locator("#end")).to_contain_text("Converged: the last change is below the tolerance")
     expect(page.locator("#residuals circle")).to_have_count(count)
     expect(page.locator("#bars li")).to_have_count(5)
     expect(page.locator("#bars .name").first).to_have_text("7")
@@ -110,7 +110,7 @@ def test_a_smaller_tolerance_costs_more_iterations_and_a_cap_ends_them(page: Pag
         counts.append(iterations(page))
     assert counts[0] < counts[1] < counts[2]
     set_slider(page, "cap", 0.3)  # 10 to that power is 2
-    expect(page.locator("#end")).to_contain_text("stopped at the cap")
+    expect(page.locator("#end")).to_have_text("Stopped at the maximum number of iterations, above the tolerance")
     assert iterations(page) == 2
 
 
@@ -130,10 +130,10 @@ def test_the_solver_and_the_stop_are_what_is_asked(page: Page, digits_server: Ru
     expect(page.locator("#said")).to_contain_text(f"after {counts[0]} iterations")
     page.locator("#solver").select_option("anderson")
     expect(page.locator("#said")).to_contain_text(f"after {counts[1]} iterations")
-    page.get_by_label("stop when the label cannot change").check()
+    page.get_by_label("stop when the label is settled").check()
     expect(page.locator("#said")).to_contain_text(f"after {counts[2]} iteration")
-    expect(page.locator("#end")).to_contain_text("its label cannot change any more: it leads by")
-    page.get_by_label("stop when the label cannot change").uncheck()
+    expect(page.locator("#end")).to_contain_text("Label settled: it leads by")
+    page.get_by_label("stop when the label is settled").uncheck()
     page.locator("#solver").select_option("picard")
     expect(page.locator("#said")).to_contain_text(f"after {counts[0]} iterations")
 
@@ -246,8 +246,8 @@ def test_every_control_has_a_name(page: Page) -> None:
 def test_a_replay_ends_where_it_began(page: Page) -> None:
     count = iterations(page)
     page.locator("#replay").click()
-    expect(page.locator("#end")).to_have_text("iterating…")
-    expect(page.locator("#end")).to_contain_text("converged")
+    expect(page.locator("#end")).to_have_text("Iterating…")
+    expect(page.locator("#end")).to_contain_text("Converged: the last change is below the tolerance")
     assert iterations(page) == count
 
 
@@ -269,11 +269,11 @@ def test_a_server_with_keys_asks_for_one(browser: Browser, store: Path, tmp_path
         running.wait_until_ready()
         with page_of(browser, running.url) as (page, _):
             alert = page.get_by_role("alert")
-            expect(alert).to_contain_text("wants a key")
+            expect(alert).to_contain_text("This server requires an API key")
             for wrong in ("wrong", "schlüssel"):
                 page.locator("#key").fill(wrong)
                 page.locator("#key").press("Enter")
-                expect(alert).to_contain_text("does not know this key")
+                expect(alert).to_contain_text("Invalid API key")
             page.locator("#key").fill("secret")
             page.locator("#key").press("Enter")
             expect(alert).to_be_hidden()
@@ -306,7 +306,7 @@ def test_a_request_that_is_superseded_is_cancelled(browser: Browser, strict_serv
         wait_until(lambda: rows(strict_server, "active") == 0, 10, "the first row is gone")
         assert said == []
         page.locator("#numbers").fill("1, 2")
-        expect(page.get_by_role("alert")).to_contain_text("Expected 4 numbers")
+        expect(page.get_by_role("alert")).to_contain_text("The input must be 4 numbers (got 2)")
 
 
 def test_the_engine_page_shows_the_rows_of_now(browser: Browser, strict_server: RunningServer) -> None:

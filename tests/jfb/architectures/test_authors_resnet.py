@@ -33,6 +33,7 @@ def images(shared: Path) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("tolerance", ["0.1", "0.01", "0.001", "0.0001"])
+@pytest.mark.slow
 def test_iterations_and_logits_are_the_authors_for_each_image_stopping_by_itself(
     network: ImplicitNetwork, images: torch.Tensor, shared: Path, tolerance: str
 ) -> None:

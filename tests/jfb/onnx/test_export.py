@@ -27,6 +27,8 @@ from tests.jfb.onnx.folders import foreign_folder, our_folder
 
 logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it tells of operators of libraries that are not installed
 
+pytestmark = pytest.mark.slow
+
 IMAGE, VECTOR = (1, 6, 6), (5,)
 RESNET = {"mean": 0.5, "std": 0.3, "channels": [4], "pool": [2]}
 

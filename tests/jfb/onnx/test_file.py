@@ -163,6 +163,7 @@ assert rejected > 100, rejected
 """
 
 
+@pytest.mark.slow
 def test_damaged_bytes_end_in_an_error_or_in_a_network_but_never_in_a_crash(tmp_path: Path) -> None:
     write(tmp_path / "step.onnx", foreign_graphs()["step"])
     ran = subprocess.run(
