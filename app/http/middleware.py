@@ -122,7 +122,7 @@ class RequestMiddleware:
 
 
 def _bounded(receive: Receive, headers: Mapping[bytes, bytes], settings: Settings) -> Receive:
-    """The body of a request, which must be complete in time and may have only so many bytes.
+    """The body of a request, with a limit on its time and its size.
 
     Raises an ``ApiError``, from ``receive``: 408 if the body takes longer than ``body_timeout`` from the first call; 413 as soon
     as it is known to be larger than ``max_body_bytes``, from its header or while it arrives.

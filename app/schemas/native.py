@@ -140,7 +140,7 @@ class LabelStopDescription(Model):
     inputs: int | None
     """Held-out inputs that the estimate was tested on; null for a guarantee."""
     differing: float | None
-    """Share of them whose label was not that of the exact fixed point, in [0, 1]."""
+    """Share of them whose label was not that of the fixed point, in [0, 1]."""
     iterations: float | None
     """Their mean iterations."""
 

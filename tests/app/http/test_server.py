@@ -24,7 +24,7 @@ def test_sigterm_turns_the_server_not_ready_while_it_still_takes_requests(store:
         assert "shutting down" in httpx.get(f"{server.url}/v2/health/ready").json()["error"]
         assert httpx.get(f"{server.url}/v2/health/live").status_code == 200
         assert httpx.post(f"{server.url}{PATH}", json=ENDLESS | {"max_iterations": 3}).status_code == 200
-        server.process.send_signal(signal.SIGTERM)  # somebody is in a hurry
+        server.process.send_signal(signal.SIGTERM)  # ends the draining
         assert server.process.wait(30) == 0
         assert "Traceback" not in server.log.read_text()
 

@@ -55,7 +55,7 @@ def test_whatever_fits_the_description_is_answered_as_it_says(operations: dict[s
     @given(case=operation.as_strategy())
     def check(case: Case) -> None:
         answer = case.call_and_validate(checks=CHECKS, timeout=20)
-        # 504 is the answer to a deadline that nobody could keep.
+        # 504 is the answer to a deadline that cannot be kept.
         assert answer.status_code < 500 or (answer.status_code == 504 and "deadline_ms: " in answer.text)
 
     check()

@@ -42,7 +42,7 @@ def browser() -> Iterator[Browser]:
 
 @contextmanager
 def page_of(browser: Browser, url: str, **options: object) -> Iterator[tuple[Page, list[str]]]:
-    """A page of a fresh profile, with what its console says; it may ask nobody but its server."""
+    """A page of a fresh profile, with what its console says; it may request nothing except from its server."""
     context = browser.new_context(**{"viewport": DESKTOP, "color_scheme": "dark"} | options)  # type: ignore[arg-type]
     context.set_default_timeout(15_000)
     page, said, asked = context.new_page(), [], []  # type: ignore[var-annotated]
@@ -182,7 +182,7 @@ def test_a_file_dropped_on_the_page_is_answered(page: Page, tmp_path: Path) -> N
     browser = page.context.new_cdp_session(page)
 
     def drag(kind: str) -> None:
-        """As the browser is told by the system when somebody drags a file over it."""
+        """As the browser is told by the system when a file is dragged over it."""
         data = {"items": [], "files": [str(tmp_path / "one.png")], "dragOperationsMask": 1}
         browser.send("Input.dispatchDragEvent", {"type": kind, **where, "data": data})
 

@@ -29,7 +29,7 @@ def test_an_engine_that_cannot_start_is_tried_ever_more_rarely_and_everyone_can_
         assert server.metric("jfb_engine_consecutive_exits") >= 2
         assert server.metric("jfb_engine_ready") == 0
         assert server.client.get("/v2/health/live").status_code == 200
-        assert "device: expected one that PyTorch" in server.log.read_text()
+        assert "--device must be one that PyTorch can use here" in server.log.read_text()
         server.process.send_signal(signal.SIGTERM)
         assert server.process.wait(30) == 0
 

@@ -93,7 +93,7 @@ def test_a_process_that_dies_costs_its_own_clients_their_answers_and_its_rows_le
         wait_until(lambda: rows(server, "active") == left, 60, "the rows of its clients are gone")
         wait_until(lambda: len(workers(server) - before) == 1, 10, "another process takes its place")
         assert everyone(server, lambda answer: answer.status_code == 200)
-    wait_until(lambda: rows(server, "active") == 0, 10, "nobody asks any more")
+    wait_until(lambda: rows(server, "active") == 0, 10, "no request is left")
 
 
 def test_an_engine_that_dies_is_missed_and_found_again_by_every_process(server: RunningServer) -> None:
