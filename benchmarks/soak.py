@@ -286,7 +286,7 @@ class Soak:
         while time.monotonic() < until:
             with suppress(OSError):
                 engine = self.engine()
-                for name, pids in (("http", [self.process.pid, *self._children(b"app.http.worker")]), ("engine", [engine])):
+                for name, pids in (("http", [self.process.pid, *self._children(b"app.cli.http_worker")]), ("engine", [engine])):
                     pages = sum(int(Path(f"/proc/{pid}/statm").read_text().split()[1]) for pid in pids)
                     self.resident[name].append(pages * os.sysconf("SC_PAGESIZE") / 2**20)
             await asyncio.sleep(0.25)

@@ -81,7 +81,7 @@ class Supervisor:
                 Command(
                     "HTTP worker",
                     number,
-                    "app.http.worker",
+                    "app.cli.http_worker",
                     [str(self.run_folder.path), *map(str, [listener.fileno(), *extra])],
                     settings.model_dump_json(context={"reveal_keys": True}),
                     sockets=[listener.fileno(), *extra],

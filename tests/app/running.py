@@ -45,7 +45,7 @@ class RunningServer:
 
     def worker_pid(self) -> int:
         """The HTTP worker's process id."""
-        (pid,) = self.pids("app.http.worker")
+        (pid,) = self.pids("app.cli.http_worker")
         return pid
 
     def metric(self, name: str, **labels: str) -> float:

@@ -46,7 +46,7 @@ async def files_of_a_request(app_server: GracefulServer, listener: socket.socket
 
 def test_a_prediction_goes_through_few_files(server: RunningServer) -> None:
     arguments = Path(f"/proc/{server.worker_pid()}/cmdline").read_bytes().split(b"\0")
-    folder = Path(arguments[arguments.index(b"app.http.worker") + 1].decode())
+    folder = Path(arguments[arguments.index(b"app.cli.http_worker") + 1].decode())
     settings = Settings(default_model="slow", api_keys="key")  # type: ignore[arg-type]
     app = create_app(settings, RunFolder(folder, 1))
     with socket.create_server(("127.0.0.1", 0)) as listener:

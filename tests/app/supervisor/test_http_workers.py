@@ -38,7 +38,7 @@ def anew(server: RunningServer, method: str, path: str, **more: object) -> httpx
 
 def workers(server: RunningServer) -> set[int]:
     """The process ids of the HTTP workers."""
-    return server.pids("app.http.worker")
+    return server.pids("app.cli.http_worker")
 
 
 def everyone(server: RunningServer, condition: Callable[[httpx.Response], bool], path: str = "/v2/health/ready") -> bool:
