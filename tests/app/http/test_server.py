@@ -47,4 +47,4 @@ def test_a_port_in_use_is_an_error_and_not_status_0(store: Path) -> None:
         command = [sys.executable, "-m", "app"]
         ended = subprocess.run(command, env={**os.environ, **variables}, capture_output=True, text=True, timeout=60, check=False)
     assert ended.returncode == 3
-    assert "address already in use" in ended.stderr
+    assert "Address already in use" in ended.stderr

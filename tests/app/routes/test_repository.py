@@ -15,7 +15,7 @@ import torch
 
 import jfb
 from jfb import checkpoint
-from jfb.store import new_version
+from jfb.store import list_versions, new_version
 from tests.app.running import ENDLESS, RunningServer, rows, running_server, wait_until
 from tests.app.store import DIGITS, network_of
 
@@ -27,7 +27,7 @@ def publish(store: Path, seed: int, model: str = "digits") -> int:
     """Add a version with weights of its own."""
     with new_version(store, model) as folder:
         checkpoint.save(folder, DIGITS, network_of(DIGITS, seed))
-    return max(checkpoint.versions(store / model))
+    return max(list_versions(store / model))
 
 
 def versions(server: RunningServer, model: str = "digits") -> list[int]:
@@ -119,7 +119,7 @@ def test_reloads_under_load_drop_no_request_and_every_answer_is_that_of_the_vers
         hammering = [pool.submit(hammer) for _ in range(6)]
         try:
             for seed in range(20, 26):
-                oldest, *_ = checkpoint.versions(own_store / "digits")
+                oldest, *_ = list_versions(own_store / "digits")
                 version = publish(own_store, seed)
                 right[version] = probabilities(own_store / "digits" / str(version))
                 shutil.rmtree(own_store / "digits" / str(oldest))
