@@ -108,7 +108,9 @@ def test_the_explicit_network_is_evaluated_with_one_application(quick: Recipe) -
     assert with_gradient(tuned, "neumann").gradient.options == {"terms": 2}, "the recipe's own options are kept"
 
 
+@pytest.mark.slow
 @pytest.mark.long
+@pytest.mark.timeout(600)
 def test_compare_writes_one_line_per_gradient_and_two_pictures(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

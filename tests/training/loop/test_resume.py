@@ -170,7 +170,9 @@ def test_tensorboard_and_history_csv_have_every_epoch_once(brief: Recipe, digits
     assert {"loss/train", "loss/validation", "iterations/train", "learning_rate"} <= set(events.Tags()["scalars"])
 
 
+@pytest.mark.slow
 @pytest.mark.long
+@pytest.mark.timeout(600)
 def test_a_run_that_is_killed_and_resumed_publishes_the_same_bytes(tmp_path: Path) -> None:
     recipe = tmp_path / "small.yaml"
     recipe.write_text("""
@@ -209,7 +211,9 @@ optimisation: {epochs: 10}
     assert metrics[0] == metrics[1]
 
 
+@pytest.mark.slow
 @pytest.mark.long
+@pytest.mark.timeout(600)
 def test_two_processes_learn_the_same_as_one(digits: Data, tmp_path: Path) -> None:
     recipe = tmp_path / "uneven.yaml"
     # 51 inputs per batch, which two processes cannot halve; three batch normalisations.

@@ -150,7 +150,9 @@ def test_a_penalty_of_the_jacobian_makes_a_network_that_contracts_more(quick: Re
     assert penalised < plain - 0.01
 
 
+@pytest.mark.slow
 @pytest.mark.long
+@pytest.mark.timeout(600)
 def test_compare_rivals_writes_one_line_per_rival_and_a_picture(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
