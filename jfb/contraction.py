@@ -63,7 +63,8 @@ def scale_to_unit_norm(weight: Tensor) -> None:
 
     It runs after every optimiser step, so it uses a coarser bound: a tenth too large, at a third of the cost.
     """
-    weight.div_(operator_norm_bound(weight, grid=10, squarings=3).clamp_min(1.0))
+    if not weight.is_meta:  # without values, PyTorch would import its compiler for this: see jfb.architectures.initialisation
+        weight.div_(operator_norm_bound(weight, grid=10, squarings=3).clamp_min(1.0))
 
 
 @torch.no_grad()

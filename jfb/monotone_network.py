@@ -113,6 +113,8 @@ class MonotoneNetwork(ImplicitNetwork):
     @torch.no_grad()
     def constrain(self) -> None:
         """Measure the weights for ``alpha``; any weights are allowed, so none change."""
+        if self.A.is_meta:  # there is nothing to measure: see jfb.architectures.initialisation
+            return
         # As coarse as for spectral normalisation, because it runs after every optimiser step.
         self.symmetric_norm.copy_(operator_norm_bound(self.A, grid=10, squarings=3).square())
         self.skew_norm.copy_(operator_norm_bound(self.skew(), grid=10, squarings=3))

@@ -97,6 +97,8 @@ class ImplicitResNet(ImplicitNetwork):
 
 def _near_orthogonal(kernel: Tensor) -> None:
     """Fill a kernel with an orthogonal map of the channels, the same at every position, plus a little noise."""
+    if kernel.is_meta:  # there is nothing to fill: see jfb.architectures.initialisation
+        return
     with torch.no_grad():
         nn.init.normal_(kernel, std=0.02)
         kernel[:, :, kernel.shape[2] // 2, kernel.shape[3] // 2] += nn.init.orthogonal_(torch.empty_like(kernel[:, :, 0, 0]))

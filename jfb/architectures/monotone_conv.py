@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from jfb.architectures.initialisation import normal
 from jfb.architectures.standardise import Standardise
 from jfb.architectures.stem import build_stem
 from jfb.contraction import pairwise_distances
@@ -60,8 +61,8 @@ class MonotoneConv(MonotoneNetwork):
         self.standardise = Standardise(input_shape, mean, std)
         self.stem = stem
         size = (latent * KERNEL_SIDE**2) ** 0.5
-        self.A = nn.Parameter(torch.randn(latent, latent, KERNEL_SIDE, KERNEL_SIDE) * (0.4 / size))
-        self.B = nn.Parameter(torch.randn(latent, latent, KERNEL_SIDE, KERNEL_SIDE) * (0.2 / size))
+        self.A = nn.Parameter(normal(latent, latent, KERNEL_SIDE, KERNEL_SIDE, std=0.4 / size))
+        self.B = nn.Parameter(normal(latent, latent, KERNEL_SIDE, KERNEL_SIDE, std=0.2 / size))
         self.dropout = nn.Dropout(dropout)
         self.classify = nn.Linear(latent if average else latent * height * width, classes)
         self._sides = height, width

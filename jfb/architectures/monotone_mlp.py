@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from jfb.architectures.initialisation import normal
 from jfb.architectures.standardise import Standardise
 from jfb.contraction import pairwise_distances
 from jfb.monotone_network import MonotoneNetwork
@@ -41,8 +42,8 @@ class MonotoneMLP(MonotoneNetwork):
             raise ValueError(f"slope: must be a number in [0, 1] (got {slope})")
         self.standardise = Standardise(input_shape, mean, std)
         self.encode = nn.Sequential(nn.Linear(input_shape[0], width), nn.LeakyReLU(slope), nn.Linear(width, width))
-        self.A = nn.Parameter(torch.randn(width, width) * (0.4 / width**0.5))  # a norm of about 0.8
-        self.B = nn.Parameter(torch.randn(width, width) * (0.2 / width**0.5))
+        self.A = nn.Parameter(normal(width, width, std=0.4 / width**0.5))  # a norm of about 0.8
+        self.B = nn.Parameter(normal(width, width, std=0.2 / width**0.5))
         self.classify = nn.Linear(width, classes)
         self.constrain()
 

@@ -1,5 +1,7 @@
 import json
 import pickle
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -174,3 +176,18 @@ def test_a_pickle_in_place_of_the_weights_is_rejected_and_not_run(folder: Path, 
     with pytest.raises(CheckpointError, match=r"model\.safetensors: not a readable safetensors file"):
         load(folder)
     assert not (tmp_path / "executed").exists()
+
+
+@pytest.mark.parametrize("name", ["implicit_resnet", "implicit_mlp", "authors_resnet", "monotone_conv", "monotone_mlp"])
+def test_a_network_is_built_for_its_shapes_without_importing_the_compiler(name: str) -> None:
+    """Which ``load`` does first; the import takes five seconds of every server's start."""
+    shape = (4,) if name.endswith("mlp") else (1, 8, 8)
+    program = f"""
+import sys, torch
+from jfb.architectures import build
+with torch.device("meta"):
+    build({name!r}, {shape}, 3, {{}})
+print(sorted({{"torch._dynamo", "torch._inductor", "sympy"}} & sys.modules.keys()))
+"""
+    found = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True, timeout=60)
+    assert found.stdout.strip() == "[]"
