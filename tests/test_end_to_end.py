@@ -17,7 +17,8 @@ from rich.console import Console
 
 import jfb
 from tests.app.running import RunningServer, running_server
-from training.data import DIGITS, read
+from training.data import read
+from training.data.sources import DIGITS
 from training.recipe import DataRecipe
 
 README = Path(__file__).resolve().parents[1] / "README.md"

@@ -12,7 +12,7 @@ import pytest
 from app.engine_client.messages import ServedVersion
 from app.routes.examples import samples
 from jfb import ModelConfig
-from tests.app.running import RunningServer, running_server
+from tests.app.running import RunningServer, running_server, wait_until
 
 VECTORS = ModelConfig.model_validate(
     {
@@ -76,6 +76,7 @@ def test_the_examples_ask_about_a_sample(digits_server: RunningServer) -> None:
 def test_the_line_that_is_printed_asks_about_a_sample(digits_store: Path, tmp_path: Path) -> None:
     with running_server(digits_store, tmp_path / "log") as running:
         running.wait_until_ready()
+        wait_until(lambda: "Try: curl" in running.log.read_text(), 10, "the banner is printed")
         line = re.search(r"^Try: (curl .*)$", running.log.read_text(), re.MULTILINE)
         assert line
         said = subprocess.run(line[1], shell=True, check=True, capture_output=True, timeout=30).stdout

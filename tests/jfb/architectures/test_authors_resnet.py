@@ -39,9 +39,13 @@ def test_iterations_and_logits_are_the_authors_for_each_image_stopping_by_itself
 ) -> None:
     reference = np.load(shared / "authors" / "mnist_fpn_reference.npz")
     found = predict(network, images, tolerance=float(tolerance), max_iterations=200, residual_norm=ResidualNorm.CHANNEL_MAX)
-    off = np.abs(found.solution.iterations.numpy() - reference[f"iterations_{tolerance}"])
-    assert off.max() <= 1
-    assert (off > 0).sum() <= 2, "more than rounding explains"
+    ours, theirs = found.solution.iterations.numpy(), reference[f"iterations_{tolerance}"]
+    assert np.abs(ours - theirs).max() <= 1
+    off = np.flatnonzero(ours != theirs)
+    if len(off):  # another processor rounds otherwise, which may matter only where the residual is nearly the tolerance
+        earlier = torch.from_numpy(np.minimum(ours, theirs)[off])
+        there = predict(network, images[off], tolerance=1e-30, max_iterations=earlier, residual_norm=ResidualNorm.CHANNEL_MAX)
+        assert there.solution.residual.numpy() == pytest.approx(float(tolerance), rel=0.01), "more than rounding explains"
     assert np.abs(found.logits.numpy() - reference[f"logits_{tolerance}"]).max() < 1e-3
 
 
