@@ -102,7 +102,8 @@ def fingerprints(pixels: NDArray[np.uint8]) -> NDArray[np.uint64]:
         turned = np.rot90(pixels, turns, axes=(1, 2))
         for version in (turned, turned[:, :, ::-1]):
             symmetric.append(np.bitwise_xor.reduce(keys[version, rows, columns], axis=(1, 2)))
-    return np.min(symmetric, axis=0)
+    smallest: NDArray[np.uint64] = np.min(symmetric, axis=0)
+    return smallest
 
 
 def _batches(size: int, seed: int) -> Iterator[Mazes]:

@@ -43,9 +43,7 @@ def test_every_cell_has_one_exit_by_one_path_and_the_label_is_that_of_the_source
     mazes = distinct_mazes(size, count, seed=1)
     images = mazes.images()
     assert images.shape == (count, 3, 2 * size - 1, 2 * size - 1)
-    for image, label, path_length, flood_depth in zip(
-        images, mazes.labels, mazes.path_length, mazes.flood_depth, strict=True
-    ):
+    for image, label, path_length, flood_depth in zip(images, mazes.labels, mazes.path_length, mazes.flood_depth, strict=True):
         pixels = named(image)
         places = {name: [place for place, found in pixels.items() if found == name] for name in NAMES.values()}
         assert all(len(places[name]) == 1 for name in ("source", *COLOURS))
@@ -105,7 +103,9 @@ def test_classes_are_even_and_long_paths_occur() -> None:
     assert len(mazes) == 4000
 
 
-@pytest.mark.parametrize(("size", "count", "message"), [(2, 1, "size: must be"), (65, 1, "size: must be"), (4, 0, "count: must be")])
+@pytest.mark.parametrize(
+    ("size", "count", "message"), [(2, 1, "size: must be"), (65, 1, "size: must be"), (4, 0, "count: must be")]
+)
 def test_what_cannot_be_generated_is_refused(size: int, count: int, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         distinct_mazes(size, count, seed=0)
