@@ -9,7 +9,7 @@ from rich.table import Table
 from typer import Argument, BadParameter, Option
 
 from jfb.store import write_config
-from training.data import load_data
+from training.data import load_parts
 from training.device import choose_device
 from training.evaluation.evaluate import CAPS, MAX_ACCURACY_LOSS, TOLERANCES, Evaluation
 from training.evaluation.evaluate import evaluate as run
@@ -49,7 +49,7 @@ def evaluate(
     evaluation = run(
         checkpoint.network,
         config,
-        load_data(chosen.data, console),
+        load_parts(chosen.data, console),
         device=on,
         console=console,
         tolerances=_numbers("--tolerances", tolerances, float),
@@ -63,6 +63,8 @@ def evaluate(
     write_config(folder, with_serving(config, **changes))
     write_card(folder, name)
     console.print(_table(evaluation))
+    for measure in dict.fromkeys(outcome.measure for outcome in evaluation.difficulty):
+        console.print(_difficulty_table(evaluation, measure))
     console.print(
         f"recommended tolerance [bold]{evaluation.recommended_tolerance:g}[/bold] (by {evaluation.validation_inputs:,} "
         f"validation inputs), "
@@ -117,4 +119,16 @@ def _table(evaluation: Evaluation) -> Table:
                 str(outcome.p95_iterations),
                 f"{outcome.unconverged:.2%}",
             )
+    return table
+
+
+def _difficulty_table(evaluation: Evaluation, measure: str) -> Table:
+    """Accuracy and mean iterations: a row for each range of difficulty, a column for each tolerance."""
+    outcomes = [outcome for outcome in evaluation.difficulty if outcome.measure == measure]
+    tolerances = list(dict.fromkeys(outcome.tolerance for outcome in outcomes))
+    table = Table(measure.replace("_", " "), "inputs", *(f"{tolerance:g}" for tolerance in tolerances))
+    for start in range(0, len(outcomes), len(tolerances)):
+        row = outcomes[start : start + len(tolerances)]
+        cells = (f"{outcome.accuracy:.1%}, {outcome.iterations:.1f}" for outcome in row)
+        table.add_row(f"{row[0].low} to {row[0].high}", str(row[0].inputs), *cells)
     return table

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from training.mazes import COLOURS, Mazes, distinct_mazes, fingerprints
+from training.data.mazes import COLOURS, Mazes, distinct_mazes, fingerprints
 
 NAMES = {
     (0, 0, 0): "wall",

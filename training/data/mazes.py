@@ -6,9 +6,13 @@ source. Every cell is connected to exactly one exit, by exactly one path; the cl
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field
+
+from jfb.config import Strict
 
 COLOURS = ("red", "green", "blue", "yellow")
 """Of the exits: the classes."""
@@ -30,6 +34,18 @@ PALETTE = np.array(
 MIN_SIZE, MAX_SIZE = 3, 64
 BATCH = 1024
 """Mazes that are made at a time."""
+
+
+class MazesRecipe(Strict):
+    """Arguments of the source ``mazes`` in a recipe."""
+
+    size: int = Field(default=8, ge=MIN_SIZE, le=MAX_SIZE)
+    """Cells a side; images have ``2 size − 1`` pixels a side."""
+    train: int = Field(default=8000, ge=1)
+    """Mazes in the training split."""
+    test: int = Field(default=2000, ge=1)
+    """Mazes in the test split, none of which is in the training split; more training mazes leave it as it is."""
+    seed: int = Field(default=0, ge=0)
 
 
 @dataclass(frozen=True)
@@ -54,6 +70,13 @@ class Mazes:
 
     def __getitem__(self, rows: NDArray[np.bool_] | slice) -> "Mazes":
         return Mazes(self.pixels[rows], self.labels[rows], self.path_length[rows], self.flood_depth[rows])
+
+
+@lru_cache(maxsize=8)  # the stages of a curriculum and the steps of a command share them; to generate 10,000 takes a second
+def generate_splits(recipe: MazesRecipe) -> dict[str, Mazes]:
+    """Generate the splits ``train`` and ``test``."""
+    test = distinct_mazes(recipe.size, recipe.test, seed=2 * recipe.seed)
+    return {"train": distinct_mazes(recipe.size, recipe.train, seed=2 * recipe.seed + 1, without=test), "test": test}
 
 
 def distinct_mazes(size: int, count: int, *, seed: int, without: Mazes | None = None) -> Mazes:
