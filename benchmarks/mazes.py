@@ -57,7 +57,8 @@ def main(
     for measure in ("flood_depth", "path_length"):
         column = torch.from_numpy(getattr(parts[first], measure)).double()
         print(f"- with {measure}: {float(torch.corrcoef(torch.stack([iterations, column]))[0, 1]):.2f}")
-    print(f"- the exit nearest in a straight line is right in {_share(_nearest(parts[first]) == torch.from_numpy(parts[first].labels))}")
+    nearest = _nearest(parts[first]) == torch.from_numpy(parts[first].labels)
+    print(f"- the exit nearest in a straight line is right in {_share(nearest)}")
 
 
 def _record(checkpoint: Checkpoint, mazes: Mazes) -> Trajectories:
