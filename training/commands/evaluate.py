@@ -1,5 +1,6 @@
 """``python -m training evaluate``"""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, TypeVar
@@ -17,6 +18,9 @@ from training.evaluation.label_stops import MAX_DIFFERING
 from training.reports.evaluation_report import write_evaluation_report
 from training.reports.model_card import write_card
 from training.store import find_version, load_version, recipe_of, with_serving
+
+MAX_TOLERANCES = 4
+"""Columns of a table by difficulty."""
 
 Number = TypeVar("Number", int, float)
 
@@ -123,12 +127,13 @@ def _table(evaluation: Evaluation) -> Table:
 
 
 def _difficulty_table(evaluation: Evaluation, measure: str) -> Table:
-    """Accuracy and mean iterations: a row for each range of difficulty, a column for each tolerance."""
+    """Show accuracy and mean iterations: a row for each range of difficulty, a column for some of the tolerances."""
     outcomes = [outcome for outcome in evaluation.difficulty if outcome.measure == measure]
     tolerances = list(dict.fromkeys(outcome.tolerance for outcome in outcomes))
-    table = Table(measure.replace("_", " "), "inputs", *(f"{tolerance:g}" for tolerance in tolerances))
-    for start in range(0, len(outcomes), len(tolerances)):
-        row = outcomes[start : start + len(tolerances)]
-        cells = (f"{outcome.accuracy:.1%}, {outcome.iterations:.1f}" for outcome in row)
-        table.add_row(f"{row[0].low} to {row[0].high}", str(row[0].inputs), *cells)
+    shown = tolerances[:: math.ceil(len(tolerances) / MAX_TOLERANCES)]  # more do not fit; difficulty.csv has them all
+    table = Table(measure.replace("_", " "), "inputs", *(f"{tolerance:g}" for tolerance in shown))
+    for low, high, inputs in dict.fromkeys((outcome.low, outcome.high, outcome.inputs) for outcome in outcomes):
+        found = {outcome.tolerance: outcome for outcome in outcomes if outcome.low == low}
+        cells = (f"{found[tolerance].accuracy:.1%}, {found[tolerance].iterations:.1f}" for tolerance in shown)
+        table.add_row(f"{low} to {high}", f"{inputs:,}", *cells)
     return table
