@@ -73,7 +73,8 @@ def train(
         processes: default: this one alone.
 
     Raises:
-        RecipeError: for arguments that the architecture refuses, or batches with fewer inputs than processes.
+        RecipeError: for arguments that the architecture refuses, batches with fewer inputs than processes, or a curriculum whose
+            inputs have a shape that the network does not take.
         NonFiniteLossError: for a loss that is NaN or infinite.
         TrainingError: for a snapshot of another recipe or of other data.
     """
