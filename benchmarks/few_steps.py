@@ -64,7 +64,7 @@ def main(
     chosen = load_recipe(recipe)
     if data:
         chosen = chosen.changed({"data.source": data})
-    trained = cut_short(chosen, load_data(chosen.data, console), steps, batch_size, console)
+    trained = cut_short(chosen, load_data(chosen, console), steps, batch_size, console)
     table = Table(
         *("epoch", "loss", "accuracy", "iterations", "validation accuracy", "contraction bound"),
         title=f"{chosen.name}: {steps} steps of {batch_size}, search in {trained.recipe.search.precision}",

@@ -128,7 +128,7 @@ def check_gradients(
 def check_training(device: torch.device) -> Iterator[Finding]:
     """A run on the device against one on the CPU, in float32; not augmented, as each device draws random numbers of its own."""
     recipe = load_recipe("digits").changed({"optimisation.epochs": 2, "augment": {}})
-    data = load_data(recipe.data, Console(quiet=True))
+    data = load_data(recipe, Console(quiet=True))
     losses = [
         torch.tensor([epoch.train_loss for epoch in train(recipe, data, device=one, console=Console(quiet=True)).history])
         for one in (torch.device("cpu"), device)

@@ -19,12 +19,14 @@ class ResidualNorm(StrEnum):
 
     * ``absolute``: L2 over all latent entries (Algorithm 1 of the paper);
     * ``relative``: ``absolute`` divided by the L2 norm of ``u_k``, so that a tolerance means the same for every model;
-    * ``channel_max``: the largest over positions of the L2 norm over channels (the authors' code). A vector has one position.
+    * ``channel_max``: the largest over positions of the L2 norm over channels (the authors' code). A vector has one position;
+    * ``max``: the largest absolute value over all latent entries.
     """
 
     ABSOLUTE = "absolute"
     RELATIVE = "relative"
     CHANNEL_MAX = "channel_max"
+    MAX = "max"
 
 
 class Strict(BaseModel):

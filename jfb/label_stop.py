@@ -7,9 +7,9 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from jfb.config import LabelCalibration, Serving
+from jfb.config import LabelCalibration, ResidualNorm, Serving
 from jfb.network import ImplicitNetwork
-from jfb.norms import row_norms
+from jfb.norms import residual
 from jfb.solvers import SOLVERS, Memory, Picard, Solver
 
 TOLERANCE = 1e-4
@@ -43,7 +43,7 @@ class Stability:
 class LabelStop:
     """Bound the effect of the rest of the iteration on the logits.
 
-    Let ``m_k = ‖T(u_{k−1}) − u_{k−1}‖₂`` be a row's movement. If T contracts with factor γ (L2), then its fixed point is at most
+    Let ``m_k = ‖T(u_{k−1}) − u_{k−1}‖`` be a row's movement. If T contracts with factor γ, then its fixed point is at most
     ``γ / (1 − γ) · m_k`` away from ``u_k = T(u_{k−1})`` (Banach), *whatever u_{k−1} is*. If ``‖z_i − z_j‖``
     changes by at most ``L_ij`` per unit of movement, then logit i still leads logit j at the fixed point where
     ``z_i − z_j > L_ij · γ / (1 − γ) · m_k``.
@@ -54,17 +54,26 @@ class LabelStop:
       calibrated on held-out data. It supports Picard iteration only: the ratios of an accelerated sequence say nothing about the
       distance to the fixed point.
 
-    Rows are independent, and the memory is per row.
+    The norm is L2, unless the network proves its bounds in another one. Rows are independent, and the memory is per row.
 
     Args:
         kind: guarantee or estimate.
         lipschitz: ``L_ij``, shape ``[classes, classes]``, or one number for all pairs.
         contraction: γ in [0, 1); None means observed per row.
         safety: factor on the bound, positive.
+        norm: of movements, in which L and γ hold: ``absolute`` (L2) or ``max``.
     """
 
-    def __init__(self, kind: Kind, lipschitz: Tensor | float, contraction: float | None = None, safety: float = 1.0) -> None:
+    def __init__(
+        self,
+        kind: Kind,
+        lipschitz: Tensor | float,
+        contraction: float | None = None,
+        safety: float = 1.0,
+        norm: ResidualNorm = ResidualNorm.ABSOLUTE,
+    ) -> None:
         self.kind = kind
+        self._norm = norm
         self._lipschitz = torch.as_tensor(lipschitz)
         self._contraction = contraction
         self._safety = safety
@@ -75,7 +84,7 @@ class LabelStop:
         contraction, lipschitz = network.contraction_bound(), network.readout_lipschitz()
         if contraction is None or lipschitz is None or not 0 <= contraction < 1:
             return None
-        return cls(Kind.GUARANTEE, lipschitz, contraction)
+        return cls(Kind.GUARANTEE, lipschitz, contraction, norm=network.bound_norm)
 
     @classmethod
     def estimate(cls, calibration: LabelCalibration) -> Self:
@@ -113,7 +122,7 @@ class LabelStop:
             next_state: ``u_k``, of the same shape.
             logits: ``readout(next_state)``, shape ``[n, classes]``.
         """
-        remaining = self._safety * self._remaining(memory, row_norms(next_state - state))
+        remaining = self._safety * self._remaining(memory, residual(state, next_state, self._norm))
         label = logits.argmax(1, keepdim=True)
         margins = logits.gather(1, label) - logits
         lipschitz = self._lipschitz.to(logits).expand(logits.shape[1], logits.shape[1])[label.squeeze(1)]

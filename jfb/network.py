@@ -6,6 +6,7 @@ from copy import deepcopy
 import torch
 from torch import Tensor, nn
 
+from jfb.config import ResidualNorm
 from jfb.folding import fold_batch_norms
 
 
@@ -23,7 +24,12 @@ class ImplicitNetwork(nn.Module, ABC):
 
     The network does not know how the fixed point is found (``jfb.solve``) or differentiated (``jfb.gradients``), so the same
     network can be trained with any gradient and served with any solver.
+
+    Attributes:
+        bound_norm: in which ``contraction_bound`` and ``readout_lipschitz`` measure states: ``absolute`` (L2) or ``max``.
     """
+
+    bound_norm: ResidualNorm = ResidualNorm.ABSOLUTE
 
     @abstractmethod
     def inject(self, inputs: Tensor) -> Tensor:
@@ -49,13 +55,13 @@ class ImplicitNetwork(nn.Module, ABC):
         """
 
     def contraction_bound(self) -> float | None:
-        """Return a guaranteed upper bound on the Lipschitz constant of ``step`` in the state (L2), or None if there is none."""
+        """Return a guaranteed bound on the Lipschitz constant of ``step`` in the state (``bound_norm``), or None for none."""
         return None
 
     def readout_lipschitz(self) -> Tensor | None:
         """Return guaranteed bounds ``[classes, classes]`` on the readout's Lipschitz constants, or None if there are none.
 
-        Entry i, j is at least the Lipschitz constant of ``logit_i − logit_j`` in the state (L2).
+        Entry i, j is at least the Lipschitz constant of ``logit_i − logit_j`` in the state (``bound_norm``).
         """
         return None
 

@@ -31,6 +31,8 @@ def residual(previous: Tensor, current: Tensor, norm: ResidualNorm) -> Tensor:
         case ResidualNorm.CHANNEL_MAX:
             # On a CPU, vector_norm(dim=1) takes twenty times as long over a dimension that is not the last.
             return movement.square_().sum(1, keepdim=True).flatten(1).amax(1).sqrt()
+        case ResidualNorm.MAX:
+            return movement.abs_().amax(tuple(range(1, movement.dim())))
 
 
 def row_norms(rows: Tensor) -> Tensor:

@@ -30,6 +30,8 @@ CURVES = "curves.png"
 EVALUATION = "evaluation.json"
 EVALUATION_TABLE = "evaluation.csv"
 EVALUATION_PLOT = "evaluation.png"
+DIFFICULTY_TABLE = "difficulty.csv"
+DIFFICULTY_PLOT = "difficulty.png"
 CARD = "README.md"
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, Field, JsonValue, ValidationError, model_validator
@@ -33,8 +33,10 @@ class DataRecipe(Strict):
     """Where the data is, and which of its splits and columns to use."""
 
     source: str
-    """``sklearn/digits``, the id of a data set on the Hugging Face hub, or a local folder: of parquet files, or of images with
-    one subfolder per class."""
+    """``sklearn/digits``, ``mazes``, the id of a data set on the Hugging Face hub, or a local folder: of parquet files, or of
+    images with one subfolder per class."""
+    arguments: dict[str, JsonValue] = Field(default={}, exclude_if=lambda value: not value)
+    """Arguments of a source that is generated: of ``mazes``, those of ``training.data.mazes.MazesRecipe``."""
     configuration: str | None = None
     """Configuration of the data set on the hub, if it has several."""
     inputs: str = "image"
@@ -49,6 +51,14 @@ class DataRecipe(Strict):
     """Split for model selection, or the fraction of the training split to hold out for it."""
     test: Part = "test"
     """Split for the final report, or the fraction of the training split to hold out for it."""
+
+
+class Stage(Strict):
+    """A stage of a curriculum: epochs on other training data."""
+
+    epochs: int = Field(default=1, ge=1)
+    data: dict[str, JsonValue]
+    """Changes to the recipe's data section; ``arguments`` are merged with the section's."""
 
 
 class GradientRecipe(Strict):
@@ -112,6 +122,8 @@ class OptimisationRecipe(Strict):
     averaging: float = Field(default=0.0, ge=0, lt=1)
     """Decay per step of the exponential moving average (EMA) of the weights, which is what is evaluated and saved; 0 is no
     averaging. The decay is warmed up (see ``training.loop.optimiser``)."""
+    max_gradient_norm: NonNegative = 0.0
+    """Gradients with a larger L2 norm are scaled down to it; 0 is no limit."""
     jacobian_penalty: NonNegative = 0.0
     """Weight in the loss of ``‖∂T/∂u‖²`` at the fixed points (see ``training.loop.jacobian_penalty``); 0 is none."""
     seed: int = Field(default=0, ge=0)
@@ -141,6 +153,8 @@ class Recipe(Strict):
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     """Name of the model in the store. Default: the name of the file."""
     data: DataRecipe
+    curriculum: tuple[Stage, ...] = ()
+    """Stages before the ``optimisation.epochs`` on the recipe's own data, in order. All are validated on that data."""
     network: ArchitectureSpec
     """Architecture and its arguments. Default of ``mean`` and ``std``: measured on the training part."""
     gradient: GradientRecipe = GradientRecipe()
@@ -164,7 +178,19 @@ class Recipe(Strict):
                 check_solver(solver, self.network.name, kind)
             except ValueError as error:
                 raise ValueError(f"{section}.{error}") from error
+        for number, stage in enumerate(self.curriculum):
+            try:
+                self.stage_data(stage)
+            except ValidationError as error:
+                raise ValueError(f"curriculum.{number}.data: {_describe(error, DataRecipe)}") from error
         return self
+
+    def stage_data(self, stage: Stage) -> DataRecipe:
+        """Return the data section of a stage of the curriculum."""
+        content = {**self.data.model_dump(mode="json"), **stage.data}
+        if isinstance(arguments := content.get("arguments"), dict):
+            content["arguments"] = {**self.data.arguments, **arguments}
+        return DataRecipe.model_validate(content)
 
     def changed(self, changes: Mapping[str, object]) -> "Recipe":
         """Return a copy with new values for some keys, such as ``{"optimisation.epochs": 3}``.
@@ -218,28 +244,35 @@ def _validate(content: dict[str, Any], origin: str) -> Recipe:
     try:
         return Recipe.model_validate(content)
     except ValidationError as error:
-        problems = []
-        for problem in error.errors():
-            *sections, key = map(str, problem["loc"]) if problem["loc"] else ("recipe",)
-            where = ".".join((*sections, key))
-            match problem["type"]:
-                case "extra_forbidden":
-                    problems.append(f"{where}: unknown key: {must_be_one_of(_keys(sections), key)}")
-                case "missing":
-                    problems.append(f"{where}: is required")
-                case "value_error":
-                    problems.append(f"{where}: {problem['ctx']['error']}" if problem["loc"] else str(problem["ctx"]["error"]))
-                case _:
-                    rule = problem["msg"].replace("Input should", "must")
-                    problems.append(f"{where}: {rule} (got {problem['input']!r})")
-        raise RecipeError(f"{origin}: {'; '.join(problems)}") from error
+        raise RecipeError(f"{origin}: {_describe(error, Recipe)}") from error
 
 
-def _keys(sections: list[str]) -> list[str]:
-    """Return the keys of a section of the recipe."""
-    model: type[BaseModel] = Recipe
+def _describe(error: ValidationError, model: type[BaseModel]) -> str:
+    """Describe what is wrong with the sections of a model."""
+    problems = []
+    for problem in error.errors():
+        *sections, key = map(str, problem["loc"]) if problem["loc"] else ("recipe",)
+        where = ".".join((*sections, key))
+        match problem["type"]:
+            case "extra_forbidden":
+                problems.append(f"{where}: unknown key: {must_be_one_of(_keys(model, sections), key)}")
+            case "missing":
+                problems.append(f"{where}: is required")
+            case "value_error":
+                problems.append(f"{where}: {problem['ctx']['error']}" if problem["loc"] else str(problem["ctx"]["error"]))
+            case _:
+                rule = problem["msg"].replace("Input should", "must")
+                problems.append(f"{where}: {rule} (got {problem['input']!r})")
+    return "; ".join(problems)
+
+
+def _keys(model: type[BaseModel], sections: list[str]) -> list[str]:
+    """Return the keys of a section of a model."""
     for name in sections:
+        if name.isdecimal():  # a place in a list of sections
+            continue
         inner = model.model_fields[name].annotation
+        inner = next((part for part in get_args(inner) if part is not Ellipsis), inner)
         assert isinstance(inner, type)
         assert issubclass(inner, BaseModel)
         model = inner

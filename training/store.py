@@ -111,6 +111,7 @@ def metrics(trained: Trained) -> dict[str, Any]:
         "parameters": count_parameters(trained.network),
         "seconds": trained.seconds,
         "contraction_bound": trained.contraction_bound,
+        "contraction_norm": trained.network.bound_norm.value,
         "contraction_factor": trained.contraction_factor,
     }
 

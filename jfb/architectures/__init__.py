@@ -10,6 +10,7 @@ from pydantic import TypeAdapter, ValidationError
 from jfb.architectures.authors_resnet import AuthorsResNet
 from jfb.architectures.implicit_mlp import ImplicitMLP
 from jfb.architectures.implicit_resnet import ImplicitResNet
+from jfb.architectures.max_propagation import MaxPropagation
 from jfb.architectures.monotone_conv import MonotoneConv
 from jfb.architectures.monotone_mlp import MonotoneMLP
 from jfb.config import must_be_one_of
@@ -19,6 +20,7 @@ ARCHITECTURES: dict[str, type[ImplicitNetwork]] = {
     "authors_resnet": AuthorsResNet,
     "implicit_mlp": ImplicitMLP,
     "implicit_resnet": ImplicitResNet,
+    "max_propagation": MaxPropagation,
     "monotone_conv": MonotoneConv,
     "monotone_mlp": MonotoneMLP,
 }
@@ -97,6 +99,7 @@ __all__ = [
     "AuthorsResNet",
     "ImplicitMLP",
     "ImplicitResNet",
+    "MaxPropagation",
     "MonotoneConv",
     "MonotoneMLP",
     "build",

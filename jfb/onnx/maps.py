@@ -58,7 +58,7 @@ def trace(network: ImplicitNetwork, input_shape: Sequence[int], residual_norm: R
 def _residual(previous: Tensor, current: Tensor, norm: ResidualNorm) -> Tensor:
     """``jfb.residual`` for runtimes whose maximum ignores NaN, such as ONNX Runtime: a diverged row must not go on."""
     moved = residual(previous, current, norm)
-    if norm is not ResidualNorm.CHANNEL_MAX:
+    if norm not in (ResidualNorm.CHANNEL_MAX, ResidualNorm.MAX):
         return moved
     return torch.where((current - previous).isnan().flatten(1).any(1), torch.nan, moved)
 

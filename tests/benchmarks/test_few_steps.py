@@ -20,7 +20,7 @@ def cifar(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Data:
         name = f"{split}-00000-of-00001.parquet"
         pq.write_table(pq.read_table(shared / "data" / "cifar10" / name).slice(0, rows), folder / name)
     recipe = load_recipe("cifar10_small").changed({"data.source": str(folder)})
-    return load_data(recipe.data, Console(quiet=True))
+    return load_data(recipe, Console(quiet=True))
 
 
 @pytest.mark.slow

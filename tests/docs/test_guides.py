@@ -25,7 +25,7 @@ from tests.app.running import wait_until
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 BLOCK = re.compile(r"(<!-- not run: [^>]*-->\n)?^( *)```(\w+)(?: title=\"([^\"]+)\")?\n(.*?)^ *```$", re.DOTALL | re.MULTILINE)
 PAGES = ["tutorial.md", *(f"guides/{path.name}" for path in sorted((DOCS / "guides").glob("*.md")))]
-LONG = {"tutorial.md", "guides/tolerance.md", "guides/export.md"}
+LONG = {"tutorial.md", "guides/tolerance.md", "guides/export.md", "guides/iterations_matter.md"}
 MAY_BE_LEFT_OUT = {"guides/deploy.md": 1, "guides/observe.md": 1, "guides/own_network.md": 1, "tutorial.md": 1}
 
 pytestmark = pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
@@ -124,7 +124,7 @@ def with_ports(text: str, ports: dict[str, str]) -> str:
 
 
 def run(command: list[str], folder: Path, environment: dict[str, str]) -> None:
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=180)
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, f"{command[-1]}\n{done.stdout}\n{done.stderr}"
     # A status in a comment next to a command is the status that the command prints.
     promised = re.findall(r"%\{http_code\}.*# (\d{3})$", command[-1], re.MULTILINE)

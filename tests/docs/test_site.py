@@ -1,4 +1,4 @@
-"""The documentation builds without a warning and loads nothing from other hosts; its notebook runs."""
+"""The documentation builds without a warning and loads nothing from other hosts; its notebooks run."""
 
 import re
 import subprocess
@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
+NOTEBOOKS = {"fixed_points": "iterations together:", "mazes": "iterations and flood depth:"}
+"""With words of their output."""
 LOADING = {
     "script": "src",
     "img": "src",
@@ -80,19 +82,20 @@ def test_the_reference_has_the_docstrings_and_the_results_are_there(site: Path) 
     assert "Iterations against tolerance" in (site / "benchmarks" / "results" / "tolerance" / "index.html").read_text()
 
 
-def test_the_notebook_is_a_page_with_its_pictures(site: Path) -> None:
-    page = (site / "fixed_points" / "index.html").read_text()
-    assert page.count("data:image/png;base64,") == 2
-    assert "iterations together:" in page
-    assert (site / "fixed_points.ipynb").exists()
+def test_the_notebooks_are_pages_with_their_pictures(site: Path) -> None:
+    for name, words in NOTEBOOKS.items():
+        page = (site / name / "index.html").read_text()
+        assert page.count("data:image/png;base64,") == 2
+        assert words in page
+        assert (site / f"{name}.ipynb").exists()
 
 
 @pytest.mark.slow
-def test_the_notebook_runs_from_top_to_bottom(tmp_path: Path) -> None:
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("name", ["fixed_points", "mazes"])
+def test_a_notebook_runs_from_top_to_bottom(name: str, tmp_path: Path) -> None:
     """Its claims are assertions, so running is checking."""
     command = [sys.executable, "-m", "nbconvert", "--to", "notebook", "--execute", "--output-dir", str(tmp_path)]
-    ran = subprocess.run(
-        [*command, str(ROOT / "docs" / "fixed_points.ipynb")], cwd=ROOT, capture_output=True, text=True, timeout=300
-    )
+    ran = subprocess.run([*command, str(ROOT / "docs" / f"{name}.ipynb")], cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert ran.returncode == 0, ran.stderr
-    assert "iterations together:" in (tmp_path / "fixed_points.ipynb").read_text()
+    assert NOTEBOOKS[name] in (tmp_path / f"{name}.ipynb").read_text()

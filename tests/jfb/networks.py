@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from jfb import ImplicitNetwork
-from jfb.architectures import ImplicitMLP, ImplicitResNet, MonotoneConv, MonotoneMLP
+from jfb.architectures import ImplicitMLP, ImplicitResNet, MaxPropagation, MonotoneConv, MonotoneMLP
 from jfb.monotone_network import MonotoneNetwork
 
 
@@ -50,6 +50,16 @@ def small_mlp(*, seed: int = 0, contraction: float = 0.9, width: int = 6) -> Imp
     with torch.no_grad():
         network.latent.weight.mul_(50)
     network.constrain()
+    return network.double().eval()
+
+
+def small_max_propagation(*, seed: int = 0, contraction: float = 0.9) -> MaxPropagation:
+    """A random max-propagation network on images in [0, 1], in evaluation mode, float64, in which values travel some pixels."""
+    torch.manual_seed(seed)
+    network = MaxPropagation((1, 6, 6), 3, mean=0.5, std=0.3, channels=4, features=5, contraction=contraction)
+    with torch.no_grad():
+        network.source.weight.mul_(10)
+        network.source.bias.sub_(1)
     return network.double().eval()
 
 

@@ -6,12 +6,13 @@ import torch
 from jfb import ResidualNorm, residual
 
 
-def test_the_three_norms_against_hand_computed_values() -> None:
+def test_the_norms_against_hand_computed_values() -> None:
     previous = torch.zeros(1, 2, 1, 2)
     current = torch.tensor([[[[3.0, 1.0]], [[4.0, 2.0]]]])  # positions (3, 4) and (1, 2)
     assert residual(previous, current, ResidualNorm.ABSOLUTE).item() == pytest.approx(math.sqrt(30))
     assert residual(previous, current / 2, ResidualNorm.RELATIVE).item() == pytest.approx(1.0)
     assert residual(previous, current, ResidualNorm.CHANNEL_MAX).item() == pytest.approx(5.0)
+    assert residual(previous, -current, ResidualNorm.MAX).item() == 4.0
 
 
 def test_relative_divides_by_the_current_iterate() -> None:

@@ -1,5 +1,6 @@
 """``python -m training evaluate``"""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, TypeVar
@@ -9,7 +10,7 @@ from rich.table import Table
 from typer import Argument, BadParameter, Option
 
 from jfb.store import write_config
-from training.data import load_data
+from training.data import load_parts
 from training.device import choose_device
 from training.evaluation.evaluate import CAPS, MAX_ACCURACY_LOSS, TOLERANCES, Evaluation
 from training.evaluation.evaluate import evaluate as run
@@ -17,6 +18,9 @@ from training.evaluation.label_stops import MAX_DIFFERING
 from training.reports.evaluation_report import write_evaluation_report
 from training.reports.model_card import write_card
 from training.store import find_version, load_version, recipe_of, with_serving
+
+MAX_TOLERANCES = 4
+"""Columns of a table by difficulty."""
 
 Number = TypeVar("Number", int, float)
 
@@ -49,7 +53,7 @@ def evaluate(
     evaluation = run(
         checkpoint.network,
         config,
-        load_data(chosen.data, console),
+        load_parts(chosen.data, console),
         device=on,
         console=console,
         tolerances=_numbers("--tolerances", tolerances, float),
@@ -63,6 +67,8 @@ def evaluate(
     write_config(folder, with_serving(config, **changes))
     write_card(folder, name)
     console.print(_table(evaluation))
+    for measure in dict.fromkeys(outcome.measure for outcome in evaluation.difficulty):
+        console.print(_difficulty_table(evaluation, measure))
     console.print(
         f"recommended tolerance [bold]{evaluation.recommended_tolerance:g}[/bold] (by {evaluation.validation_inputs:,} "
         f"validation inputs), "
@@ -117,4 +123,17 @@ def _table(evaluation: Evaluation) -> Table:
                 str(outcome.p95_iterations),
                 f"{outcome.unconverged:.2%}",
             )
+    return table
+
+
+def _difficulty_table(evaluation: Evaluation, measure: str) -> Table:
+    """Show accuracy and mean iterations: a row for each range of difficulty, a column for some of the tolerances."""
+    outcomes = [outcome for outcome in evaluation.difficulty if outcome.measure == measure]
+    tolerances = list(dict.fromkeys(outcome.tolerance for outcome in outcomes))
+    shown = tolerances[:: math.ceil(len(tolerances) / MAX_TOLERANCES)]  # more do not fit; difficulty.csv has them all
+    table = Table(measure.replace("_", " "), "inputs", *(f"{tolerance:g}" for tolerance in shown))
+    for low, high, inputs in dict.fromkeys((outcome.low, outcome.high, outcome.inputs) for outcome in outcomes):
+        found = {outcome.tolerance: outcome for outcome in outcomes if outcome.low == low}
+        cells = (f"{found[tolerance].accuracy:.1%}, {found[tolerance].iterations:.1f}" for tolerance in shown)
+        table.add_row(f"{low} to {high}", f"{inputs:,}", *cells)
     return table

@@ -68,7 +68,7 @@ def train(
     chosen = load_recipe(recipe).changed({key: value for key, value in changes.items() if value is not None})
     with joined_processes(on) as processes:
         console = Console(quiet=not processes.first)
-        parts = load_data(chosen.data, console)
+        parts = load_data(chosen, console)
         console.print(
             f"[bold]{chosen.name}[/bold]: {len(parts.train.labels):,} training, {len(parts.validation.labels):,} validation and "
             f"{len(parts.test.labels):,} test {'images' if parts.input.kind == 'image' else 'inputs'}; "

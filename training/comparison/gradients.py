@@ -92,7 +92,7 @@ def with_gradient(recipe: Recipe, gradient: str) -> Recipe:
 def measure_run(recipe: Recipe, device: torch.device, quiet: bool) -> GradientRun:
     """Train as ``python -m training train`` does, and measure time and memory."""
     console = Console(quiet=quiet)
-    data = load_data(recipe.data, console)
+    data = load_data(recipe, console)
     before = peak_memory(device)
     clock = StepClock()
     trained = train(recipe, data, device=device, console=console, before_step=clock)
@@ -114,7 +114,7 @@ def measure_run(recipe: Recipe, device: torch.device, quiet: bool) -> GradientRu
 def measure_alignments(recipe: Recipe, device: torch.device, quiet: bool) -> list[Alignment]:
     """Train once more, and measure alignments during the run."""
     console = Console(quiet=quiet)
-    data = load_data(recipe.data, console)
+    data = load_data(recipe, console)
     steps = recipe.optimisation.epochs * max(len(data.train.labels) // recipe.optimisation.batch_size, 1)
     recorder = AlignmentRecorder(recipe.search.build(), every=max(steps // MEASUREMENTS, 1))
     train(recipe, data, device=device, console=console, before_step=recorder)

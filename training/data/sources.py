@@ -2,23 +2,27 @@
 
 import io
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
+from pydantic import ValidationError
 from rich.console import Console
 from rich.progress import Progress
 from torch import Tensor
 
 from jfb.config import must_be_one_of
 from jfb.images import to_pixels, upright
+from training.data.mazes import COLOURS, MazesRecipe, generate_splits
 from training.errors import DataError
 from training.recipe import DataRecipe
 
 DIGITS = "sklearn/digits"
+MAZES = "mazes"
 
 
 @dataclass(frozen=True)
@@ -29,6 +33,11 @@ class Split:
     """uint8 or float32 ``[n, *input_shape]``."""
     labels: Tensor
     """int64 ``[n]``, indices into ``Source.classes``."""
+    difficulty: dict[str, Tensor] = field(default_factory=dict)
+    """Measures of how hard each input is, by name, int64 ``[n]``, for sources that know."""
+
+    def __getitem__(self, rows: NDArray[np.int64]) -> "Split":
+        return Split(self.inputs[rows], self.labels[rows], {name: column[rows] for name, column in self.difficulty.items()})
 
 
 @dataclass(frozen=True)
@@ -49,7 +58,33 @@ def read(recipe: DataRecipe, splits: list[str], console: Console) -> Source:
         DataError: for a source, split or column that does not exist, an unreadable image, images of several shapes, or labels
             that the training split does not have.
     """
+    if recipe.source == MAZES:
+        return _read_mazes(recipe, splits)
+    if recipe.arguments:
+        raise DataError(f"data.arguments: only {MAZES} takes arguments (got {', '.join(recipe.arguments)})")
     return _read_digits(splits) if recipe.source == DIGITS else _read_datasets(recipe, splits, console)
+
+
+def _read_mazes(recipe: DataRecipe, splits: list[str]) -> Source:
+    """Generate the mazes that a recipe describes."""
+    try:
+        generated = generate_splits(MazesRecipe.model_validate(recipe.arguments))
+    except ValidationError as error:
+        problem = error.errors()[0]
+        key, rule = ".".join(map(str, problem["loc"])), problem["msg"].replace("Input should", "must")
+        raise DataError(f"data.arguments.{key}: {rule} (got {problem['input']!r})") from error
+    for split in splits:
+        if split not in generated:
+            raise DataError(f"data: {MAZES}: split: {must_be_one_of(generated, split)}")
+    decoded = {
+        split: Split(
+            torch.from_numpy(mazes.images()),
+            torch.from_numpy(mazes.labels),
+            {name: torch.from_numpy(getattr(mazes, name)) for name in ("path_length", "flood_depth")},
+        )
+        for split, mazes in generated.items()
+    }
+    return Source(decoded, list(COLOURS), "image", 0.0, 255.0)
 
 
 def _read_digits(splits: list[str]) -> Source:

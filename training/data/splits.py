@@ -1,6 +1,6 @@
 """Splits: the training, validation and test parts, in memory."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor
 from jfb.config import InputSpec
 from training.data.sources import Split, read
 from training.errors import DataError
-from training.recipe import DataRecipe
+from training.recipe import DataRecipe, Recipe
 
 SPLIT_SEED = 0
 """Seed of the splits by fraction. Not configurable: a test part that changed between runs would leak into training."""
@@ -27,10 +27,26 @@ class Data:
     """Used only to report: for the metrics of a trained model and for its evaluation. Nothing is selected by it."""
     classes: list[str]
     input: InputSpec
+    curriculum: tuple[Split, ...] = ()
+    """Training parts of the recipe's curriculum, whose inputs may have other shapes."""
 
 
-def load_data(recipe: DataRecipe, console: Console) -> Data:
-    """Load the data that a recipe names, split into its three parts.
+def load_data(recipe: Recipe, console: Console) -> Data:
+    """Load the data that a recipe names, split into its three parts, and the training parts of its curriculum.
+
+    Raises:
+        DataError: as ``load_parts``, and for a stage of the curriculum with other classes.
+    """
+    data = load_parts(recipe.data, console)
+    stages = [load_parts(recipe.stage_data(stage), console) for stage in recipe.curriculum]
+    for number, stage in enumerate(stages):
+        if stage.classes != data.classes:
+            raise DataError(f"curriculum.{number}: classes must be {data.classes[:20]} (got {stage.classes[:20]})")
+    return replace(data, curriculum=tuple(stage.train for stage in stages))
+
+
+def load_parts(recipe: DataRecipe, console: Console) -> Data:
+    """Load the data of one data section, split into its three parts.
 
     Parts that the recipe gives as fractions are drawn from the training split, stratified by class, always with the same seed.
 
@@ -83,4 +99,4 @@ def _part(train: Split, part: str | float, splits: dict[str, Split], name: str) 
     except ValueError as error:
         raise DataError(f"data.{name}: cannot hold out {part:g} of {len(rows)} inputs: {error}") from error
     kept, held_out = np.sort(kept), np.sort(held_out)
-    return Split(train.inputs[kept], train.labels[kept]), Split(train.inputs[held_out], train.labels[held_out])
+    return train[kept], train[held_out]

@@ -11,6 +11,7 @@ from jfb import ImplicitNetwork, ModelConfig
 from jfb.config import Serving
 from training.data import Data, Split
 from training.errors import ModelError
+from training.evaluation.difficulty import DifficultyOutcome, by_difficulty
 from training.evaluation.label_stops import LabelStops, calibrate
 from training.evaluation.solver_times import SolverTimes, time_solvers
 from training.evaluation.trajectories import Trajectories, record
@@ -51,6 +52,8 @@ class Evaluation:
     validation_inputs: int
     outcomes: list[Outcome]
     """On the test part, for all inputs and for each class, at every tolerance and cap."""
+    difficulty: list[DifficultyOutcome]
+    """On the test part, at the model's cap; empty for data that does not say how hard an input is."""
     label_stops: LabelStops
     solver_times: SolverTimes
     """On the validation part."""
@@ -107,6 +110,7 @@ def evaluate(
             for max_iterations in caps
             for outcome in outcomes(test, data.test.labels, config.classes, tolerance, max_iterations)
         ],
+        difficulty=by_difficulty(test, data.test, tolerances, cap),
         label_stops=calibrate(network, config, data, device=device, console=console),
         solver_times=time_solvers(network, config, data.validation.inputs, tolerances[-1], device=device),
     )

@@ -5,7 +5,7 @@ from dataclasses import asdict
 from typing import Any, Generic, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from training.data import Data
 from training.data.augmentation import build_augmentation
@@ -45,7 +45,14 @@ class Run(Generic[Network]):
         processes: Processes,
     ) -> None:
         settings = recipe.optimisation
-        batch_size = min(settings.batch_size, len(data.train.labels))
+        if len(data.curriculum) != len(recipe.curriculum):
+            raise RecipeError(
+                f"{recipe.name}: curriculum: the data must have {len(recipe.curriculum)} stages (got {len(data.curriculum)})"
+            )
+        stages = zip((stage.epochs for stage in recipe.curriculum), data.curriculum, strict=True)
+        self.parts = [part for epochs, part in (*stages, (settings.epochs, data.train)) for _ in range(epochs)]
+        """Training part of each epoch."""
+        batch_size = min(settings.batch_size, *(len(part.labels) for part in self.parts))
         if batch_size < processes.count:
             raise RecipeError(
                 f"{recipe.name}: optimisation.batch_size: must be at least {processes.count}, the number of processes "
@@ -63,9 +70,9 @@ class Run(Generic[Network]):
         self.averaged = cast(Network, self.average.module)
         self.augment = build_augmentation(recipe.augment)
 
-        self.steps = max(len(data.train.labels) // settings.batch_size, 1)
-        """Per epoch."""
-        self.optimiser, self.schedule = build_optimiser(self.network, settings, settings.epochs * self.steps)
+        self.steps = [max(len(part.labels) // settings.batch_size, 1) for part in self.parts]
+        """Of each epoch."""
+        self.optimiser, self.schedule = build_optimiser(self.network, settings, sum(self.steps))
         self.epoch = 1
         self.step = 0
         """Completed steps of this epoch."""
@@ -80,13 +87,13 @@ class Run(Generic[Network]):
     def remaining_batches(self) -> list[Tensor]:
         """Return the rows of each remaining step of this epoch; rows that do not fill a batch are left out."""
         generator = torch.Generator().manual_seed(epoch_seed(self.recipe.optimisation, self.epoch))
-        order = torch.randperm(len(self.data.train.labels), generator=generator)
+        order = torch.randperm(len(self.parts[self.epoch - 1].labels), generator=generator)
         size = self.recipe.optimisation.batch_size
-        return [order[step * size : (step + 1) * size] for step in range(self.step, self.steps)]
+        return [order[step * size : (step + 1) * size] for step in range(self.step, self.steps[self.epoch - 1])]
 
     def load_batch(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Return augmented inputs and labels of the given rows of the training part, and seed the step."""
-        part = self.data.train
+        """Return augmented inputs and labels of the given rows of the epoch's training part, and seed the step."""
+        part = self.parts[self.epoch - 1]
         torch.manual_seed(step_seed(self.recipe.optimisation, self.epoch, self.step))
         # Every process augments the whole batch: otherwise the augmentation would depend on the number of processes.
         return self.augment(part.inputs[rows].to(self.device, torch.float32)), part.labels[rows].to(self.device)
@@ -106,6 +113,8 @@ class Run(Generic[Network]):
             raise NonFiniteLossError(self._explain_non_finite(batch[0] / len(labels), inputs))
         self.optimiser.zero_grad()
         (loss * (processes.count / len(labels))).backward()  # the gradients of the processes are averaged, not summed
+        if self.recipe.optimisation.max_gradient_norm:
+            nn.utils.clip_grad_norm_(self.network.parameters(), self.recipe.optimisation.max_gradient_norm)
         self.optimiser.step()
         self.schedule.step()
         self.objective.constrain()
@@ -113,6 +122,11 @@ class Run(Generic[Network]):
 
         self.sums = [total + number for total, number in zip(self.sums, batch, strict=True)]
         self.step += 1
+
+    @property
+    def completed(self) -> int:
+        """Steps of the run so far."""
+        return sum(self.steps[: self.epoch - 1]) + self.step
 
     def progress(self) -> str:
         """Describe this epoch so far."""

@@ -14,6 +14,7 @@ from jfb import ImplicitNetwork, solve
 from jfb.config import ArchitectureSpec
 from jfb.contraction import local_contraction_factor
 from training.data import Data, Split
+from training.errors import RecipeError
 from training.loop.history import Epoch
 from training.loop.network import Network, build_network, with_normalisation
 from training.loop.objective import FixedPointObjective
@@ -72,7 +73,8 @@ def train(
         processes: default: this one alone.
 
     Raises:
-        RecipeError: for arguments that the architecture refuses, or batches with fewer inputs than processes.
+        RecipeError: for arguments that the architecture refuses, batches with fewer inputs than processes, or a curriculum whose
+            inputs have a shape that the network does not take.
         NonFiniteLossError: for a loss that is NaN or infinite.
         TrainingError: for a snapshot of another recipe or of other data.
     """
@@ -82,6 +84,7 @@ def train(
     measured = with_normalisation(recipe, data.train)
     recipe = resolve_precision(recipe, measured, data, device, processes, snapshot)
     network = build_network(measured, data.input, len(data.classes), device)
+    _check_curriculum(network, recipe, data, device)
     run = Run(recipe, measured, FixedPointObjective(network, recipe), data, device, processes)
     if folder and snapshot:
         run.restore(snapshot, folder)
@@ -114,11 +117,11 @@ def fit(
     """Run the epochs that remain: the one loop that every network is trained by."""
     started = time.perf_counter() - run.seconds
     saved = time.perf_counter()
-    epochs = run.recipe.optimisation.epochs
+    epochs = len(run.parts)
     if not run.processes.first:
         folder = None  # the first process writes for all
     with _progress_bar(console) as bar, folder.record(run.history) if folder else nullcontext() as record:
-        task = bar.add_task("", total=epochs * run.steps, progress="")
+        task = bar.add_task("", total=sum(run.steps), progress="")
         while run.epoch <= epochs:
             run.network.train()
             for rows in run.remaining_batches():
@@ -126,8 +129,8 @@ def fit(
                 if before_step:
                     before_step(run.network, inputs, labels)
                 run.learn(inputs, labels)
-                completed = (run.epoch - 1) * run.steps + run.step
-                bar.update(task, completed=completed, description=f"epoch {run.epoch}/{epochs}", progress=run.progress())
+                description = f"epoch {run.epoch}/{epochs}"
+                bar.update(task, completed=run.completed, description=description, progress=run.progress())
                 if folder and time.perf_counter() - saved >= folder.snapshot_seconds:
                     run.seconds = time.perf_counter() - started
                     folder.write_snapshot(run.snapshot())
@@ -160,6 +163,21 @@ def measure_contraction(network: ImplicitNetwork, part: Split, recipe: Recipe, d
         residual_norm=serving.residual_norm,
     )
     return float(local_contraction_factor(network, solution.fixed_point, injection).amax())
+
+
+@torch.no_grad()
+def _check_curriculum(network: ImplicitNetwork, recipe: Recipe, data: Data, device: torch.device) -> None:
+    """Refuse inputs of a shape that the network does not take, before a run has trained for a while."""
+    network.eval()
+    for number, part in enumerate(data.curriculum):
+        try:
+            network.readout(network.initial_state(network.inject(part.inputs[:1].to(device, torch.float32))))
+        except RuntimeError as error:
+            shape = list(part.inputs.shape[1:])
+            raise RecipeError(
+                f"{recipe.name}: curriculum.{number}: inputs must have the shape {list(data.input.shape)}, because "
+                f"{recipe.network.name} does not take other ones (got {shape})"
+            ) from error
 
 
 def _progress_bar(console: Console) -> Progress:

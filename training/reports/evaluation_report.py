@@ -1,25 +1,33 @@
-"""The report of an evaluation: evaluation.json, evaluation.csv and evaluation.png."""
+"""The report of an evaluation: evaluation.json, evaluation.csv and evaluation.png, and difficulty.csv and difficulty.png."""
 
 from dataclasses import asdict
 from pathlib import Path
 
-from jfb.store import EVALUATION_PLOT, EVALUATION_TABLE, write_evaluation, write_table
+from jfb.store import DIFFICULTY_PLOT, DIFFICULTY_TABLE, EVALUATION_PLOT, EVALUATION_TABLE, write_evaluation, write_table
+from training.evaluation.difficulty import DifficultyOutcome
 from training.evaluation.evaluate import Evaluation, Outcome
 
 
 def write_evaluation_report(folder: Path, name: str, evaluation: Evaluation) -> None:
-    """Write ``evaluation.json``, ``evaluation.csv`` and ``evaluation.png`` into a version's folder."""
+    """Write ``evaluation.json``, ``evaluation.csv`` and ``evaluation.png`` into a version's folder.
+
+    For data that says how hard an input is, also ``difficulty.csv`` and ``difficulty.png``.
+    """
     content = {
         "serving": evaluation.serving.model_dump(mode="json"),
         "recommended_tolerance": evaluation.recommended_tolerance,
         "validation_inputs": evaluation.validation_inputs,
         "label_stops": asdict(evaluation.label_stops) | {"offered": evaluation.label_stops.offered},
         "solver_times": asdict(evaluation.solver_times),
+        "difficulty": [asdict(outcome) for outcome in evaluation.difficulty],
         "outcomes": [asdict(outcome) for outcome in evaluation.outcomes if outcome.label is None],
     }
     write_evaluation(folder, content)
     write_table(folder / EVALUATION_TABLE, Outcome, evaluation.outcomes)
     _plot(folder / EVALUATION_PLOT, name, evaluation)
+    if evaluation.difficulty:
+        write_table(folder / DIFFICULTY_TABLE, DifficultyOutcome, evaluation.difficulty)
+        _plot_difficulty(folder / DIFFICULTY_PLOT, name, evaluation)
 
 
 def _plot(path: Path, name: str, evaluation: Evaluation) -> None:
@@ -58,4 +66,30 @@ def _plot(path: Path, name: str, evaluation: Evaluation) -> None:
     axes.xaxis.set_major_formatter(ScalarFormatter())
     axes.grid(alpha=0.3)
     axes.legend(loc="lower right")
+    figure.savefig(path, dpi=120)
+
+
+def _plot_difficulty(path: Path, name: str, evaluation: Evaluation) -> None:
+    """Plot accuracy and iterations against each measure of difficulty, one line per tolerance."""
+    from matplotlib import colormaps
+    from matplotlib.figure import Figure
+
+    outcomes = evaluation.difficulty
+    measures = list(dict.fromkeys(outcome.measure for outcome in outcomes))
+    tolerances = sorted({outcome.tolerance for outcome in outcomes}, reverse=True)
+    figure = Figure(figsize=(9, 3.5 * len(measures)), layout="constrained")
+    grid = figure.subplots(len(measures), 2, squeeze=False, sharex="row")
+    for (accuracy, iterations), measure in zip(grid, measures, strict=True):
+        for place, tolerance in enumerate(tolerances):
+            chosen = [outcome for outcome in outcomes if (outcome.measure, outcome.tolerance) == (measure, tolerance)]
+            middles = [(outcome.low + outcome.high) / 2 for outcome in chosen]
+            colour = colormaps["viridis"](place / max(len(tolerances) - 1, 1))
+            accuracy.plot(middles, [100 * outcome.accuracy for outcome in chosen], "o-", color=colour, label=f"{tolerance:g}")
+            iterations.plot(middles, [outcome.iterations for outcome in chosen], "o-", color=colour)
+        for axes, label in ((accuracy, "accuracy (%)"), (iterations, "mean iterations per input")):
+            axes.set_xlabel(measure.replace("_", " "))
+            axes.set_ylabel(label)
+            axes.grid(alpha=0.3)
+    figure.legend(*grid[0, 0].get_legend_handles_labels(), title="tolerance", loc="outside right center")
+    figure.suptitle(f"{name}: easy and hard inputs of the test part by tolerance ({evaluation.serving.residual_norm})")
     figure.savefig(path, dpi=120)

@@ -6,7 +6,7 @@ from typing import Any
 import yaml
 
 from jfb.config import ModelConfig
-from jfb.store import CARD, CURVES, EVALUATION_PLOT, read_config, read_evaluation, read_metrics
+from jfb.store import CARD, CURVES, DIFFICULTY_PLOT, EVALUATION_PLOT, read_config, read_evaluation, read_metrics
 from training.reports.tables import markdown_table
 
 
@@ -29,6 +29,8 @@ def write_card(folder: Path, name: str) -> None:
         _pictures(folder, {CURVES: "loss, accuracy and iterations over the epochs"}),
         _metrics(config, recipe, read_metrics(folder)),
         _tolerances(evaluation),
+        _difficulty(evaluation),
+        _pictures(folder, {DIFFICULTY_PLOT: "accuracy and iterations of easy and hard inputs"}),
         _label_stops(evaluation),
         _pictures(folder, {EVALUATION_PLOT: "accuracy against mean iterations"}),
         _recipe(recipe),
@@ -72,6 +74,7 @@ def _metrics(config: ModelConfig, recipe: dict[str, Any], metrics: dict[str, Any
     serving = recipe.get("serving", config.serving.model_dump(mode="json"))  # the config may have changed since
     test = config.provenance.get("inputs", {}).get("test")
     bound = metrics["contraction_bound"]
+    norm = metrics.get("contraction_norm", "absolute")
     return markdown_table(
         ("on the test part" + (f" ({test:,} inputs)" if test else ""), ""),
         [
@@ -84,10 +87,20 @@ def _metrics(config: ModelConfig, recipe: dict[str, Any], metrics: dict[str, Any
             ("converged", f"{metrics['converged']:.2%}"),
             ("parameters", f"{metrics['parameters']:,}"),
             ("training time", f"{metrics['seconds']:.0f} s"),
-            ("contraction factor: guaranteed bound", "none" if bound is None else f"{bound:.3f}"),
-            ("contraction factor: largest measured at fixed points", f"{metrics['contraction_factor']:.3f}"),
+            ("contraction factor: guaranteed bound", _bound(bound, norm)),
+            (f"contraction factor: largest measured at fixed points{_L2[norm]}", f"{metrics['contraction_factor']:.3f}"),
         ],
     )
+
+
+_L2 = {"absolute": "", "max": ", in L2"}
+"""What to add to a measurement in L2 where the bound is in another norm."""
+
+
+def _bound(bound: float | None, norm: str) -> str:
+    if bound is None:
+        return "none"
+    return f"{bound:.3f}" if norm == "absolute" else f"{bound:.3f}, in the norm `{norm}`"
 
 
 def _tolerances(evaluation: dict[str, Any] | None) -> str:
@@ -113,6 +126,37 @@ def _tolerances(evaluation: dict[str, Any] | None) -> str:
         f"`{serving['residual_norm']}`. Recommended, by the {evaluation['validation_inputs']:,} inputs of the validation part: "
         f"**{evaluation['recommended_tolerance']:g}**, the loosest that loses at most 0.05 percentage points of accuracy against "
         f"the tightest.\n\n{table}"
+    )
+
+
+def _difficulty(evaluation: dict[str, Any] | None) -> str:
+    if evaluation is None or not evaluation.get("difficulty"):
+        return ""
+    tables = [_difficulty_table(evaluation["difficulty"], measure) for measure in _measures(evaluation["difficulty"])]
+    return "\n\n".join(["## Easy and hard inputs", "Accuracy and mean iterations on the test part, by tolerance.", *tables])
+
+
+def _measures(outcomes: list[dict[str, Any]]) -> list[str]:
+    return list(dict.fromkeys(outcome["measure"] for outcome in outcomes))
+
+
+def _difficulty_table(outcomes: list[dict[str, Any]], measure: str) -> str:
+    """Return a Markdown table with a row for each range of a measure of difficulty and a column for each tolerance."""
+    of_measure = [outcome for outcome in outcomes if outcome["measure"] == measure]
+    tolerances = list(dict.fromkeys(outcome["tolerance"] for outcome in of_measure))
+    cells = {
+        (outcome["low"], outcome["high"], outcome["inputs"], outcome["tolerance"]): (
+            f"{outcome['accuracy']:.1%}, {outcome['iterations']:.1f}"
+        )
+        for outcome in of_measure
+    }
+    ranges = list(dict.fromkeys(key[:3] for key in cells))
+    return markdown_table(
+        (measure.replace("_", " "), "inputs", *(f"{tolerance:g}" for tolerance in tolerances)),
+        [
+            (f"{low} to {high}", f"{inputs:,}", *(cells[low, high, inputs, tolerance] for tolerance in tolerances))
+            for low, high, inputs in ranges
+        ],
     )
 
 

@@ -73,7 +73,7 @@ def compare_rivals(recipe: Recipe, names: list[str], *, device: torch.device, co
         )
     if any(RIVALS[name].augmentation is not None for name in names):
         integrator()  # fail before the other rivals are trained
-    data = load_data(recipe.data, console)
+    data = load_data(recipe, console)
     runs = []
     for name in names:
         console.print(f"[bold]{recipe.name}[/bold]: [bold]{RIVALS[name].title}[/bold]")
@@ -101,7 +101,7 @@ def run_iterating(recipe: Recipe, name: str, spec: InputSpec, classes: int, devi
 def run_neural_ode(recipe: Recipe, name: str, spec: InputSpec, classes: int, device: torch.device, quiet: bool) -> RivalRun:
     """Train and measure a neural ODE; call it in a fresh process."""
     console = Console(quiet=quiet)
-    data = load_data(recipe.data, console)
+    data = load_data(recipe, console)
     rival = neural_ode_recipe(recipe, name, spec, classes)
     before = peak_memory(device)
 

@@ -63,7 +63,7 @@ def test_digits_reaches_its_accuracy_on_the_held_out_part(digits_version: Path) 
 @pytest.mark.slow
 def test_the_saved_model_answers_as_its_metrics_say(digits_version: Path, console: Console) -> None:
     checkpoint = jfb.load(digits_version)
-    data = load_data(load_recipe("digits").data, console)
+    data = load_data(load_recipe("digits"), console)
     serving = checkpoint.config.serving
     prediction = jfb.predict(
         checkpoint.network,

@@ -76,7 +76,7 @@ def test_a_direction_is_what_backward_leaves_in_the_parameters_before_the_readou
 
 def test_measuring_alignment_does_not_change_the_weights(quick: Recipe, console: Console) -> None:
     recipe = quick.changed({"network.arguments": {"channels": [8], "pool": [2], "dropout": 0.2}})
-    data = load_data(recipe.data, console)
+    data = load_data(recipe, console)
     recorder = AlignmentRecorder(recipe.search.build(), every=10, rows=16)
     plain = train(recipe, data, device=CPU, console=console).network.state_dict()
     measured = train(recipe, data, device=CPU, console=console, before_step=recorder).network.state_dict()

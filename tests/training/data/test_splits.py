@@ -11,7 +11,7 @@ from PIL import Image
 from rich.console import Console
 from sklearn.datasets import load_digits
 
-from training.data import load_data, measure_normalisation
+from training.data import load_parts, measure_normalisation
 from training.errors import DataError
 from training.recipe import DataRecipe
 
@@ -23,7 +23,7 @@ def as_set(inputs: torch.Tensor) -> set[bytes]:
 
 
 def test_digits_are_split_without_overlap_or_loss(console: Console) -> None:
-    data = load_data(DataRecipe(source="sklearn/digits", test=0.2, validation=0.1), console)
+    data = load_parts(DataRecipe(source="sklearn/digits", test=0.2, validation=0.1), console)
     parts = [data.train, data.validation, data.test]
     assert sum(len(part.labels) for part in parts) == 1797
     sets = [as_set(part.inputs) for part in parts]
@@ -36,15 +36,15 @@ def test_digits_are_split_without_overlap_or_loss(console: Console) -> None:
 
 
 def test_parts_have_the_classes_in_the_same_proportion(console: Console) -> None:
-    data = load_data(DataRecipe(source="sklearn/digits", test=0.2, validation=0.1), console)
+    data = load_parts(DataRecipe(source="sklearn/digits", test=0.2, validation=0.1), console)
     for part in (data.validation, data.test):
         share = torch.bincount(part.labels, minlength=10) / torch.bincount(data.train.labels, minlength=10)
         assert share.max() / share.min() < 1.2
 
 
 def test_the_test_part_does_not_depend_on_the_fraction_for_validation(console: Console) -> None:
-    one = load_data(DataRecipe(source="sklearn/digits", test=0.2, validation=0.1), console)
-    two = load_data(DataRecipe(source="sklearn/digits", test=0.2, validation=0.3), console)
+    one = load_parts(DataRecipe(source="sklearn/digits", test=0.2, validation=0.1), console)
+    two = load_parts(DataRecipe(source="sklearn/digits", test=0.2, validation=0.3), console)
     assert torch.equal(one.test.inputs, two.test.inputs)
 
 
@@ -54,7 +54,7 @@ def test_a_folder_of_images_with_one_subfolder_per_class(tmp_path: Path, console
         folder.mkdir(parents=True)
         for i in range(10):
             picture(c, i).save(folder / f"{i}.png")
-    data = load_data(DataRecipe(source=str(tmp_path / "pictures"), test=0.2, validation=0.2), console)
+    data = load_parts(DataRecipe(source=str(tmp_path / "pictures"), test=0.2, validation=0.2), console)
     assert data.classes == ["left", "right"]
     assert data.input.shape == (1, 12, 10)
     assert (len(data.train.labels), len(data.validation.labels), len(data.test.labels)) == (12, 4, 4)
@@ -71,7 +71,7 @@ def test_a_folder_of_parquet_files_as_the_hub_serves_them(tmp_path: Path, consol
         )
         (tmp_path / "parquet").mkdir(exist_ok=True)
         table.to_parquet(tmp_path / "parquet" / f"{split}-00000-of-00001.parquet")
-    data = load_data(DataRecipe(source=str(tmp_path / "parquet"), inputs="img", labels="kind", validation=0.2), console)
+    data = load_parts(DataRecipe(source=str(tmp_path / "parquet"), inputs="img", labels="kind", validation=0.2), console)
     assert data.classes == ["left", "right"]
     assert torch.equal(data.test.labels, torch.tensor([0, 1, 0, 1, 0, 1]))
     expected = np.stack([np.asarray(picture(i % 2, i)) for i in range(6)])
@@ -83,7 +83,7 @@ def test_vectors_come_from_a_column_of_number_lists_with_labels_that_are_words(t
     vectors = np.random.default_rng(0).normal(size=(20, 3)).astype(np.float32)
     table = datasets.Dataset.from_dict({"v": vectors.tolist(), "what": ["pear", "apple"] * 10})
     table.to_parquet(tmp_path / "vectors" / "train.parquet")
-    data = load_data(DataRecipe(source=str(tmp_path / "vectors"), inputs="v", labels="what", test=0.2, validation=0.2), console)
+    data = load_parts(DataRecipe(source=str(tmp_path / "vectors"), inputs="v", labels="what", test=0.2, validation=0.2), console)
     assert data.classes == ["apple", "pear"]
     assert data.input.kind == "vector"
     rows = {tuple(row): "pear" if i % 2 == 0 else "apple" for i, row in enumerate(vectors.tolist())}
@@ -99,8 +99,8 @@ def test_colour_images_of_several_sizes_need_a_shape_and_are_resized_to_it(tmp_p
             Image.new("RGB", (10 + i, 9), (200, 0, 0) if c == 0 else (0, 0, 200)).save(folder / f"{i}.png")
     recipe = DataRecipe(source=str(tmp_path / "pictures"), test=0.34, validation=0.25)
     with pytest.raises(DataError, match=r"image \d+ of split 'train' is 9x1\d and the first one is 9x1\d: set data.shape"):
-        load_data(recipe, console)
-    data = load_data(recipe.model_copy(update={"shape": (3, 8, 8)}), console)
+        load_parts(recipe, console)
+    data = load_parts(recipe.model_copy(update={"shape": (3, 8, 8)}), console)
     assert data.input.shape == (3, 8, 8)
     assert set(data.train.inputs[:, 0].unique().tolist()) == {0, 200}
     assert torch.equal(data.train.inputs[:, 2, 0, 0] == 200, data.train.labels == data.classes.index("blue"))
@@ -112,7 +112,7 @@ def test_sixteen_bit_images_are_scaled_and_not_cut_off(tmp_path: Path, console: 
         folder.mkdir(parents=True)
         for i in range(5):
             Image.fromarray(np.full((4, 4), 257 * 100, np.uint16)).save(folder / f"{i}.png")
-    data = load_data(DataRecipe(source=str(tmp_path / "pictures"), test=0.4, validation=0.4), console)
+    data = load_parts(DataRecipe(source=str(tmp_path / "pictures"), test=0.4, validation=0.4), console)
     assert data.input.shape == (1, 4, 4)
     assert data.train.inputs.unique().tolist() == [100]
 
@@ -126,7 +126,7 @@ def test_a_broken_image_is_named(tmp_path: Path, console: Console, picture: Pict
     broken = tmp_path / "pictures" / "right" / "2.png"
     broken.write_bytes(broken.read_bytes()[:60])
     with pytest.raises(DataError, match=r"image 6 of split 'train' cannot be read"):
-        load_data(DataRecipe(source=str(tmp_path / "pictures"), test=0.3), console)
+        load_parts(DataRecipe(source=str(tmp_path / "pictures"), test=0.3), console)
 
 
 @pytest.mark.parametrize(
@@ -140,23 +140,23 @@ def test_a_broken_image_is_named(tmp_path: Path, console: Console, picture: Pict
 )
 def test_what_a_source_does_not_have_is_an_error(recipe: DataRecipe, message: str, console: Console) -> None:
     with pytest.raises(DataError, match=message):
-        load_data(recipe, console)
+        load_parts(recipe, console)
 
 
 def test_a_missing_column_or_split_is_an_error_that_lists_those_that_exist(tmp_path: Path, console: Console) -> None:
     (tmp_path / "p").mkdir()
     datasets.Dataset.from_dict({"v": [[1.0]] * 4, "y": [0, 1] * 2}).to_parquet(tmp_path / "p" / "train.parquet")
     with pytest.raises(DataError, match=r"data.inputs: .*: column: must be one of v, y \(got 'image'\)"):
-        load_data(DataRecipe(source=str(tmp_path / "p"), test=0.5, validation=0.5), console)
+        load_parts(DataRecipe(source=str(tmp_path / "p"), test=0.5, validation=0.5), console)
     with pytest.raises(DataError, match=r"split: must be one of train \(got 'test'\)"):
-        load_data(DataRecipe(source=str(tmp_path / "p"), inputs="v", labels="y"), console)
+        load_parts(DataRecipe(source=str(tmp_path / "p"), inputs="v", labels="y"), console)
 
 
 def test_a_broken_parquet_file_is_an_error_of_the_source(tmp_path: Path, console: Console) -> None:
     (tmp_path / "p").mkdir()
     (tmp_path / "p" / "train.parquet").write_bytes(b"PAR1 and then nothing of the kind")
     with pytest.raises(DataError, match=r"data.source: .* is neither a readable folder"):
-        load_data(DataRecipe(source=str(tmp_path / "p"), test=0.5), console)
+        load_parts(DataRecipe(source=str(tmp_path / "p"), test=0.5), console)
 
 
 @pytest.mark.slow
@@ -164,7 +164,7 @@ def test_mnist_is_whole_and_in_order(shared: Path, console: Console) -> None:
     folder = shared / "data" / "mnist"
     if not folder.is_dir():
         pytest.skip("no MNIST among the reference data")
-    data = load_data(DataRecipe(source=str(folder), validation=0.05), console)
+    data = load_parts(DataRecipe(source=str(folder), validation=0.05), console)
     assert [len(part.labels) for part in (data.train, data.validation, data.test)] == [57_000, 3_000, 10_000]
     assert data.test.labels[:10].tolist() == [7, 2, 1, 0, 4, 1, 4, 9, 5, 9]
     assert measure_normalisation(data.train.inputs)[0][0] / 255 == pytest.approx(0.1307, abs=5e-4)

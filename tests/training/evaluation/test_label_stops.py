@@ -153,7 +153,7 @@ def test_evaluate_stores_the_calibration_and_the_model_then_stops_as_it_says(
     report = json.loads((folder / "evaluation.json").read_text())["label_stops"]
     assert (report["kind"], report["offered"], report["safety"]) == ("estimate", True, calibration.safety)
     assert report["test"]["differing"] == calibration.differing == 0
-    test = load_data(load_recipe("digits").data, console).test.inputs.float()
+    test = load_data(load_recipe("digits"), console).test.inputs.float()
     stop = LabelStop.of(loaded.network, loaded.config.serving)
     assert stop is not None
     assert stop.kind is Kind.ESTIMATE

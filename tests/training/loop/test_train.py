@@ -17,7 +17,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture(scope="module")
 def digits() -> Data:
-    return load_data(load_recipe("digits").data, Console(quiet=True))
+    return load_data(load_recipe("digits"), Console(quiet=True))
 
 
 def weights(trained: Trained) -> dict[str, torch.Tensor]:

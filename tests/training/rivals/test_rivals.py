@@ -130,7 +130,7 @@ def test_the_penalty_is_the_squared_jacobian_on_average_and_reduces_it() -> None
 
 @pytest.mark.slow
 def test_monotone_networks_learn_under_jfb_and_under_the_exact_gradient(quick: Recipe, console: Console) -> None:
-    data = load_data(quick.data, console)
+    data = load_data(quick, console)
     base = quick.changed({"optimisation.epochs": 3})
     for name in ("monotone_jfb", "monotone_peaceman_rachford"):
         chosen = rival_recipe(base, name, data.input, len(data.classes))
@@ -142,7 +142,7 @@ def test_monotone_networks_learn_under_jfb_and_under_the_exact_gradient(quick: R
 
 
 def test_a_penalty_of_the_jacobian_makes_a_network_that_contracts_more(quick: Recipe, console: Console) -> None:
-    data = load_data(quick.data, console)
+    data = load_data(quick, console)
     plain, penalised = (
         train(quick.changed({"optimisation.jacobian_penalty": weight}), data, device=CPU, console=console).contraction_factor
         for weight in (0.0, 10.0)
