@@ -12,7 +12,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import pytest
 from filelock import FileLock
 
-SLOW_FIXTURES = {"digits_store", "server", "strict_server", "digits_server", "quick"}  # `quick` is a recipe to train
+SLOW_FIXTURES = {"digits_store", "server", "strict_server", "digits_server", "quick", "site"}  # `quick` is a recipe to train
 SLOW_HELPER = "running_server"
 SLOW_PROGRAMS = {"app", "app.engine", "training"}
 

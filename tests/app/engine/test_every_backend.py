@@ -23,6 +23,9 @@ ROWS = 60
 TOLERANCES = [tolerance for tolerance, _ in zip(cycle([1e-1, 1e-4, 1e-3]), range(ROWS), strict=False)]
 
 
+pytestmark = pytest.mark.slow  # exports to ONNX
+
+
 @pytest.fixture(scope="module")
 def version(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A version's folder with the graphs that ONNX Runtime needs."""

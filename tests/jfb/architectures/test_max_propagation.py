@@ -255,6 +255,7 @@ def test_arguments_out_of_range_are_refused(shape: tuple[int, ...], arguments: d
         build("max_propagation", shape, 3, arguments)
 
 
+@pytest.mark.slow
 def test_the_exported_graph_ends_every_row_where_predict_does(tmp_path: Path) -> None:
     network = small_max_propagation(contraction=0.98).float()
     arguments = {"mean": 0.5, "std": 0.3, "channels": 4, "features": 5, "contraction": 0.98}

@@ -53,6 +53,7 @@ def test_the_ranges_hold_every_input_once_and_about_equally_many() -> None:
     assert max(outcome.inputs for outcome in found) < 2 * min(outcome.inputs for outcome in found)
 
 
+@pytest.mark.slow
 def test_an_evaluation_writes_a_table_and_a_picture_for_data_that_has_difficulties(tmp_path: Path, console: Console) -> None:
     data = load_parts(DataRecipe(source="mazes", arguments={"size": 4, "train": 60, "test": 90}), console)
     torch.manual_seed(0)

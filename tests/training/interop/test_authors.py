@@ -36,6 +36,7 @@ def as_the_authors_save(state: dict[str, torch.Tensor], path: Path, *, key: str 
     torch.save({"epoch": 3, key: OrderedDict(state), "optimizer": optimiser, "lr_scheduler": scheduler}, path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("key", ["net_state_dict", "T_state_dict"])
 @pytest.mark.parametrize("family", Family)
 def test_their_pth_becomes_a_model_with_the_same_weights(family: Family, key: str, tmp_path: Path) -> None:
