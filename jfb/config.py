@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
 
 FORMAT_VERSION: Literal[1] = 1
 
-SOLVER_NAMES = ("picard", "anderson", "forward_backward", "peaceman_rachford")
+SOLVER_NAMES = ("picard", "anderson", "forward_backward", "peaceman_rachford", "mixing")
 """The solvers that a config may name; ``jfb.solvers.SOLVERS`` maps each to its class."""
 
 

@@ -1,0 +1,142 @@
+"""Learned mixing: an accelerated iteration whose few coefficients were fitted to one network, with a safeguard."""
+
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from jfb.solvers.solver import Memory, Solver
+
+MAX_GAIN = 16.0
+"""Largest ‖A‖₂ that is accepted. A step is then at most so many times a Picard step, and a proposal cannot overflow at once."""
+SLACK = 1.25
+"""By how much a row's residual may exceed, for a while, what it would be had it shrunk at the safeguard's rate."""
+
+Tensors = dict[str, Tensor]
+
+
+class Mixing(Solver):
+    """``u⁺ = u + A (T(u) − u) + b ⊙ (u − u_prev)``, the same at every iteration, with plain iteration as its safety net.
+
+    A mixes latent channels (dimension 1 of the state; for vectors these are its features), the same at every position; b is one
+    momentum per channel. ``python -m training accelerate`` fits both to a network. Every fixed point of T is one of the mixed
+    iteration, and if A is invertible there are no others.
+
+    Safeguard: a residual ``r_k = ‖T(u_k) − u_k‖₂`` is allowed ``a_k = min(rate · a_{k−1}, SLACK · r_{k−1})``, where a_1 is
+    infinite. So it may not grow by more than a quarter, nor lag behind the rate for more than a few iterations. A row that
+    exceeds it goes back to ``T(u)`` of the last state that was allowed, and goes on from there by Picard iteration to its end.
+    So a row either shrinks at the safeguard's rate, or is Picard's, one evaluation late: what converges from everywhere under
+    Picard converges under mixing, whatever A and b are.
+
+    Args:
+        matrix: A, shape ``[channels, channels]``, with ``‖A‖₂`` at most ``MAX_GAIN``.
+        momentum: b, shape ``[channels]``, between −1 and 1.
+        rate: what the residual must shrink by in each iteration, between 0 and 1; a good choice is what it typically
+            shrinks by under Picard.
+
+    Raises:
+        ValueError: for shapes that do not belong together, and for entries out of range or not finite.
+    """
+
+    learned = True
+
+    def __init__(self, matrix: Tensor, momentum: Tensor, rate: float) -> None:
+        if matrix.dim() != 2 or matrix.shape[0] != matrix.shape[1]:
+            raise ValueError(f"matrix: must have shape [channels, channels] (got {list(matrix.shape)})")
+        if momentum.shape != matrix.shape[:1]:
+            raise ValueError(f"momentum: must have shape [{matrix.shape[0]}], as the matrix has (got {list(momentum.shape)})")
+        gain = float(torch.linalg.matrix_norm(matrix.double(), 2)) if bool(matrix.isfinite().all()) else torch.inf
+        if not gain <= MAX_GAIN * (1 + 1e-6):  # rounding
+            raise ValueError(f"matrix: must have a spectral norm of at most {MAX_GAIN:g} (got {gain:g})")
+        if not bool((momentum.abs() <= 1).all()):
+            raise ValueError(f"momentum: must be between -1 and 1 (got {float(momentum.abs().amax()):g})")
+        if not 0 < rate < 1:
+            raise ValueError(f"rate: must be between 0 and 1 (got {rate:g})")
+        self.matrix = matrix
+        self.momentum = momentum
+        self.rate = rate
+
+    @classmethod
+    def from_tensors(cls, tensors: Tensors) -> Self:
+        """The solver that ``tensors`` returned these of.
+
+        Raises:
+            ValueError: for names other than those, shapes that do not belong together, and values out of range.
+        """
+        expected = {"matrix", "momentum", "rate"}
+        if tensors.keys() != expected:
+            raise ValueError(f"tensors: must be {', '.join(sorted(expected))} (got {', '.join(sorted(tensors)) or 'none'})")
+        for name, tensor in tensors.items():
+            if tensor.dtype != torch.float32:
+                raise ValueError(f"{name}: must be torch.float32 (got {tensor.dtype})")
+        if tensors["rate"].dim():
+            raise ValueError(f"rate: must be one number (got shape {list(tensors['rate'].shape)})")
+        return cls(tensors["matrix"], tensors["momentum"], float(tensors["rate"]))
+
+    @property
+    def tensors(self) -> Tensors:
+        """What is stored of it, float32."""
+        rate = torch.tensor(self.rate)
+        return {"matrix": self.matrix.float(), "momentum": self.momentum.float(), "rate": rate}
+
+    def check_state(self, state: Tensor) -> None:
+        """Refuse states that have another number of channels than A.
+
+        Args:
+            state: shape ``[n, channels, ...]``.
+
+        Raises:
+            ValueError: naming both numbers.
+        """
+        if state.dim() < 2 or state.shape[1] != len(self.momentum):
+            raise ValueError(
+                f"matrix: must have as many rows as the state has channels, {state.shape[1] if state.dim() > 1 else 0} "
+                f"(got {len(self.momentum)})"
+            )
+
+    def start(self, state: Tensor) -> Memory:
+        self.check_state(state)
+        return {
+            "previous": state.clone(),
+            "accepted": torch.zeros_like(state),
+            "allowed": state.new_full((state.shape[0],), torch.inf),
+        }
+
+    def propose(self, memory: Memory, state: Tensor, next_state: Tensor) -> Tensor:
+        proposal, allowed = self.advance(state, next_state, memory["previous"], memory["accepted"], memory["allowed"])
+        memory["previous"].copy_(state)
+        memory["accepted"].copy_(next_state)
+        memory["allowed"].copy_(allowed)
+        return proposal
+
+    def advance(
+        self, state: Tensor, next_state: Tensor, previous: Tensor, accepted: Tensor, allowed: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Mix, as a function that changes none of its arguments, so that it can be exported.
+
+        Args:
+            state: ``u_k``, shape ``[n, channels, ...]``.
+            next_state: ``T(u_k)``, of the same shape.
+            previous: ``u_{k−1}``; ``u_k`` itself in the first iteration.
+            accepted: ``T(u_{k−1})``, what a row goes back to; anything in the first iteration.
+            allowed: the largest residual that the safeguard allows at ``u_k``, shape ``[n]``; 0 for the rows that are Picard's.
+
+        Returns:
+            The states to evaluate next, and what is allowed there.
+        """
+        movement = next_state - state
+        size = torch.linalg.vector_norm(movement, dim=tuple(range(1, movement.dim())))
+        goes_on = size <= allowed
+        rejected = ~goes_on & (allowed > 0)
+        # Linear maps want channels last, which is how convolutions on a CPU lay out their outputs anyway.
+        mixed = torch.lerp(previous, state, self._per_channel(1 + self.momentum, state))
+        mixed = mixed + torch.nn.functional.linear(movement.movedim(1, -1), self.matrix.to(state)).movedim(-1, 1)
+        per_row = (-1, *(1,) * (state.dim() - 1))
+        plain = torch.where(rejected.view(per_row), accepted, next_state)
+        proposal = torch.where(goes_on.view(per_row), mixed, plain)
+        next_allowed = torch.where(goes_on, torch.minimum(self.rate * allowed, SLACK * size), torch.zeros_like(allowed))
+        return proposal, next_allowed
+
+    @staticmethod
+    def _per_channel(values: Tensor, like: Tensor) -> Tensor:
+        return values.to(like).view(-1, *(1,) * (like.dim() - 2))
