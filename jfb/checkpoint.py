@@ -55,7 +55,9 @@ def save(folder: Path, config: ModelConfig, network: ImplicitNetwork, mixing: Mi
     """
     _check_solver(folder, config, network)
     if mixing is None and SOLVERS[config.serving.solver].learned:
-        raise CheckpointError(f"{folder / CONFIG}: serving.solver: must come with its coefficients (got {config.serving.solver!r})")
+        raise CheckpointError(
+            f"{folder / CONFIG}: serving.solver: must come with its coefficients (got {config.serving.solver!r})"
+        )
     if mixing is not None:
         save_mixing(folder, mixing)
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}

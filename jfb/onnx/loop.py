@@ -32,7 +32,8 @@ adaptive (float[n,{inputs}] inputs, float[n] tolerance, int64[n] max_iterations)
 {solver[start]}
     no_row, fixed_point, iterations, residual{solver[ends]} =
         Loop ("", some, every_row, start, no_iterations, no_residual{solver[starts]}) <body =
-        iterate (int64 before, bool go, int64[active] row, float[n,{state}] state, int64[n] count, float[n] movement{solver[given]})
+        iterate (int64 before, bool go, int64[active] row, float[n,{state}] state, int64[n] count,
+                 float[n] movement{solver[given]})
              => (bool next_go, int64[staying] next_row, float[n,{state}] next_state, int64[n] next_count,
                  float[n] next_movement{solver[kept]})
         {{
