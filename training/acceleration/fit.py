@@ -74,7 +74,7 @@ def fit_mixing(
             loss = losses[COUNTED_FROM - 1 :].mean() + WORST_ROWS * losses[-1].logsumexp(0)
             optimiser.zero_grad()
             optimiser.param_groups[0]["lr"] = LEARNING_RATE * (1 + math.cos(math.pi * used)) / 2
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             if bool(loss.isfinite()) and bool(clip_grad_norm_([matrix, momentum], MAX_GRADIENT).isfinite()):
                 optimiser.step()  # a batch in which a row diverged teaches nothing
                 _keep_in_range(matrix, momentum)
