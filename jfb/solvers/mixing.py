@@ -5,6 +5,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
+from jfb.norms import row_norms
 from jfb.solvers.solver import Memory, Solver
 
 MAX_GAIN = 16.0
@@ -55,6 +56,7 @@ class Mixing(Solver):
         self.matrix = matrix
         self.momentum = momentum
         self.rate = rate
+        self._one_and_momentum = 1 + momentum
 
     @classmethod
     def from_tensors(cls, tensors: Tensors) -> Self:
@@ -103,16 +105,21 @@ class Mixing(Solver):
         }
 
     def propose(self, memory: Memory, state: Tensor, next_state: Tensor) -> Tensor:
-        proposal, allowed = self.advance(state, next_state, memory["previous"], memory["accepted"], memory["allowed"])
-        memory["previous"].copy_(state)
-        memory["accepted"].copy_(next_state)
-        memory["allowed"].copy_(allowed)
+        previous, accepted, allowed = memory["previous"], memory["accepted"], memory["allowed"]
+        proposal, size = self._mix(state, next_state, previous)
+        within = size <= allowed
+        # On a CPU to select rows costs as much as to mix them, and mostly there is nothing to select.
+        if state.device.type != "cpu" or not bool(within.all()):
+            proposal = _select(within, allowed, proposal, accepted, next_state)
+        previous.copy_(state)
+        accepted.copy_(next_state)
+        allowed.copy_(self._allow(within, allowed, size))
         return proposal
 
     def advance(
         self, state: Tensor, next_state: Tensor, previous: Tensor, accepted: Tensor, allowed: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Mix, as a function that changes none of its arguments, so that it can be exported.
+        """Compute what ``propose`` does, as a function without branches that changes none of its arguments: for export.
 
         Args:
             state: ``u_k``, shape ``[n, channels, ...]``.
@@ -124,19 +131,27 @@ class Mixing(Solver):
         Returns:
             The states to evaluate next, and what is allowed there.
         """
-        movement = next_state - state
-        size = torch.linalg.vector_norm(movement, dim=tuple(range(1, movement.dim())))
-        goes_on = size <= allowed
-        rejected = ~goes_on & (allowed > 0)
-        # Linear maps want channels last, which is how convolutions on a CPU lay out their outputs anyway.
-        mixed = torch.lerp(previous, state, self._per_channel(1 + self.momentum, state))
-        mixed = mixed + torch.nn.functional.linear(movement.movedim(1, -1), self.matrix.to(state)).movedim(-1, 1)
-        per_row = (-1, *(1,) * (state.dim() - 1))
-        plain = torch.where(rejected.view(per_row), accepted, next_state)
-        proposal = torch.where(goes_on.view(per_row), mixed, plain)
-        next_allowed = torch.where(goes_on, torch.minimum(self.rate * allowed, SLACK * size), torch.zeros_like(allowed))
-        return proposal, next_allowed
+        proposal, size = self._mix(state, next_state, previous)
+        within = size <= allowed
+        return _select(within, allowed, proposal, accepted, next_state), self._allow(within, allowed, size)
 
-    @staticmethod
-    def _per_channel(values: Tensor, like: Tensor) -> Tensor:
-        return values.to(like).view(-1, *(1,) * (like.dim() - 2))
+    def _mix(self, state: Tensor, next_state: Tensor, previous: Tensor) -> tuple[Tensor, Tensor]:
+        """``u + A (T(u) − u) + b ⊙ (u − u_prev)``, and ``‖T(u) − u‖₂`` of each row."""
+        movement = next_state - state
+        weight = self._one_and_momentum.to(state).view(-1, *(1,) * (state.dim() - 2))
+        # Channels last, for the matrix product; convolutions on a CPU lay out their outputs so, and then nothing is copied.
+        start = torch.lerp(previous, state, weight).movedim(1, -1)
+        channels = start.shape[-1]
+        mixed = start.reshape(-1, channels).addmm_(movement.movedim(1, -1).reshape(-1, channels), self.matrix.to(state).T)
+        return mixed.view(start.shape).movedim(-1, 1), row_norms(movement)
+
+    def _allow(self, within: Tensor, allowed: Tensor, size: Tensor) -> Tensor:
+        """``a_{k+1}`` of the rows that are within ``a_k``, and 0 of the others."""
+        return torch.minimum(self.rate * allowed, SLACK * size) * within
+
+
+def _select(within: Tensor, allowed: Tensor, proposal: Tensor, accepted: Tensor, next_state: Tensor) -> Tensor:
+    """The proposal where it may be followed, T of the last accepted state where it is not any more, else Picard's next state."""
+    per_row = (-1, *(1,) * (proposal.dim() - 1))
+    rejected = ~within & (allowed > 0)
+    return torch.where(within.view(per_row), proposal, torch.where(rejected.view(per_row), accepted, next_state))
