@@ -130,15 +130,15 @@ def _injection(
 
 
 def _log_residuals(network: ImplicitNetwork, injection: Tensor, matrix: Tensor, momentum: Tensor) -> Tensor:
-    """``log ‖T(u_k) − u_k‖`` in sizes of the state, for ``UNROLLED`` iterations without a safeguard: ``[UNROLLED, n]``."""
+    """``log ‖T(u_k) − u_k‖₂`` for ``UNROLLED`` iterations without a safeguard: ``[UNROLLED, n]``."""
     point = previous = network.initial_state(injection)
     per_channel = momentum.view(-1, *(1,) * (point.dim() - 2))
     found = []
     for _ in range(UNROLLED):
         next_state = network.step(point, injection)
         movement = next_state - point
-        size = row_norms(next_state).detach().clamp_min(torch.finfo(movement.dtype).tiny)
-        found.append(((row_norms(movement) / size).square() + FLOOR**2).log() / 2)
+        floor = FLOOR * row_norms(next_state).detach().clamp_min(1e-9)
+        found.append((movement.flatten(1).square().sum(1) + floor.square()).log() / 2)
         mixed = torch.nn.functional.linear(movement.movedim(1, -1), matrix).movedim(-1, 1)
         point, previous = point + mixed + per_channel * (point - previous), point
     return torch.stack(found)
