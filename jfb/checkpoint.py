@@ -119,7 +119,8 @@ def _load_mixing(folder: Path, config: ModelConfig, network: ImplicitNetwork, de
         with safe_open(path, "pt") as tensors:
             found = {name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()}  # noqa: SIM118
         _compare(path, {"matrix": (channels, channels), "momentum": (channels,), "rate": ()}, found, whole="solver")
-        return Mixing.from_tensors(load_file(path, device=str(device)))
+        # Copies, because the tensors are a mapping of the file, which another program may write to.
+        return Mixing.from_tensors({name: tensor.clone() for name, tensor in load_file(path, device=str(device)).items()})
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path}: not a readable safetensors file: {error}") from error
     except ValueError as error:

@@ -116,7 +116,7 @@ def evaluate(
             for outcome in outcomes(test, data.test.labels, config.classes, tolerance, max_iterations)
         ],
         difficulty=by_difficulty(test, data.test, tolerances, cap),
-        label_stops=calibrate(network, config, data, device=device, console=console),
+        label_stops=calibrate(network, config, data, mixing=mixing, device=device, console=console),
         solver_times=time_solvers(network, config, data.validation.inputs, tolerances[-1], mixing=mixing, device=device),
     )
 

@@ -20,7 +20,7 @@ from tests.app.store import network_of
 
 CALIBRATION = LabelCalibration(
     safety=1.5,
-    lipschitz=1.0,
+    sensitivity=1.0,
     tolerance=1e-5,
     validation_inputs=5000,
     validation_differing=2,

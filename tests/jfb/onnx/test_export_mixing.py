@@ -6,10 +6,10 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from jfb.onnx.export import export
 
 import jfb
 from jfb.checkpoint import save_mixing
-from jfb.onnx.export import export
 from jfb.solvers import Mixing
 from jfb.store import write_config
 from tests.jfb.networks import small_mlp, small_resnet
