@@ -6,15 +6,15 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from jfb.onnx.export import export
 
 import jfb
 from jfb.checkpoint import save_mixing
+from jfb.export import export
 from jfb.solvers import Mixing
 from jfb.store import write_config
 from tests.jfb.networks import small_mlp, small_resnet
 from tests.jfb.onnx.folders import our_folder
-from tests.jfb.onnx.test_export import IMAGE, RESNET, VECTOR, inputs_of, run
+from tests.jfb.test_export import IMAGE, RESNET, VECTOR, inputs_of, run
 from tests.jfb.solvers.test_mixing import adversaries
 
 
