@@ -14,8 +14,8 @@ from jfb.solvers import Mixing
 from jfb.store import write_config
 from tests.jfb.networks import small_mlp, small_resnet
 from tests.jfb.onnx.folders import our_folder
-from tests.jfb.test_export import IMAGE, RESNET, VECTOR, inputs_of, run
 from tests.jfb.solvers.test_mixing import adversaries
+from tests.jfb.test_export import IMAGE, RESNET, VECTOR, inputs_of, run
 
 
 @pytest.fixture(scope="module", params=["resnet-channel_max-singular", "mlp-absolute-random"])

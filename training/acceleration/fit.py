@@ -72,9 +72,9 @@ def fit_mixing(
             injection = _injection(network, inputs, generator, device)
             losses = _log_residuals(network, injection, matrix, momentum)
             loss = losses[COUNTED_FROM - 1 :].mean() + WORST_ROWS * losses[-1].logsumexp(0)
-            optimiser.zero_grad()
             optimiser.param_groups[0]["lr"] = LEARNING_RATE * (1 + math.cos(math.pi * used)) / 2
-            loss.backward()  # type: ignore[no-untyped-call]
+            # Not backward(), which would leave gradients in the network's weights as well.
+            matrix.grad, momentum.grad = torch.autograd.grad(loss, (matrix, momentum))
             if bool(loss.isfinite()) and bool(clip_grad_norm_([matrix, momentum], MAX_GRADIENT).isfinite()):
                 optimiser.step()  # a batch in which a row diverged teaches nothing
                 _keep_in_range(matrix, momentum)

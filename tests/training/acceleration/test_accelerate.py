@@ -14,6 +14,7 @@ from jfb.checkpoint import save
 from jfb.config import ArchitectureSpec, InputSpec, ModelConfig
 from training.__main__ import main
 from training.acceleration import accelerate, fit
+from training.errors import RecipeError
 from training.evaluation.solver_times import SolverTimes, time_solvers
 from training.recipe import load_recipe
 
@@ -106,3 +107,25 @@ def test_a_monotone_network_is_refused_with_the_reason_and_nothing_is_written(
     assert run(monkeypatch, "accelerate", "digits", "--store", str(tmp_path)) == 1
     assert "mixing is not for monotone networks" in capsys.readouterr().err
     assert [path.name for path in (tmp_path / "digits").iterdir()] == ["1"]
+
+
+def test_train_accelerates_at_the_end_where_the_recipe_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recommending("mixing", monkeypatch)
+    recipe = tmp_path / "quick.yaml"
+    recipe.write_text(
+        "data: {source: sklearn/digits, test: 0.2}\n"
+        "network: {name: implicit_resnet, arguments: {channels: [4], pool: [4]}}\n"
+        "search: {max_iterations: 10}\n"
+        "optimisation: {epochs: 1}\n"
+        "serving: {accelerate: true}\n"
+    )
+    assert run(monkeypatch, "train", str(recipe), "--store", str(tmp_path), "--runs", str(tmp_path / "runs")) == 0
+    found = jfb.load(tmp_path / "quick" / "1")
+    assert found.solver is found.mixing
+    assert "accelerate" not in json.loads((tmp_path / "quick" / "1" / "config.json").read_text())["serving"]
+
+
+def test_a_recipe_cannot_name_a_solver_that_is_not_fitted_yet() -> None:
+    for section in ("search", "serving"):
+        with pytest.raises(RecipeError, match=f"{section}.solver: mixing is fitted after training: set serving.accelerate"):
+            load_recipe("digits").changed({f"{section}.solver": "mixing"})
