@@ -1,8 +1,7 @@
 """Every solver of a model on the same inputs: iterations, processor time and labels, by tolerance.
 
-Inputs are solved in batches of 64 by a folded copy of the network, as in the server. The solvers take turns, and times are medians
-over the rounds, of processor time, inject and readout included. A label differs if it is not that of a fixed point that was
-iterated to 1e-6.
+Inputs are solved in batches of 64 by a folded copy of the network, as in the server. The solvers take turns. Times are medians
+over the rounds, of processor time, inject and readout included. A label differs if it is not that of a fixed point at 1e-6.
 
     python -m training accelerate authors_mnist --recipe mnist --data DIR
     OMP_NUM_THREADS=1 python -m benchmarks.solvers model_store/authors_mnist/2 --data DIR
@@ -40,7 +39,7 @@ def solve_all(
     began = time.process_time()
     found = [
         jfb.predict(network, batch, tolerance=tolerance, max_iterations=CAP, residual_norm=norm, solver=solver)
-        for batch in inputs.split(BATCH_SIZE)
+        for batch in torch.split(inputs, BATCH_SIZE)
     ]
     milliseconds = 1000 * (time.process_time() - began) / len(inputs)
     iterations = torch.cat([prediction.solution.iterations for prediction in found])

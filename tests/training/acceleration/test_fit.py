@@ -1,9 +1,13 @@
 """Fitting mixing: against the optimum in closed form, and on a trained model."""
 
+import io
 from pathlib import Path
 
+import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
+from PIL import Image
 from rich.console import Console
 from torch import Tensor
 
@@ -16,6 +20,7 @@ from training.acceleration import fit
 from training.acceleration.fit import fit_mixing, picard_rate
 from training.data import load_data
 from training.errors import ModelError
+from training.interop.authors import Family, import_authors
 from training.recipe import load_recipe
 
 CPU = torch.device("cpu")
@@ -116,3 +121,35 @@ def test_on_digits_it_takes_fewer_iterations_than_picard_and_anderson_and_never_
                 assert (found[Mixing].logits.argmax(1) == exact).all()
     for tolerance in (1e-2, 1e-3, 1e-4):
         assert mean["Mixing", tolerance] < mean["Anderson", tolerance] < mean["Picard", tolerance]
+
+
+def mnist(shared: Path, split: str, count: int) -> Tensor:
+    table = pq.read_table(shared / "data" / "mnist" / f"{split}-00000-of-00001.parquet").slice(0, count)
+    pictures = [np.asarray(Image.open(io.BytesIO(row["bytes"]))) for row in table["image"].to_pylist()]
+    return torch.from_numpy(np.stack(pictures)).float().unsqueeze(1)
+
+
+@pytest.mark.slow
+@pytest.mark.long
+@pytest.mark.timeout(600)
+def test_on_the_authors_network_it_halves_the_iterations_of_picard_and_more(
+    shared: Path, tmp_path: Path, console: Console
+) -> None:
+    loaded = jfb.load(import_authors(shared / "authors" / "mnist_fpn.safetensors", Family.MNIST, tmp_path, "authors"))
+    mixing = fit_mixing(loaded.network, mnist(shared, "train", 4000), device=CPU, console=console)
+    test = mnist(shared, "test", 500)
+    blank, noise = 0 * test[:1], 255 * torch.rand(50, 1, 28, 28, generator=torch.Generator().manual_seed(0))
+    norm = loaded.config.serving.residual_norm
+    for tolerance in (1e-1, 1e-2, 1e-4):
+        counts = []
+        for inputs in (test, torch.cat([blank, blank + 255, noise, 255 - test[:50]])):
+            plain, mixed = (
+                jfb.predict(loaded.network, inputs, tolerance=tolerance, max_iterations=300, residual_norm=norm, solver=solver)
+                for solver in (Picard(), mixing)
+            )
+            counts.append((plain.solution.iterations, mixed.solution.iterations))
+            assert (mixed.solution.iterations - plain.solution.iterations).max() <= 2
+            if tolerance == 1e-4:
+                assert (mixed.logits.argmax(1) == plain.logits.argmax(1)).all()
+        (plain_counts, mixed_counts), _ = counts
+        assert mixed_counts.double().mean() < (0.6 if tolerance == 1e-1 else 0.5) * plain_counts.double().mean()
