@@ -9,7 +9,7 @@ from jfb.norms import row_norms
 from jfb.solvers.solver import Memory, Solver
 
 MAX_GAIN = 16.0
-"""Largest ‖A‖₂ that is accepted. A step is then at most that many times as long as T(u) − u, and a proposal cannot overflow at once."""
+"""Largest accepted ‖A‖₂, so that a step is at most that many times as long as T(u) − u and cannot overflow at once."""
 SLACK = 1.25
 """By how much a row's residual may exceed, for a while, what it would be had it shrunk at the safeguard's rate."""
 

@@ -8,7 +8,7 @@ from rich.table import Table
 from typer import Argument, Option
 
 from training.acceleration.accelerate import Accelerated, accelerate_version
-from training.data import load_data
+from training.data import load_parts
 from training.device import choose_device
 from training.evaluation.solver_times import MAX_TIME_RATIO
 from training.store import find_version, load_version, recipe_of
@@ -34,7 +34,7 @@ def accelerate(
     folder = find_version(model, store)
     checkpoint = load_version(folder, on)
     chosen = recipe_of(checkpoint.config, folder, recipe).changed({} if data is None else {"data.source": str(data)})
-    parts = load_data(chosen.data, console)
+    parts = load_parts(chosen.data, console)
     new, accelerated, _ = accelerate_version(checkpoint, folder, parts, store, device=on, console=console)
     console.print(_table(accelerated, checkpoint.config.serving.solver))
     verdict = (

@@ -18,7 +18,7 @@ from tests.jfb.networks import small_monotone_mlp
 from tests.jfb.onnx.folders import foreign_folder
 from training.acceleration import fit
 from training.acceleration.fit import fit_mixing, picard_rate
-from training.data import load_data
+from training.data import load_parts
 from training.errors import ModelError
 from training.interop.authors import Family, import_authors
 from training.recipe import load_recipe
@@ -100,7 +100,7 @@ def test_on_digits_it_takes_fewer_iterations_than_picard_and_anderson_and_never_
     digits_store: Path, console: Console
 ) -> None:
     loaded = jfb.load(digits_store / "digits" / "1")
-    data = load_data(load_recipe("digits").data, console)
+    data = load_parts(load_recipe("digits").data, console)
     mixing = fit_mixing(loaded.network, data.train.inputs, device=CPU, console=console)
     test = data.test.inputs.float()
     noise = 16 * torch.rand(100, 1, 8, 8, generator=torch.Generator().manual_seed(0))
