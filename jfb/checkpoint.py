@@ -1,4 +1,4 @@
-"""Checkpoints: ``config.json`` and ``model.safetensors`` to a network and back."""
+"""Checkpoints: ``config.json``, ``model.safetensors`` and ``solver.safetensors`` to a network, its solvers and back."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,8 +10,8 @@ from safetensors.torch import load_file, save_file
 from jfb.architectures import build
 from jfb.config import FORMAT_VERSION, ModelConfig
 from jfb.network import ImplicitNetwork
-from jfb.solvers import check_solver
-from jfb.store import CONFIG, WEIGHTS, CheckpointError, read_config, write_config
+from jfb.solvers import SOLVERS, Mixing, Solver, check_solver, solvers_for
+from jfb.store import CONFIG, SOLVER, WEIGHTS, CheckpointError, read_config, write_config
 
 ONNX = "onnx"
 """The architecture of a folder whose maps are ONNX graphs (``jfb.onnx.network``); it has no ``model.safetensors``."""
@@ -19,22 +19,56 @@ ONNX = "onnx"
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A loaded model: its config, and its network in evaluation mode."""
+    """A loaded model: its config, its network in evaluation mode, and the learned solver that was fitted to it, if any."""
 
     config: ModelConfig
     network: ImplicitNetwork
+    mixing: Mixing | None = None
+
+    @property
+    def solvers(self) -> dict[str, Solver]:
+        """The solvers that can solve the network, by name; the model's default first."""
+        return solvers_of(self.network, self.config, self.mixing)
+
+    @property
+    def solver(self) -> Solver:
+        """The model's default solver."""
+        return self.solvers[self.config.serving.solver]
 
 
-def save(folder: Path, config: ModelConfig, network: ImplicitNetwork) -> None:
+def solvers_of(network: ImplicitNetwork, config: ModelConfig, mixing: Mixing | None) -> dict[str, Solver]:
+    """The solvers that can solve a network, by name; its default first, the learned one among them if there is one."""
+    found: dict[str, Solver] = {name: SOLVERS[name]() for name in solvers_for(type(network))}
+    if mixing is not None:
+        found["mixing"] = mixing
+    return {config.serving.solver: found[config.serving.solver], **found}
+
+
+def save(folder: Path, config: ModelConfig, network: ImplicitNetwork, mixing: Mixing | None = None) -> None:
     """Write ``config.json`` and ``model.safetensors`` into a folder, which ``jfb.store.new_version`` makes visible as a whole.
 
+    Args:
+        mixing: written to ``solver.safetensors`` if given.
+
     Raises:
-        CheckpointError: if the config names a solver that cannot solve the network.
+        CheckpointError: if the config names a solver that cannot solve the network, or a learned one that is not given.
     """
     _check_solver(folder, config, network)
+    if mixing is None and SOLVERS[config.serving.solver].learned:
+        raise CheckpointError(
+            f"{folder / CONFIG}: serving.solver: must come with its coefficients (got {config.serving.solver!r})"
+        )
+    if mixing is not None:
+        save_mixing(folder, mixing)
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
     save_file(weights, folder / WEIGHTS, metadata={"format_version": str(FORMAT_VERSION)})
     write_config(folder, config)
+
+
+def save_mixing(folder: Path, mixing: Mixing) -> None:
+    """Write ``solver.safetensors`` into a folder."""
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in mixing.tensors.items()}
+    save_file(tensors, folder / SOLVER, metadata={"format_version": str(FORMAT_VERSION), "solver": "mixing"})
 
 
 def load(folder: Path, device: torch.device | str = "cpu") -> Checkpoint:
@@ -42,14 +76,14 @@ def load(folder: Path, device: torch.device | str = "cpu") -> Checkpoint:
 
     Raises:
         CheckpointError: for a missing or truncated file, an unknown format version or architecture, arguments that the
-            architecture rejects, a solver that cannot solve it, and weights whose names, shapes or types are not the
-            architecture's.
+            architecture rejects, a solver that cannot solve it, weights whose names, shapes or types are not the
+            architecture's, and a learned solver that is missing or does not fit the network.
     """
     config = read_config(folder)
     if config.architecture.name == ONNX:
         network = _load_onnx(folder, config, torch.device(device))
         _check_solver(folder, config, network)
-        return Checkpoint(config, network)
+        return Checkpoint(config, network, _load_mixing(folder, config, network, device))
     try:
         # On the meta device a network has shapes but no memory, so a hostile config is rejected before it costs anything.
         with torch.device("meta"):
@@ -69,7 +103,28 @@ def load(folder: Path, device: torch.device | str = "cpu") -> Checkpoint:
         if tensors[name].dtype != expected.dtype:
             raise CheckpointError(f"{path}: {name}: must have dtype {expected.dtype} (got {tensors[name].dtype})")
     network.load_state_dict(tensors, assign=True)
-    return Checkpoint(config, network.eval().requires_grad_(False))
+    network.eval().requires_grad_(False)
+    return Checkpoint(config, network, _load_mixing(folder, config, network, device))
+
+
+@torch.no_grad()
+def _load_mixing(folder: Path, config: ModelConfig, network: ImplicitNetwork, device: torch.device | str) -> Mixing | None:
+    """Read ``solver.safetensors``; None for a version that has no such file and needs none."""
+    path = folder / SOLVER
+    if not path.exists() and not SOLVERS[config.serving.solver].learned:
+        return None
+    state = network.initial_state(network.inject(torch.zeros(1, *config.input.shape, device=device)))
+    channels = state.shape[1]
+    try:
+        with safe_open(path, "pt") as tensors:
+            found = {name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()}  # noqa: SIM118
+        _compare(path, {"matrix": (channels, channels), "momentum": (channels,), "rate": ()}, found, whole="solver")
+        # Copies, because the tensors are a mapping of the file, which another program may write to.
+        return Mixing.from_tensors({name: tensor.clone() for name, tensor in load_file(path, device=str(device)).items()})
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path}: not a readable safetensors file: {error}") from error
+    except ValueError as error:
+        raise CheckpointError(f"{path}: {error}") from error
 
 
 def _check_solver(folder: Path, config: ModelConfig, network: ImplicitNetwork) -> None:
@@ -91,9 +146,11 @@ def _load_onnx(folder: Path, config: ModelConfig, device: torch.device) -> Impli
     return OnnxNetwork(folder, config)
 
 
-def _compare(path: Path, expected: dict[str, tuple[int, ...]], found: dict[str, tuple[int, ...]]) -> None:
+def _compare(
+    path: Path, expected: dict[str, tuple[int, ...]], found: dict[str, tuple[int, ...]], whole: str = "architecture"
+) -> None:
     problems = [f"{name} is missing" for name in expected if name not in found]
-    problems += [f"{name} is not part of this architecture" for name in found if name not in expected]
+    problems += [f"{name} is not part of this {whole}" for name in found if name not in expected]
     problems += [
         f"{name}: must have shape {list(shape)} (got {list(found[name])})"
         for name, shape in expected.items()

@@ -6,11 +6,11 @@ from enum import StrEnum
 from math import isfinite
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, field_validator, model_validator
 
 FORMAT_VERSION: Literal[1] = 1
 
-SOLVER_NAMES = ("picard", "anderson", "forward_backward", "peaceman_rachford")
+SOLVER_NAMES = ("picard", "anderson", "forward_backward", "peaceman_rachford", "mixing")
 """The solvers that a config may name; ``jfb.solvers.SOLVERS`` maps each to its class."""
 
 
@@ -69,19 +69,19 @@ class InputSpec(Strict):
 
 
 class LabelCalibration(Strict):
-    """How label stops (``jfb.label_stop``) did on held-out data, with Picard iteration.
+    """How label stops (``jfb.label_stop``) did on held-out data, with every solver that they support.
 
     A label differs if it is not the label at the exact fixed point, which was found by iterating further.
     """
 
     safety: float = Field(gt=0)
     """Safety factor of the bound."""
-    lipschitz: float = Field(gt=0)
-    """Largest observed change of a difference between two logits, per unit that the state moved."""
+    sensitivity: float = Field(gt=0)
+    """What a label's lead lost at most until the exact fixed point, in 999 of 1,000 iterations, per unit that the state moved."""
     tolerance: float = Field(gt=0)
     """Tolerance at which rows stopped whose label was never certain."""
     validation_inputs: int = Field(ge=1)
-    """Number of inputs on which ``safety`` and ``lipschitz`` were chosen."""
+    """Number of inputs on which ``safety`` and ``sensitivity`` were chosen."""
     validation_differing: int = Field(ge=0)
     """Number of those whose label differs."""
     inputs: int = Field(ge=1)
@@ -101,6 +101,12 @@ class Serving(Strict):
     residual_norm: ResidualNorm = ResidualNorm.RELATIVE
     label_calibration: LabelCalibration | None = Field(default=None, exclude_if=lambda value: value is None)
     """Left out of the file if there is none."""
+
+    @field_validator("label_calibration", mode="before")
+    @classmethod
+    def _drop_an_old_calibration(cls, value: object) -> object:
+        """Ignore one for Picard iteration only, as there were before; ``python -m training evaluate`` makes another."""
+        return None if isinstance(value, dict) and "lipschitz" in value else value
 
     @model_validator(mode="after")
     def _check(self) -> Self:

@@ -21,7 +21,8 @@ WHOLE = "model.onnx"
 def export(folder: Path, *, parts: bool = False) -> list[Path]:
     """Write ``model.onnx`` into a version's folder: inject, solve and read out in one graph (``jfb.onnx.loop``).
 
-    The graph uses Picard iteration, whichever solver the model is served with, and takes a tolerance and a cap per row.
+    The graph uses learned mixing if that is the model's solver, else Picard iteration, whichever solver the model is served with.
+    It takes a tolerance and a cap per row.
 
     Args:
         folder: ``model_store/<name>/<version>``.
@@ -39,7 +40,8 @@ def export(folder: Path, *, parts: bool = False) -> list[Path]:
     config, network = checkpoint.config, checkpoint.network
     if config.architecture.name == ONNX:
         raise CheckpointError(f"{folder}: architecture.name: must not be onnx: this version is ONNX already")
-    maps = trace(network, config.input.shape, config.serving.residual_norm)
+    mixing = checkpoint.mixing if config.serving.solver == "mixing" else None
+    maps = trace(network, config.input.shape, config.serving.residual_norm, mixing)
     graphs = {WHOLE: assemble(maps)}
     if parts:
         starts_at_zeros = type(network).initial_state is ImplicitNetwork.initial_state
@@ -68,7 +70,7 @@ def _facts(folder: Path, config: ModelConfig) -> dict[str, str]:
         "architecture": config.architecture.name,
         "input": config.input.model_dump_json(),
         "classes": json.dumps(config.classes, ensure_ascii=False),
-        "solver": "picard",
+        "solver": "mixing" if config.serving.solver == "mixing" else "picard",
         "tolerance": str(config.serving.tolerance),
         "max_iterations": str(config.serving.max_iterations),
         "residual_norm": config.serving.residual_norm.value,

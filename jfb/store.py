@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
+SOLVER = "solver.safetensors"
+"""The coefficients of a learned solver, in the versions that have one."""
 METRICS = "metrics.json"
 SAMPLES = "samples.json"
 HISTORY = "history.csv"

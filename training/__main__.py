@@ -5,6 +5,7 @@ import sys
 import typer
 from rich.console import Console
 
+from training.commands.accelerate import accelerate
 from training.commands.compare import compare
 from training.commands.evaluate import evaluate
 from training.commands.export import export
@@ -23,6 +24,7 @@ app = typer.Typer(
 app.command()(train)
 app.command()(compare)
 app.command()(evaluate)
+app.command()(accelerate)
 app.command()(export)
 app.command()(push)
 

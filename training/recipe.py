@@ -147,6 +147,18 @@ class AugmentRecipe(Strict):
     """Pixels of padding on each side before a random crop of the image's own size."""
 
 
+class ServingRecipe(Serving):
+    """How the trained model is served."""
+
+    accelerate: bool = False
+    """Whether to fit learned mixing after training, which becomes the model's solver if it is clearly faster than ``solver``."""
+
+    @property
+    def before(self) -> Serving:
+        """The serving section of the model's config, before it is accelerated."""
+        return Serving.model_validate(self.model_dump(exclude={"accelerate"}))
+
+
 class Recipe(Strict):
     """A whole recipe file."""
 
@@ -161,7 +173,7 @@ class Recipe(Strict):
     search: SearchRecipe = SearchRecipe()
     optimisation: OptimisationRecipe = OptimisationRecipe()
     augment: AugmentRecipe = AugmentRecipe()
-    serving: Serving = Serving()
+    serving: ServingRecipe = ServingRecipe()
     license: str | None = None
     """Licence of the trained weights, by its identifier on the Hugging Face hub: ``mit``, ``apache-2.0``, ``other``, ..."""
 
@@ -174,6 +186,8 @@ class Recipe(Strict):
         except ValueError as error:
             raise ValueError(f"network.name: {error}") from error
         for section, solver in (("search", self.search.solver), ("serving", self.serving.solver)):
+            if SOLVERS[solver].learned:
+                raise ValueError(f"{section}.solver: {solver} is fitted after training: set serving.accelerate instead")
             try:
                 check_solver(solver, self.network.name, kind)
             except ValueError as error:

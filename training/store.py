@@ -9,6 +9,7 @@ import torch
 
 from jfb import Checkpoint, CheckpointError, ModelConfig, load
 from jfb.checkpoint import save
+from jfb.solvers import Mixing
 from jfb.store import CONFIG, Sample, list_models, list_versions, write_metrics, write_samples
 from training.data import Data
 from training.errors import ModelError, RecipeError
@@ -76,7 +77,7 @@ def model_config(trained: Trained, data: Data) -> ModelConfig:
         architecture=trained.architecture,
         input=data.input,
         classes=data.classes,
-        serving=trained.recipe.serving,
+        serving=trained.recipe.serving.before,
         provenance={
             "recipe": trained.recipe.model_dump(mode="json", exclude_none=True),
             "inputs": {part: len(getattr(data, part).labels) for part in ("train", "validation", "test")},
@@ -87,9 +88,9 @@ def model_config(trained: Trained, data: Data) -> ModelConfig:
     )
 
 
-def write_trained(folder: Path, config: ModelConfig, trained: Trained, data: Data) -> None:
+def write_trained(folder: Path, config: ModelConfig, trained: Trained, data: Data, mixing: Mixing | None = None) -> None:
     """Write config, weights, metrics, history and samples into the folder of a new version."""
-    save(folder, config, trained.network)
+    save(folder, config, trained.network, mixing)
     write_metrics(folder, metrics(trained))
     write_samples(folder, samples(data))
     write_history(folder, trained.history)

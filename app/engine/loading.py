@@ -19,7 +19,6 @@ from app.settings import EngineConfig
 from jfb import Checkpoint, LabelStop, checkpoint
 from jfb.config import Serving
 from jfb.label_stop import Kind, label_tolerance
-from jfb.solvers import SOLVERS, solvers_for
 
 MAX_SLOTS = defaultdict(lambda: 1024, cpu=64)
 """By the type of the device."""
@@ -97,10 +96,9 @@ def make_batch(found: Checkpoint, folder: Path, device: torch.device, config: En
         refused=choice.refused,
         slots=slots,
     )
-    own = found.config.serving.solver
     return RunningBatch(
         choice.backend,
-        {name: SOLVERS[name]() for name in dict.fromkeys((own, *solvers_for(type(found.network))))},
+        found.solvers,
         found.config.serving.residual_norm,
         found.config.input.shape,
         slots=slots,

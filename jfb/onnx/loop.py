@@ -9,7 +9,8 @@ from jfb.onnx.file import OPSET, check, shape
 
 # The loop of ``jfb.solve``, in ONNX's text format. ``row`` holds the indices of the rows that go on, so a row that has ended is
 # not computed or changed again: its state, count and residual stay as they were at its last iteration. A residual of NaN is not
-# above any tolerance, so its row ends.
+# above any tolerance, so its row ends. Picard iteration evaluates the next step at ``state`` itself; a solver with a memory fills
+# the gaps of the text: what it starts with, carries, and where it evaluates next.
 LOOP = """
 <ir_version: {ir_version}, opset_import: ["": {opset}, "jfb": 1]>
 adaptive (float[n,{inputs}] inputs, float[n] tolerance, int64[n] max_iterations)
@@ -28,12 +29,15 @@ adaptive (float[n,{inputs}] inputs, float[n] tolerance, int64[n] max_iterations)
     shape = Shape (tolerance)
     no_iterations = ConstantOfShape <value = int64[1] {{0}}> (shape)
     no_residual = ConstantOfShape <value = float[1] {{0.0}}> (shape)
-
-    no_row, fixed_point, iterations, residual = Loop ("", some, every_row, start, no_iterations, no_residual) <body =
-        iterate (int64 before, bool go, int64[active] row, float[n,{state}] state, int64[n] count, float[n] movement)
-             => (bool next_go, int64[staying] next_row, float[n,{state}] next_state, int64[n] next_count, float[n] next_movement)
+{solver[start]}
+    no_row, fixed_point, iterations, residual{solver[ends]} =
+        Loop ("", some, every_row, start, no_iterations, no_residual{solver[starts]}) <body =
+        iterate (int64 before, bool go, int64[active] row, float[n,{state}] state, int64[n] count,
+                 float[n] movement{solver[given]})
+             => (bool next_go, int64[staying] next_row, float[n,{state}] next_state, int64[n] next_count,
+                 float[n] next_movement{solver[kept]})
         {{
-            u = Gather (state, row)
+            u = Gather ({solver[evaluated]}, row)
             q = Gather (injection, row)
             u_next = jfb.step (u, q)
             moved = jfb.residual (u, u_next)
@@ -45,7 +49,7 @@ adaptive (float[n,{inputs}] inputs, float[n] tolerance, int64[n] max_iterations)
             ks = Expand (k, rows)
             next_count = ScatterElements (count, row, ks)
             next_movement = ScatterElements (movement, row, moved)
-
+{solver[propose]}
             epsilon = Gather (tolerance, row)
             cap = Gather (max_iterations, row)
             above = Greater (moved, epsilon)
@@ -64,8 +68,33 @@ adaptive (float[n,{inputs}] inputs, float[n] tolerance, int64[n] max_iterations)
 """
 
 
+PICARD = dict.fromkeys(("start", "starts", "ends", "given", "kept", "propose"), "") | {"evaluated": "state"}
+
+# ``state`` holds T of the state that a row was evaluated at last, which is what ``jfb.solvers.Mixing`` calls ``accepted``.
+MIXING = {
+    "start": """    unlimited = ConstantOfShape <value = float[1] {{inf}}> (shape)
+""",
+    "starts": ", start, start, unlimited",
+    "ends": ", no_point, no_previous, no_limit",
+    "given": ", float[n,{state}] point, float[n,{state}] previous, float[n] limit",
+    "kept": ", float[n,{state}] next_point, float[n,{state}] next_previous, float[n] next_limit",
+    "evaluated": "point",
+    "propose": """
+            before_u = Gather (previous, row)
+            accepted = Gather (state, row)
+            allowed_movement = Gather (limit, row)
+            proposal, next_allowed = jfb.mix (u, u_next, before_u, accepted, allowed_movement)
+            next_point = ScatterND (point, column, proposal)
+            next_previous = ScatterND (previous, column, u)
+            next_limit = ScatterElements (limit, row, next_allowed)
+""",
+}
+
+
 def assemble(maps: dict[str, ModelProto]) -> ModelProto:
-    """Build the graph that computes for every row what ``jfb.predict`` computes with Picard iteration.
+    """Build the graph that computes for every row what ``jfb.predict`` computes with the same solver.
+
+    The solver is learned mixing if it is among the maps, else Picard iteration.
 
     Inputs: ``inputs`` FLOAT ``[n, *input_shape]``, ``tolerance`` FLOAT ``[n]``, ``max_iterations`` INT64 ``[n]``.
     Outputs: ``logits`` FLOAT ``[n, classes]``, ``iterations`` INT64 ``[n]``, ``residual`` FLOAT ``[n]``, ``converged`` BOOL
@@ -75,12 +104,15 @@ def assemble(maps: dict[str, ModelProto]) -> ModelProto:
     Args:
         maps: the result of ``jfb.onnx.maps.trace``.
     """
+    state = _sides(maps["step"].graph.input[0])
+    gaps = MIXING if "mix" in maps else PICARD
     model: ModelProto = onnx.parser.parse_model(
         LOOP.format(
             ir_version=maps["step"].ir_version,
             opset=OPSET,
             inputs=_sides(maps["inject"].graph.input[0]),
-            state=_sides(maps["step"].graph.input[0]),
+            state=state,
+            solver={name: text.format(state=state) for name, text in gaps.items()},
             logits=_sides(maps["readout"].graph.output[0]),
         )
     )

@@ -23,9 +23,11 @@ class Solver(ABC):
 
     Attributes:
         needs: the class of networks that the solver can solve.
+        learned: whether its coefficients were fitted to one network, with which they are stored.
     """
 
     needs: type = ImplicitNetwork
+    learned: bool = False
 
     @property
     def splits(self) -> bool:

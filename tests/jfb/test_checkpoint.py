@@ -64,13 +64,13 @@ def test_a_config_without_a_calibration_is_as_it_was_before_there_was_any_and_on
         "max_iterations",
         "residual_norm",
     ]
-    calibration = {"safety": 1.5, "lipschitz": 2.0, "tolerance": 1e-4}
+    calibration = {"safety": 1.5, "sensitivity": 2.0, "tolerance": 1e-4}
     calibration |= {"validation_inputs": 3000, "validation_differing": 2, "inputs": 1000, "differing": 0, "iterations": 6.5}
     change(folder, serving={"tolerance": 0.1, "label_calibration": calibration})
     serving = load(folder).config.serving
     assert serving.label_calibration == LabelCalibration.model_validate(calibration)
     assert serving.model_dump(mode="json")["label_calibration"] == calibration
-    for field, value in {"safety": 0, "lipschitz": "steep", "inputs": 0, "kind": "guarantee"}.items():
+    for field, value in {"safety": 0, "sensitivity": "steep", "inputs": 0, "kind": "guarantee"}.items():
         change(folder, serving={"label_calibration": calibration | {field: value}})
         with pytest.raises(CheckpointError, match=rf"serving\.label_calibration\.{field}: "):
             load(folder)

@@ -1,5 +1,7 @@
 """Label stops: against the labels of exact fixed points, and against iterations in closed form."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -13,12 +15,12 @@ from jfb.architectures.monotone_mlp import MonotoneMLP
 from jfb.config import LabelCalibration, Serving
 from jfb.label_stop import Kind, label_tolerance
 from jfb.monotone_network import MonotoneNetwork
-from jfb.solvers import SOLVERS, Anderson
+from jfb.solvers import SOLVERS, Anderson, Mixing, PeacemanRachford, Solver
 from tests.jfb.networks import Affine, affine, small_mlp, small_monotone_mlp, small_resnet
 
 CALIBRATION = LabelCalibration(
     safety=1.5,
-    lipschitz=2.0,
+    sensitivity=2.0,
     tolerance=1e-5,
     validation_inputs=1000,
     validation_differing=0,
@@ -155,8 +157,8 @@ class Threshold(Affine):
 @pytest.mark.parametrize(
     ("threshold", "label", "guaranteed", "estimated"),
     [
-        (2.1, 1, 1, 3),  # u_k never passes it, which a bound that is exact knows at once; ratios are known from the third on
-        (0.5, 0, 2, 3),  # u_1 = 1 is over it by no more than the bound
+        (2.1, 1, 1, 2),  # u_k never passes it, which a bound that is exact knows at once; an estimate wants to see it shrink
+        (0.5, 0, 2, 2),  # u_1 = 1 is over it by no more than the bound
         (1.9, 0, 6, 6),  # u_5 is over it, by less than the bound
         (2.0, 1, None, None),  # the label of the limit is open for ever
     ],
@@ -227,22 +229,39 @@ def test_an_iteration_that_moves_ever_further_settles_no_label() -> None:
     assert found.stability.bound.isinf().all()
 
 
-def test_an_estimate_does_not_go_with_an_accelerated_sequence() -> None:
-    network = small_mlp()
-    stop = LabelStop.estimate(CALIBRATION)
-    assert stop.solvers == ["picard"]
-    with pytest.raises(ValueError, match=r"solver: must be one of picard for label stops \(got Anderson\)"):
+@pytest.mark.parametrize("kind", list(Kind))
+def test_both_kinds_support_every_solver_that_evaluates_the_map_itself(kind: Kind) -> None:
+    network = small_monotone_mlp()
+    stop = LabelStop(kind, 1.0)
+    assert stop.solvers == ["picard", "anderson", "mixing"]
+    with pytest.raises(ValueError, match=r"solver: must be one of picard, anderson, mixing for label stops \(got Peaceman"):
         solve(
             network,
             network.inject(inputs_of(network, 1, 0)),
             tolerance=1e-3,
             max_iterations=9,
-            solver=Anderson(),
+            solver=PeacemanRachford(),
             label_stop=stop,
         )
-    guarantee = LabelStop.guarantee(network)
-    assert guarantee is not None
-    assert guarantee.solvers == ["picard", "anderson"], "not those that evaluate something else than the map"
+
+
+def mixing_for(network: ImplicitNetwork) -> Mixing:
+    channels = network.initial_state(network.inject(inputs_of(network, 1, 0))).shape[1]
+    return Mixing(1.2 * torch.eye(channels, dtype=torch.float64), torch.full((channels,), 0.1, dtype=torch.float64), 0.8)
+
+
+@pytest.mark.parametrize("name", ["mlp", "resnet", "averaging resnet"])
+@pytest.mark.parametrize("make", [Anderson, mixing_for], ids=["anderson", "mixing"])
+def test_a_row_stops_by_its_label_with_an_accelerated_solver_too(name: str, make: Callable[..., Solver]) -> None:
+    network = NETWORKS[name](seed=3, contraction=0.8)
+    inputs = inputs_of(network, 200, 3)
+    between_classes(network, inputs)
+    exact = predict(network, inputs, tolerance=1e-10, max_iterations=5000).logits.argmax(1)
+    solver = make(network) if make is mixing_for else make()
+    for stop in (LabelStop.guarantee(network), LabelStop(Kind.ESTIMATE, 1.0, distance=4.0)):
+        found = predict(network, inputs, tolerance=1e-8, max_iterations=1000, solver=solver, label_stop=stop)
+        assert found.solution.status.count(Status.LABEL_STABLE) > 150
+        assert (found.logits.argmax(1) == exact).all()
 
 
 def test_the_guarantee_goes_before_the_estimate_and_a_network_without_either_has_none() -> None:

@@ -65,7 +65,7 @@ def test_all_problems_of_a_file_are_reported_at_once(tmp_path: Path) -> None:
         ("search: {tolerance: .nan}", "search.tolerance"),
         (
             "serving: {solver: newton}",
-            "serving: solver: must be one of picard, anderson, forward_backward, peaceman_rachford (got 'newton')",
+            "serving: solver: must be one of picard, anderson, forward_backward, peaceman_rachford, mixing (got 'newton')",
         ),
         ("name: ../elsewhere", "name: "),
         ("augment: {rotate: 200}", "augment.rotate"),

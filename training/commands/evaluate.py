@@ -54,6 +54,7 @@ def evaluate(
         checkpoint.network,
         config,
         load_parts(chosen.data, console),
+        mixing=checkpoint.mixing,
         device=on,
         console=console,
         tolerances=_numbers("--tolerances", tolerances, float),

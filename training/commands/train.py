@@ -9,8 +9,10 @@ from typer import Argument, Option
 
 from jfb.gradients import GRADIENTS
 from jfb.store import new_version
+from training.acceleration.accelerate import accelerate_network
 from training.data import load_data
 from training.device import choose_device, process_device
+from training.errors import ModelError
 from training.evaluation.evaluate import evaluate
 from training.loop.processes import joined_processes
 from training.loop.run_folder import last_run, new_run
@@ -85,12 +87,18 @@ def train(
     if folder is None or not processes.first:
         return
 
-    config = model_config(trained, parts)
-    evaluation = evaluate(trained.network, config, parts, device=on, console=console)
+    config, mixing = model_config(trained, parts), None
+    if chosen.serving.accelerate:
+        try:
+            accelerated = accelerate_network(trained.network, config, parts, device=on, console=console)
+            config, mixing = accelerated.config, accelerated.mixing
+        except ModelError as error:
+            console.print(f"not accelerated: {error}", style="yellow", soft_wrap=True)
+    evaluation = evaluate(trained.network, config, parts, mixing=mixing, device=on, console=console)
     config = with_serving(config, label_calibration=evaluation.label_stops.calibration)
     new = new_version(store, chosen.name)
     with new as version:  # a hidden folder, which becomes the version when all files are written
-        write_trained(version, config, trained, parts)
+        write_trained(version, config, trained, parts, mixing)
         draw_curves(version, chosen.name, trained.history)
         write_evaluation_report(version, chosen.name, evaluation)
         write_card(version, chosen.name)

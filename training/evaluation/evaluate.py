@@ -8,7 +8,9 @@ from rich.console import Console
 from torch import Tensor
 
 from jfb import ImplicitNetwork, ModelConfig
+from jfb.checkpoint import solvers_of
 from jfb.config import Serving
+from jfb.solvers import Mixing
 from training.data import Data, Split
 from training.errors import ModelError
 from training.evaluation.difficulty import DifficultyOutcome, by_difficulty
@@ -64,6 +66,7 @@ def evaluate(
     config: ModelConfig,
     data: Data,
     *,
+    mixing: Mixing | None = None,
     device: torch.device,
     console: Console,
     tolerances: tuple[float, ...] = TOLERANCES,
@@ -77,6 +80,7 @@ def evaluate(
 
     Args:
         network: in evaluation mode, on the device.
+        mixing: the network's learned solver, if it has one.
         tolerances: positive, in any order.
         caps: at least 1, in any order.
 
@@ -93,6 +97,7 @@ def evaluate(
             network,
             part.inputs,
             config.serving,
+            solver=solvers_of(network, config, mixing)[config.serving.solver],
             tolerance=tolerances[-1],
             max_iterations=caps[-1],
             device=device,
@@ -111,8 +116,8 @@ def evaluate(
             for outcome in outcomes(test, data.test.labels, config.classes, tolerance, max_iterations)
         ],
         difficulty=by_difficulty(test, data.test, tolerances, cap),
-        label_stops=calibrate(network, config, data, device=device, console=console),
-        solver_times=time_solvers(network, config, data.validation.inputs, tolerances[-1], device=device),
+        label_stops=calibrate(network, config, data, mixing=mixing, device=device, console=console),
+        solver_times=time_solvers(network, config, data.validation.inputs, tolerances[-1], mixing=mixing, device=device),
     )
 
 

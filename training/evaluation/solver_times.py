@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from jfb import ImplicitNetwork, ModelConfig, solve
-from jfb.solvers import SOLVERS, solvers_for
+from jfb.checkpoint import solvers_of
+from jfb.solvers import Mixing, solvers_for
 
 ROUNDS = 5
 INPUTS = 256
@@ -24,11 +25,17 @@ class SolverTimes:
     """The time that each solver takes for the same inputs."""
 
     tolerances: list[float]
-    """Each input is solved at each of them: the model's default, and the tightest that was evaluated."""
+    """Each input is solved at each of them: the model's default, and the tightest that was evaluated; loosest first."""
+    microseconds_at: dict[str, list[float]]
+    """Per input, solver and tolerance: mean over inputs, median over rounds."""
+    iterations_at: dict[str, list[float]]
+    """Per input, solver and tolerance: mean over inputs."""
+    most_iterations_at: dict[str, list[int]]
+    """Per solver and tolerance: those of the slowest input."""
     microseconds: dict[str, float]
-    """Per input and solver: mean over inputs and tolerances, median over rounds."""
+    """Per input and solver: the mean over tolerances."""
     iterations: dict[str, float]
-    """Per input and solver: mean over inputs and tolerances."""
+    """Per input and solver: the mean over tolerances."""
     recommended: str
     """The fastest if it is clearly faster than the model's own, else the model's own."""
 
@@ -40,6 +47,7 @@ def time_solvers(
     inputs: Tensor,
     tightest: float,
     *,
+    mixing: Mixing | None = None,
     device: torch.device,
     clock: Callable[[], float] = time.perf_counter,
 ) -> SolverTimes:
@@ -49,40 +57,58 @@ def time_solvers(
         network: in evaluation mode, on the device; a folded copy is timed, as in the server.
         inputs: raw, shape ``[n, *input_shape]``; the first 256 are used.
         tightest: tolerance, in addition to the model's default.
+        mixing: the network's learned solver, if it has one.
         clock: returns seconds.
     """
     serving = config.serving
     folded = network.folded().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     injections = [folded.inject(batch.to(device, torch.float32)) for batch in torch.split(inputs[:INPUTS], BATCH_SIZE)]
     tolerances = sorted({serving.tolerance, tightest}, reverse=True)
-    names = [name for name in solvers_for(type(network)) if name in solvers_for(type(folded))]
-    iterations: dict[str, float] = {}
+    of_both = solvers_for(type(folded))
+    solvers = {name: solver for name, solver in solvers_of(network, config, mixing).items() if solver.learned or name in of_both}
+    counts: dict[str, list[Tensor]] = {}
 
-    def solve_all(name: str) -> float:
-        started = clock()
-        counts = [
-            solve(
-                folded,
-                injection,
-                tolerance=tolerance,
-                max_iterations=serving.max_iterations,
-                residual_norm=serving.residual_norm,
-                solver=SOLVERS[name](),
-            ).iterations
-            for tolerance in tolerances
-            for injection in injections
-        ]
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        seconds = clock() - started
-        iterations[name] = float(torch.cat(counts).double().mean())
+    def solve_all(name: str) -> list[float]:
+        """The seconds at each tolerance."""
+        seconds = []
+        counts[name] = []
+        for tolerance in tolerances:
+            started = clock()
+            found = [
+                solve(
+                    folded,
+                    injection,
+                    tolerance=tolerance,
+                    max_iterations=serving.max_iterations,
+                    residual_norm=serving.residual_norm,
+                    solver=solvers[name],
+                ).iterations
+                for injection in injections
+            ]
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            seconds.append(clock() - started)
+            counts[name].append(torch.cat(found))
         return seconds
 
-    for name in names:
+    for name in solvers:
         solve_all(name)  # warm-up
-    runs = [{name: solve_all(name) for name in names} for _ in range(ROUNDS)]
-    answers = len(tolerances) * sum(len(injection) for injection in injections)
-    microseconds = {name: 1e6 * statistics.median(run[name] for run in runs) / answers for name in names}
+    runs = [{name: solve_all(name) for name in solvers} for _ in range(ROUNDS)]
+    inputs_timed = sum(len(injection) for injection in injections)
+    microseconds_at = {
+        name: [1e6 * statistics.median(times) / inputs_timed for times in zip(*(run[name] for run in runs), strict=True)]
+        for name in solvers
+    }
+    microseconds = {name: statistics.mean(found) for name, found in microseconds_at.items()}
+    iterations_at = {name: [float(found.double().mean()) for found in counts[name]] for name in solvers}
     fastest = min(microseconds, key=microseconds.__getitem__)
     clearly = serving.solver not in microseconds or microseconds[fastest] <= MAX_TIME_RATIO * microseconds[serving.solver]
-    return SolverTimes(tolerances, microseconds, iterations, fastest if clearly else serving.solver)
+    return SolverTimes(
+        tolerances=tolerances,
+        microseconds_at=microseconds_at,
+        iterations_at=iterations_at,
+        most_iterations_at={name: [int(found.max()) for found in counts[name]] for name in solvers},
+        microseconds=microseconds,
+        iterations={name: statistics.mean(found) for name, found in iterations_at.items()},
+        recommended=fastest if clearly else serving.solver,
+    )

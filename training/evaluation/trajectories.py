@@ -63,6 +63,7 @@ def record(
     inputs: Tensor,
     serving: Serving,
     *,
+    solver: Solver | None = None,
     tolerance: float,
     max_iterations: int,
     device: torch.device,
@@ -74,12 +75,13 @@ def record(
     Args:
         network: in evaluation mode.
         serving: its solver and residual norm.
+        solver: the model's default if not given.
         tolerance: the tightest that will be needed.
         max_iterations: the largest cap that will be needed.
     """
     batches = []
     for batch in track(torch.split(inputs, batch_size), "iterating", console=console, transient=True):
-        recorder = Recorder(SOLVERS[serving.solver](), network, serving.residual_norm, len(batch), max_iterations)
+        recorder = Recorder(solver or SOLVERS[serving.solver](), network, serving.residual_norm, len(batch), max_iterations)
         solve(
             network,
             network.inject(batch.to(device, torch.float32)),

@@ -8,11 +8,11 @@ import torch
 
 from jfb import Checkpoint, CheckpointError, load
 from jfb.checkpoint import ONNX, save
-from jfb.store import CARD, CONFIG, CURVES, HISTORY, METRICS, SAMPLES, WEIGHTS, new_version, read_config
+from jfb.store import CARD, CONFIG, CURVES, HISTORY, METRICS, SAMPLES, SOLVER, WEIGHTS, new_version, read_config
 from training.errors import HubError, ModelError
 from training.reports.model_card import write_card
 
-LOADED = (CONFIG, WEIGHTS, "*.onnx")
+LOADED = (CONFIG, WEIGHTS, SOLVER, "*.onnx")
 FILES = (*LOADED, CARD, METRICS, SAMPLES, HISTORY, CURVES, "evaluation.*")
 """Files that are pushed and imported; all others are ignored."""
 

@@ -31,6 +31,7 @@ def write_card(folder: Path, name: str) -> None:
         _tolerances(evaluation),
         _difficulty(evaluation),
         _pictures(folder, {DIFFICULTY_PLOT: "accuracy and iterations of easy and hard inputs"}),
+        _solvers(evaluation),
         _label_stops(evaluation),
         _pictures(folder, {EVALUATION_PLOT: "accuracy against mean iterations"}),
         _recipe(recipe),
@@ -158,6 +159,26 @@ def _difficulty_table(outcomes: list[dict[str, Any]], measure: str) -> str:
             for low, high, inputs in ranges
         ],
     )
+
+
+def _solvers(evaluation: dict[str, Any] | None) -> str:
+    times = (evaluation or {}).get("solver_times", {})
+    if evaluation is None or "iterations_at" not in times:  # an evaluation by an earlier version of this project
+        return ""
+    default = evaluation["serving"]["solver"]
+    rows = [
+        (
+            f"{tolerance:g}",
+            f"{name} (default)" if name == default else name,
+            f"{times['iterations_at'][name][place]:.1f}",
+            str(times["most_iterations_at"][name][place]),
+            f"{times['microseconds_at'][name][place]:.0f}",
+        )
+        for place, tolerance in enumerate(times["tolerances"])
+        for name in times["iterations_at"]
+    ]
+    table = markdown_table(("tolerance", "solver", "mean iterations", "slowest input", "microseconds per input"), rows)
+    return f"## Solvers\n\nOn the validation part, in batches of 64, on the machine that evaluated the model.\n\n{table}"
 
 
 def _label_stops(evaluation: dict[str, Any] | None) -> str:

@@ -14,7 +14,7 @@ from app.engine.scheduler import Scheduler
 from app.settings import BackendName, EngineConfig, Precision
 from jfb import Status, checkpoint, predict
 from jfb.export import export
-from jfb.solvers import SOLVERS
+from jfb.solvers import Mixing
 from tests.app.engine.geometric import tick_until_idle
 from tests.app.engine.requests import running_request
 from tests.app.store import DIGITS, network_of
@@ -34,7 +34,8 @@ def version(tmp_path_factory: pytest.TempPathFactory) -> Path:
     network = network_of(DIGITS, 1)
     network.latent.weight.data[:, :, 1, 1] += 3 * torch.eye(8)  # type: ignore[index, union-attr]
     network.constrain()
-    checkpoint.save(folder, DIGITS, network)
+    mixing = Mixing(1.2 * torch.eye(8) + 0.05 * torch.randn(8, 8), torch.full((8,), 0.05), 0.85)
+    checkpoint.save(folder, DIGITS, network, mixing)
     export(folder, parts=True)
     return folder
 
@@ -45,7 +46,7 @@ def answers(scheduler: Scheduler, requests: list[RunningRequest]) -> list[Runnin
     return sorted(tick_until_idle(scheduler), key=lambda request: request.number)
 
 
-@pytest.mark.parametrize("solver", ["picard", "anderson"])
+@pytest.mark.parametrize("solver", ["picard", "anderson", "mixing"])
 @pytest.mark.parametrize(
     ("backend", "precision"),
     [("torch", "float32"), ("folded", "float32"), ("onnx", "float32"), ("auto", "float32"), ("folded", "mixed")],
@@ -84,7 +85,7 @@ def test_a_row_is_answered_the_same_alone_and_in_company(
         torch.from_numpy(inputs),
         tolerance=torch.tensor(TOLERANCES),
         max_iterations=100,
-        solver=SOLVERS[solver](),
+        solver=found.solvers[solver],
     )
     if precision == "float32":
         assert np.count_nonzero(counts[0] != expected.solution.iterations.numpy()) <= 1

@@ -15,10 +15,10 @@ from app.engine_client.messages import Stop
 from jfb import ImplicitNetwork, LabelStop, ResidualNorm, Status, predict, solve
 from jfb.architectures import ImplicitMLP, ImplicitResNet
 from jfb.label_stop import Kind
-from jfb.solvers import SOLVERS, Picard
+from jfb.solvers import SOLVERS, PeacemanRachford, Picard
 from tests.app.engine.geometric import READOUT, Geometric, make_request, make_scheduler, tick_until_idle
 from tests.app.engine.requests import running_request
-from tests.jfb.networks import small_mlp, small_resnet
+from tests.jfb.networks import small_mlp, small_monotone_mlp, small_resnet
 
 ESTIMATE = LabelStop(Kind.ESTIMATE, 1.0, safety=1.5)
 
@@ -144,12 +144,12 @@ def test_a_readout_that_raises_while_labels_are_judged_fails_its_own_request_alo
 def test_what_cannot_be_judged_is_refused() -> None:
     with pytest.raises(ValueError, match=r"stop: must be 'tolerance' with solver picard \(got 'label'\)"):
         make_scheduler().submit(make_request(1, [1], stop="label"))
-    solvers = {name: SOLVERS[name]() for name in ("anderson", "picard")}
-    backend = TorchBackend(small_mlp(), dtype=torch.float64)
+    solvers = {"peaceman_rachford": PeacemanRachford(), "picard": Picard()}
+    backend = TorchBackend(small_monotone_mlp(), dtype=torch.float64)
     batch = RunningBatch(backend, solvers, ResidualNorm.RELATIVE, (5,), slots=2, label_stop=ESTIMATE)
     scheduler = Scheduler(batch, max_waiting_rows=9)
     inputs = np.ones((1, 5), dtype=np.float32)
-    with pytest.raises(ValueError, match=r"stop: must be 'tolerance' with solver anderson \(got 'label'\)"):
+    with pytest.raises(ValueError, match=r"stop: must be 'tolerance' with solver peaceman_rachford \(got 'label'\)"):
         scheduler.submit(running_request(1, inputs, [1e-3], [9], [None], stop="label"))
     scheduler.submit(running_request(2, inputs, [1e-3], [9], [None], solver="picard", stop="label"))
     assert [request.number for request in tick_until_idle(scheduler)] == [2]

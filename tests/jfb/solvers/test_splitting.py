@@ -170,7 +170,7 @@ def test_a_network_without_the_parts_is_rejected(solver: Solver) -> None:
 
 
 def test_every_solver_solves_a_monotone_network_and_those_that_split_nothing_solve_any() -> None:
-    assert solvers_for(MonotoneNetwork) == list(SOLVERS)
+    assert solvers_for(MonotoneNetwork) == [name for name, solver in SOLVERS.items() if not solver.learned]
     assert solvers_for(ImplicitNetwork) == ["picard", "anderson"]
 
 
