@@ -11,7 +11,7 @@ from jfb.architectures import build
 from jfb.config import FORMAT_VERSION, ModelConfig
 from jfb.network import ImplicitNetwork
 from jfb.solvers import SOLVERS, Mixing, Solver, check_solver, solvers_for
-from jfb.store import CONFIG, SOLVER, WEIGHTS, CheckpointError, read_config, write_config
+from jfb.store import CONFIG, SOLVER, WEIGHTS, CheckpointError, check_regular_file, read_config, write_config
 
 ONNX = "onnx"
 """The architecture of a folder whose maps are ONNX graphs (``jfb.onnx.network``); it has no ``model.safetensors``."""
@@ -93,6 +93,7 @@ def load(folder: Path, device: torch.device | str = "cpu") -> Checkpoint:
     _check_solver(folder, config, network)
     path = folder / WEIGHTS
     try:
+        check_regular_file(path)
         with safe_open(path, "pt") as weights:
             found = {name: tuple(weights.get_slice(name).get_shape()) for name in weights.keys()}  # noqa: SIM118
         _compare(path, {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}, found)
@@ -116,6 +117,7 @@ def _load_mixing(folder: Path, config: ModelConfig, network: ImplicitNetwork, de
     state = network.initial_state(network.inject(torch.zeros(1, *config.input.shape, device=device)))
     channels = state.shape[1]
     try:
+        check_regular_file(path)
         with safe_open(path, "pt") as tensors:
             found = {name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()}  # noqa: SIM118
         _compare(path, {"matrix": (channels, channels), "momentum": (channels,), "rate": ()}, found, whole="solver")

@@ -6,7 +6,9 @@ Nothing here needs torch, so that a program can look into a store without the ti
 import csv
 import json
 import os
+import re
 import shutil
+import stat
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
@@ -15,6 +17,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
+from pydantic_core import from_json
 
 from jfb.config import FORMAT_VERSION, ModelConfig
 
@@ -35,6 +38,12 @@ EVALUATION_PLOT = "evaluation.png"
 DIFFICULTY_TABLE = "difficulty.csv"
 DIFFICULTY_PLOT = "difficulty.png"
 CARD = "README.md"
+
+MAX_VERSION = 2**31 - 1
+MAX_JSON_BYTES = 64 * 2**20
+"""Of a side file; a larger one is not read."""
+MODEL_NAME = "1 to 128 letters, digits, '.', '_' or '-', and must not start with '.'"
+"""What the name of a model may have; anything else in a store is no model."""
 
 
 class CheckpointError(Exception):
@@ -60,7 +69,7 @@ class ModelVersion:
             ValueError: for any other text.
         """
         name, _, number = text.rpartition("/")
-        if not name or "/" in name or not _is_version_number(number):
+        if not is_model_name(name) or not _is_version_number(number):
             raise ValueError(f"model version: must be NAME/NUMBER (got {text!r})")
         return cls(name, int(number))
 
@@ -69,20 +78,38 @@ class ModelVersion:
         return store / self.name / str(self.number)
 
 
+def is_model_name(text: str) -> bool:
+    """Whether a model may have this name: see ``MODEL_NAME``."""
+    return re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}", text) is not None
+
+
 def list_versions(model: Path) -> list[int]:
-    """The versions in a model's folder, ascending. Folders whose names are not positive integers are not versions."""
-    if not model.is_dir():
+    """The versions in a model's folder, ascending: folders with a name from 1 to ``MAX_VERSION``. Empty if it is no model."""
+    if not is_model_name(model.name):
         return []
-    return sorted(int(path.name) for path in model.iterdir() if _is_version_number(path.name) and path.is_dir())
+    return sorted(int(name) for name in _folders(model) if _is_version_number(name))
 
 
 def list_models(store: Path) -> dict[str, list[int]]:
     """The models in a store that have a version, each with its versions, in alphabetical order."""
-    if not store.is_dir():
-        return {}
-    folders = [path for path in sorted(store.iterdir()) if path.is_dir() and not path.name.startswith(".")]
-    found = {path.name: list_versions(path) for path in folders}
+    found = {name: list_versions(store / name) for name in _folders(store)}
     return {name: numbers for name, numbers in found.items() if numbers}
+
+
+def _folders(parent: Path) -> list[str]:
+    """The names of the folders in a folder, in alphabetical order; those that cannot be looked at are left out."""
+    try:
+        with os.scandir(parent) as entries:
+            return sorted(entry.name for entry in entries if _is_folder(entry))
+    except OSError:
+        return []
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # such as a link that leads back to itself
+        return False
 
 
 class NewVersion:
@@ -147,7 +174,12 @@ def new_version(store: Path, name: str) -> NewVersion:
     A context manager whose ``with`` gives a hidden folder to fill, which is renamed to the next version when the block ends. If
     the block raises, the folder is removed and the store is as it was. The files are on disk before the version's name is.
     The manager's ``version`` and ``folder`` then say which version it became.
+
+    Raises:
+        ValueError: for a name that a model cannot have.
     """
+    if not is_model_name(name):
+        raise ValueError(f"model name: must be {MODEL_NAME} (got {name[:200]!r})")
     return NewVersion(store, name)
 
 
@@ -207,7 +239,7 @@ def read_samples(folder: Path) -> list[Sample]:
         CheckpointError: if it is not a JSON list of samples.
     """
     path = folder / SAMPLES
-    if not path.exists():
+    if not os.path.lexists(path):
         return []
     try:
         return _SAMPLES.validate_python(_parse_json(path))
@@ -246,11 +278,11 @@ def write_table(path: Path, kind: type[Row], rows: Sequence[Row]) -> None:
 
 
 def _is_version_number(text: str) -> bool:
-    return text.isascii() and text.isdecimal() and not text.startswith("0")
+    return re.fullmatch("[1-9][0-9]{0,9}", text) is not None and int(text) <= MAX_VERSION
 
 
 def _read_object(path: Path) -> dict[str, Any] | None:
-    if not path.exists():
+    if not os.path.lexists(path):
         return None
     content = _parse_json(path)
     if not isinstance(content, dict):
@@ -258,11 +290,31 @@ def _read_object(path: Path) -> dict[str, Any] | None:
     return content
 
 
-def _parse_json(path: Path) -> Any:
+def check_regular_file(path: Path) -> None:
+    """Make sure that reading a file cannot block or lead elsewhere.
+
+    Raises:
+        CheckpointError: if it is missing, or a pipe, a device or a folder.
+    """
     try:
-        return json.loads(path.read_bytes())
+        mode = path.stat().st_mode
     except OSError as error:
         raise CheckpointError(f"{path}: {error.strerror or error}") from error
+    if not stat.S_ISREG(mode):
+        raise CheckpointError(f"{path}: must be a regular file")
+
+
+def _parse_json(path: Path) -> Any:
+    check_regular_file(path)
+    try:
+        with path.open("rb") as file:
+            content = file.read(MAX_JSON_BYTES + 1)
+    except OSError as error:
+        raise CheckpointError(f"{path}: {error.strerror or error}") from error
+    if len(content) > MAX_JSON_BYTES:
+        raise CheckpointError(f"{path}: must have at most {MAX_JSON_BYTES} bytes")
+    try:
+        return from_json(content)  # which limits nesting, and takes no unpaired surrogates
     except ValueError as error:
         raise CheckpointError(f"{path}: not JSON: {error}") from error
 

@@ -1,3 +1,4 @@
+import os
 import threading
 from dataclasses import dataclass
 from pathlib import Path
@@ -6,7 +7,18 @@ import pytest
 
 from jfb import store
 from jfb.config import ArchitectureSpec, InputSpec, ModelConfig
-from jfb.store import CheckpointError, ModelVersion, Sample, list_models, list_versions, new_version
+from jfb.store import (
+    CheckpointError,
+    ModelVersion,
+    Sample,
+    is_model_name,
+    list_models,
+    list_versions,
+    new_version,
+    read_config,
+    read_evaluation,
+    read_metrics,
+)
 
 
 def config(classes: int = 2) -> ModelConfig:
@@ -146,3 +158,50 @@ def test_a_table_has_a_column_for_each_field_and_a_line_for_each_row(tmp_path: P
     assert (tmp_path / "history.csv").read_text().split() == ["epoch,loss", "1,0.5", "2,"]
     store.write_table(tmp_path / store.HISTORY, Line, [])
     assert (tmp_path / "history.csv").read_text().split() == ["epoch,loss"]
+
+
+def test_names_that_lead_elsewhere_or_are_too_long_are_no_models(tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    (store / "good" / "1").mkdir(parents=True)
+    (tmp_path / "beside" / "1").mkdir(parents=True)
+    (store / ".hidden" / "1").mkdir(parents=True)
+    (store / "with space" / "1").mkdir(parents=True)
+    (store / os.fsdecode(b"not-utf8-\xff") / "1").mkdir(parents=True)
+    assert list_models(store) == {"good": [1]}
+    for name in ("..", ".hidden", "a" * 129, "a" * 5000, "nul\0", "with space"):
+        assert list_versions(store / name) == []
+    for name in ("..", "../beside", ".hidden", "a" * 129, "a" * 5000, "nul\0", ""):
+        assert not is_model_name(name)
+        with pytest.raises(ValueError, match="model name: must be 1 to 128"):
+            new_version(store, name)
+
+
+def test_what_cannot_be_a_version_is_left_out(tmp_path: Path) -> None:
+    model = tmp_path / "model"
+    for number in ("7", str(2**31 - 1)):
+        (model / number).mkdir(parents=True)
+    for name in ("0", "07", str(2**31), "1" * 20, "٣", "-1"):
+        (model / name).mkdir()
+    (model / "1").symlink_to(model / "nowhere")
+    (model / "2").symlink_to(model / "2")
+    os.mkfifo(model / "3")
+    assert list_versions(model) == [7, 2**31 - 1]
+
+
+def test_side_files_that_would_block_or_lead_nowhere_are_errors(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "config.json")
+    (tmp_path / "metrics.json").symlink_to(tmp_path / "nowhere")
+    (tmp_path / "evaluation.json").symlink_to(tmp_path / "evaluation.json")
+    with pytest.raises(CheckpointError, match=r"config\.json: must be a regular file"):
+        read_config(tmp_path)
+    with pytest.raises(CheckpointError, match=r"metrics\.json: No such file"):
+        read_metrics(tmp_path)
+    with pytest.raises(CheckpointError, match=r"evaluation\.json: Too many levels"):
+        read_evaluation(tmp_path)
+
+
+@pytest.mark.parametrize("content", ["[" * 100_000, '{"a": ' * 100_000, '{"name": "\\ud800"}'])
+def test_json_that_could_not_be_sent_on_is_an_error(tmp_path: Path, content: str) -> None:
+    (tmp_path / "metrics.json").write_text(content)
+    with pytest.raises(CheckpointError, match="not JSON"):
+        read_metrics(tmp_path)
