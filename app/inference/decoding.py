@@ -6,20 +6,20 @@ import io
 import math
 import re
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from difflib import get_close_matches
 from functools import lru_cache
-from typing import Any, Generic, TypeVar
+from typing import Any
 
 import msgspec
 import numpy as np
-from msgspec import UNSET, Struct, UnsetType
+from msgspec import UNSET
 from numpy.typing import NDArray
 from starlette.datastructures import Headers, QueryParams
 
 from app.engine_client.messages import Request, ServedVersion, Stop
 from app.http.errors import ApiError, invalid, shown
-from app.schemas.native import MAX_SESSION_CHARACTERS, MAX_TOLERANCE, MIN_TOLERANCE
+from app.schemas.native import MAX_SESSION_CHARACTERS, MAX_TOLERANCE, MIN_TOLERANCE, PredictParameters, PredictRequest
 from app.settings import Settings
 from jfb import images
 from jfb.config import InputSpec
@@ -30,25 +30,6 @@ MEDIA_TYPES = ("application/json", "application/x-npy", "image/png", "image/jpeg
 
 Rows = NDArray[np.float32]
 """Raw inputs, shape ``[n, *input_shape]``, C order."""
-Kind = TypeVar("Kind")
-
-
-class Parameters(Struct, forbid_unknown_fields=True, kw_only=True):
-    """How the rows of a request are solved, as the client sent it; ``build_request`` validates it."""
-
-    tolerance: Any = UNSET
-    max_iterations: Any = UNSET
-    deadline_ms: Any = UNSET
-    solver: Any = UNSET
-    stop: Any = UNSET
-    session: Any = UNSET
-
-
-class PredictBody(Parameters, Generic[Kind]):
-    """The JSON body of a predict request."""
-
-    inputs: Kind | UnsetType = UNSET
-    images: Any = UNSET
 
 
 async def decode_predict(
@@ -62,7 +43,7 @@ async def decode_predict(
     Raises:
         ApiError: 400 for what is not JSON, 413 for too many rows, 422 for everything else that is invalid.
     """
-    parameters = _decode_query(query) if query else Parameters()
+    parameters = _decode_query(query) if query else PredictParameters()
     spec, max_rows = model.config.input, settings.max_rows_per_request
     match media_type:
         case "application/json":
@@ -70,7 +51,7 @@ async def decode_predict(
             rows = rows_of_lists(content.inputs, spec, max_rows) if content.images is UNSET else None
             if rows is None:
                 rows = await asyncio.to_thread(_rows_of_images, content.images, spec, max_rows)
-            for name in Parameters.__struct_fields__:
+            for name in PredictParameters.__struct_fields__:
                 if getattr(content, name) is not UNSET:
                     setattr(parameters, name, getattr(content, name))
         case "application/x-npy":
@@ -80,7 +61,7 @@ async def decode_predict(
     return build_request(rows, parameters, model, settings, arrived)
 
 
-def build_request(rows: Rows, parameters: Parameters, model: ServedVersion, settings: Settings, arrived: float) -> Request:
+def build_request(rows: Rows, parameters: PredictParameters, model: ServedVersion, settings: Settings, arrived: float) -> Request:
     """Validate parameters and combine them with validated rows; the model's defaults hold for what is left out.
 
     Raises:
@@ -210,9 +191,40 @@ def rows_of_lists(lists: Any, spec: InputSpec, max_rows: int) -> Rows:
     check_count("inputs", len(lists), max_rows)
     try:
         rows = np.array(lists, dtype=np.float64)
-    except ValueError as error:  # lists of different lengths
-        raise _invalid_lists(lists, spec) from error
+    except ValueError as error:
+        _check_lists("inputs", lists, spec)
+        raise ApiError(422, f"inputs: must be numbers of shape {_shape(spec)} (got {shown(lists)})") from error
     return check_rows("inputs", rows, spec)
+
+
+def check_lengths(field: str, value: object, shape: Sequence[int]) -> None:
+    """Raise an ``ApiError`` (422) that names the first of nested lists whose length is not that of a shape."""
+    if not isinstance(value, list) or len(value) != shape[0]:
+        got = f"a list of {len(value)}" if isinstance(value, list) else shown(value)
+        raise ApiError(422, f"{field}: must be a list of {shape[0]} (got {got})")
+    for index, entry in enumerate(value if len(shape) > 1 else ()):
+        check_lengths(f"{field}[{index}]", entry, shape[1:])
+
+
+def _check_lists(field: str, value: object, spec: InputSpec) -> None:
+    """Raise an ``ApiError`` (422) for what are not nested lists of shape ``[n, *spec.shape]``."""
+    if not isinstance(value, list):
+        raise invalid(field, f"nested lists of shape {_shape(spec)}", value)
+    sides: list[int] = []
+    first: Any = value
+    while isinstance(first, list) and len(sides) <= 32:
+        sides.append(len(first))
+        first = first[0] if first else None
+    if sides[1:] != list(spec.shape):
+        raise ApiError(422, f"{field}: must have shape {_shape(spec)} (got {sides})")
+    check_lengths(field, value, sides)
+
+
+def lists_of(kind: Any, depth: int) -> Any:
+    """The type of lists nested so deep."""
+    for _ in range(depth):
+        kind = list[kind]
+    return kind
 
 
 def unknown_name(name: str, known: Iterable[str]) -> ApiError:
@@ -222,17 +234,17 @@ def unknown_name(name: str, known: Iterable[str]) -> ApiError:
     return ApiError(422, f"{name[:80]}: unknown field (known: {', '.join(names)}{f'; did you mean {near[0]}?' if near else ''})")
 
 
-def _decode_query(query: QueryParams) -> Parameters:
+def _decode_query(query: QueryParams) -> PredictParameters:
     values: dict[str, object] = {}
     for name in query:
-        if name not in Parameters.__struct_fields__:
-            raise unknown_name(name, Parameters.__struct_fields__)
+        if name not in PredictParameters.__struct_fields__:
+            raise unknown_name(name, PredictParameters.__struct_fields__)
         several = [
             _number_or_text(text) if name in ("tolerance", "max_iterations", "deadline_ms") else text
             for text in query.getlist(name)
         ]
         values[name] = several if len(several) > 1 else several[0]
-    return Parameters(**values)
+    return PredictParameters(**values)
 
 
 def _number_or_text(text: str) -> object:
@@ -242,24 +254,17 @@ def _number_or_text(text: str) -> object:
         return text
 
 
-def _decode_body(body: bytes, spec: InputSpec) -> PredictBody[list[Any]]:
+def _decode_body(body: bytes, spec: InputSpec) -> PredictRequest[list[Any]]:
+    kind = _body_type(len(spec.shape) + 1)
     try:
-        content: PredictBody[list[Any]] = _body_decoder(len(spec.shape) + 1).decode(body)
-    except msgspec.ValidationError as error:
-        if str(error).startswith(TOO_LARGE):
-            raise _type_error("body", str(error), None, PredictBody) from error
-        untyped: PredictBody[Any] = decode_json("body", body, PredictBody[Any])
-        _check_inputs_or_images(untyped)
-        raise _invalid_lists(untyped.inputs, spec) from None
+        content: PredictRequest[list[Any]] = _decoder(kind).decode(body)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-        content = decode_json("body", body, PredictBody[Any])  # raises, with a message
-    _check_inputs_or_images(content)
-    return content
-
-
-def _check_inputs_or_images(content: PredictBody[Any]) -> None:
+        inputs = decode_json("body", body, PredictRequest[Any]).inputs
+        _check_lists("inputs", inputs, spec)
+        content = decode_json("body", body, kind)  # raises, with a message
     if (content.inputs is UNSET) == (content.images is UNSET):
         raise ApiError(422, f"inputs, images: must be one of them (got {'neither' if content.inputs is UNSET else 'both'})")
+    return content
 
 
 def _rows_of_images(files: object, spec: InputSpec, max_rows: int) -> Rows:
@@ -357,13 +362,9 @@ def _decoder(kind: Any) -> msgspec.json.Decoder[Any]:
 
 
 @lru_cache
-def _body_decoder(depth: int) -> msgspec.json.Decoder[Any]:
-    """Decodes a body whose inputs are lists, nested this deeply, of numbers."""
-    kind: Any = float
-    for _ in range(depth):
-        kind = list[kind]
-    body: Any = PredictBody
-    return msgspec.json.Decoder(body[kind])
+def _body_type(depth: int) -> Any:
+    body: Any = PredictRequest
+    return body[lists_of(float, depth)]
 
 
 def _shape(spec: InputSpec) -> str:
@@ -387,33 +388,6 @@ def _invalid_entry(field: str, requirement: str, rows: NDArray[Any], good: NDArr
     return invalid(f"{field}{''.join(f'[{index}]' for index in where)}", requirement, rows[where].item())
 
 
-def _invalid_lists(value: Any, spec: InputSpec) -> ApiError:
-    """What is wrong with what are not nested lists of numbers of shape ``[n, *spec.shape]``."""
-    if not isinstance(value, list):
-        return invalid("inputs", f"nested lists of shape {_shape(spec)}", value)
-    sides: list[int] = []
-    first: Any = value
-    while isinstance(first, list) and len(sides) <= 32:
-        sides.append(len(first))
-        first = first[0] if first else None
-    if sides[1:] != list(spec.shape):
-        return ApiError(422, f"inputs: must have shape {_shape(spec)} (got {sides})")
-    flaw = _first_flaw("inputs", value, (len(value), *spec.shape))
-    return flaw or ApiError(422, f"inputs: must be numbers of shape {_shape(spec)} (got {shown(value)})")
-
-
-def _first_flaw(path: str, value: object, shape: tuple[int, ...]) -> ApiError | None:
-    if not shape:
-        fits = type(value) in (int, float) and abs(value) <= sys.float_info.max  # type: ignore[arg-type]
-        return None if fits else invalid(path, "a number that fits in a float", value)
-    if not isinstance(value, list):
-        return invalid(path, f"a list of {shape[0]}", value)
-    if len(value) != shape[0]:
-        return ApiError(422, f"{path}: must have {shape[0]} entries (got {len(value)}); all rows have the same shape")
-    flaws = (_first_flaw(f"{path}[{index}]", entry, shape[1:]) for index, entry in enumerate(value))
-    return next((flaw for flaw in flaws if flaw), None)
-
-
 _TYPES = {
     "float": "a number",
     "int": "an integer",
@@ -431,13 +405,16 @@ def _type_error(field: str, message: str, content: Any, kind: Any) -> ApiError:
     if message == TOO_LARGE:
         return ApiError(422, f"{name}: must be a number that fits in a float (got one that is too large)")
     if match := re.match(r"Object contains unknown field `(.*)`", message):
-        known = getattr(kind, "__origin__", kind).__struct_fields__ if not path else ()
+        known = () if path else getattr(kind, "__origin__", kind).__struct_fields__
         return unknown_name(match[1], known) if known else ApiError(422, f"{name}: unknown field {shown(match[1])}")
     if match := re.match(r"Object missing required field `(.*)`", message):
         return ApiError(422, f"{f'{name}.' if path else ''}{match[1]}: must be given (got nothing)")
     for key, index in re.findall(r"\.(\w+)|\[(\d+)\]", path):
         content = content[key] if key else content[int(index)]
-    if match := re.match(r"Expected `([^`]*)`(?: ([<>]=? \S+?))?(?:, got .*)?$", message):
-        kinds = [_TYPES.get(one, one) for one in match[1].split(" | ")]
-        return invalid(name, " ".join([" or ".join(kinds), *([match[2]] if match[2] else [])]), content)
-    return ApiError(422, f"{name}: {message[:1].lower()}{message[1:]} (got {shown(content)})")
+    match = re.match(r"Expected `([^`]*)`(?: ([<>]=? \S+?))?(?:, got .*)?$", message)
+    types = (
+        " or ".join(f"{'an' if _TYPES[one][0] in 'io' else 'a'} {_TYPES[one]}" for one in match[1].split(" | "))
+        if match
+        else message
+    )
+    return invalid(name, f"{types} {match[2]}" if match and match[2] else types, content)

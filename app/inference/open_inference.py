@@ -13,12 +13,14 @@ from typing import Annotated, Any
 
 import msgspec
 import numpy as np
-from msgspec import UNSET, Meta, Raw, Struct, UnsetType
+from msgspec import UNSET, Meta, Raw
 from numpy.typing import NDArray
 
 from app.engine_client.messages import Request, Result, ServedVersion
 from app.http.errors import ApiError, invalid
-from app.inference.decoding import Parameters, build_request, check_count, check_rows, decode_json
+from app.inference.decoding import build_request, check_count, check_lengths, check_rows, decode_json, lists_of
+from app.schemas.native import PredictParameters
+from app.schemas.open_inference import InferRequest, RequestedOutput, RequestInput
 from app.settings import Settings
 
 JSON_LENGTH_HEADER = "inference-header-content-length"
@@ -47,43 +49,6 @@ LABEL_STOP_OUTPUTS: Mapping[str, tuple[str, Callable[[Result], Any]]] = {
 """Additional outputs with the parameter ``stop: label``."""
 
 
-class TensorParameters(Struct, frozen=True, forbid_unknown_fields=True):
-    """See ``schemas.open_inference``, as for the structs below."""
-
-    binary_data_size: Annotated[int, Meta(ge=0)] | UnsetType = UNSET
-
-
-class RequestInput(Struct):
-    name: str
-    shape: list[Annotated[int, Meta(ge=0)]]
-    datatype: str
-    parameters: TensorParameters = TensorParameters()
-    data: Raw | UnsetType = UNSET
-
-
-class OutputParameters(Struct, frozen=True, forbid_unknown_fields=True):
-    binary_data: bool | UnsetType = UNSET
-
-
-class RequestedOutput(Struct):
-    name: str
-    parameters: OutputParameters = OutputParameters()
-
-
-class RequestParameters(Parameters):
-    timeout: int | UnsetType = UNSET
-    binary_data_output: bool = False
-
-
-class InferBody(Struct):
-    """The JSON of an infer request."""
-
-    inputs: list[RequestInput]
-    outputs: list[RequestedOutput] | UnsetType = UNSET
-    parameters: RequestParameters = msgspec.field(default_factory=RequestParameters)
-    id: str | UnsetType = UNSET
-
-
 def decompress(content: bytes, encoding: str, max_bytes: int) -> bytes:
     """Undo a content encoding.
 
@@ -108,7 +73,7 @@ def decompress(content: bytes, encoding: str, max_bytes: int) -> bytes:
     return plain
 
 
-def split(body: bytes, json_length: str | None) -> tuple[InferBody, memoryview]:
+def split(body: bytes, json_length: str | None) -> tuple[InferRequest, memoryview]:
     """Decode a body's JSON, and return it with what follows it.
 
     Args:
@@ -126,11 +91,11 @@ def split(body: bytes, json_length: str | None) -> tuple[InferBody, memoryview]:
         length = int(json_length)
         if length > len(body):
             raise invalid(JSON_LENGTH_HEADER, f"at most the {len(body)} bytes of the body", length)
-    content: InferBody = decode_json("body", whole[:length], InferBody)
+    content: InferRequest = decode_json("body", whole[:length], InferRequest)
     return content, whole[length:]
 
 
-def decode_infer(body: InferBody, tail: memoryview, model: ServedVersion, settings: Settings, arrived: float) -> Request:
+def decode_infer(body: InferRequest, tail: memoryview, model: ServedVersion, settings: Settings, arrived: float) -> Request:
     """Validate an infer request.
 
     Args:
@@ -147,7 +112,7 @@ def decode_infer(body: InferBody, tail: memoryview, model: ServedVersion, settin
     rows = arrays.pop("inputs")
     check_count("inputs", len(rows), settings.max_rows_per_request)
     given = body.parameters
-    parameters = Parameters(**{name: getattr(given, name) for name in Parameters.__struct_fields__})
+    parameters = PredictParameters(**{name: getattr(given, name) for name in PredictParameters.__struct_fields__})
     if given.timeout is not UNSET and parameters.deadline_ms is UNSET:
         parameters.deadline_ms = given.timeout / 1000
     for name, array in arrays.items():
@@ -155,7 +120,7 @@ def decode_infer(body: InferBody, tail: memoryview, model: ServedVersion, settin
     return build_request(check_rows("inputs", rows, spec), parameters, model, settings, arrived)
 
 
-def requested_outputs(body: InferBody) -> list[tuple[str, bool]]:
+def requested_outputs(body: InferRequest) -> list[tuple[str, bool]]:
     """The names of the outputs to send, each with whether it follows the JSON as raw bytes.
 
     Raises:
@@ -174,7 +139,7 @@ def outputs_for(label_stops: bool) -> dict[str, tuple[str, Callable[[Result], An
 
 
 def encode_infer(
-    body: InferBody, outputs: Sequence[tuple[str, bool]], model: ServedVersion, result: Result
+    body: InferRequest, outputs: Sequence[tuple[str, bool]], model: ServedVersion, result: Result
 ) -> tuple[bytes, dict[str, str]]:
     """The body of a response, and its headers.
 
@@ -243,8 +208,9 @@ def _array_of_json(field: str, data: Raw, shape: Sequence[int], dtype: np.dtype[
     try:
         with np.errstate(over="ignore"):  # to infinity, which no model takes
             array = np.array(entries, dtype=np.float64 if dtype.kind == "f" else dtype).astype(dtype)
-    except ValueError as error:
-        raise ApiError(422, f"{field}: must be lists of shape {list(shape)} (got lists of different lengths)") from error
+    except ValueError:
+        check_lengths(field, entries, shape)
+        raise
     if list(array.shape) != (list(shape) if depth > 1 else [math.prod(shape)]):
         raise ApiError(422, f"{field}: must be entries of shape {list(shape)}, nested or flat (got {list(array.shape)})")
     return array.reshape(shape)
@@ -252,13 +218,10 @@ def _array_of_json(field: str, data: Raw, shape: Sequence[int], dtype: np.dtype[
 
 @lru_cache
 def _lists(dtype: np.dtype[Any], depth: int) -> Any:
-    kind: Any = float
-    if dtype.kind != "f":
-        limits = np.iinfo(dtype)
-        kind = Annotated[int, Meta(ge=int(limits.min), le=min(int(limits.max), 2**63 - 1))]  # msgspec has no higher bounds
-    for _ in range(depth):
-        kind = list[kind]
-    return kind
+    if dtype.kind == "f":
+        return lists_of(float, depth)
+    limits = np.iinfo(dtype)  # msgspec has no bounds above 2**63 - 1
+    return lists_of(Annotated[int, Meta(ge=int(limits.min), le=min(int(limits.max), 2**63 - 1))], depth)
 
 
 def _check_names(field: str, names: Sequence[str], known: Iterable[str]) -> None:

@@ -16,7 +16,7 @@ from app.routes.openapi import errors
 from app.schemas.open_inference import (
     Datatype,
     InferResponse,
-    InputParameters,
+    MetadataParameters,
     ModelMetadata,
     ModelReady,
     ServerMetadata,
@@ -102,7 +102,7 @@ def _metadata(state: AppState, name: str, version: int | None) -> ModelMetadata:
         platform=PLATFORM,
         inputs=[
             *(_tensor(one, *described) for one, described in inputs.items()),
-            *(_tensor(one, *described, parameters=InputParameters(optional=True)) for one, described in optional.items()),
+            *(_tensor(one, *described, parameters=MetadataParameters(optional=True)) for one, described in optional.items()),
         ],
         outputs=[_tensor(one, datatype, shapes.get(one, [-1])) for one, datatype in outputs.items()],
     )

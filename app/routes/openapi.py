@@ -3,9 +3,9 @@
 from pathlib import Path
 from typing import Any
 
+import msgspec
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
-from pydantic.json_schema import models_json_schema
 
 from app.engine_client.errors import EngineUnavailable
 from app.engine_client.messages import ServedVersion
@@ -40,11 +40,13 @@ def install(app: FastAPI, state: AppState) -> None:
 
     def describe() -> dict[str, Any]:
         description = get_openapi(title=app.title, version="1", summary=app.summary, routes=app.routes)
-        fast = [(PredictRequest, "validation"), (InferRequest, "validation"), (IterationEvent, "serialization")]
-        schemas = models_json_schema(fast, ref_template="#/components/schemas/{model}")[1]["$defs"]  # type: ignore[arg-type]
-        description["components"]["schemas"] |= schemas
+        schemas = description["components"]["schemas"]
+        schemas |= msgspec.json.schema_components([PredictRequest, InferRequest], ref_template="#/components/schemas/{name}")[1]
+        schemas["PredictRequest"]["oneOf"] = [{"required": ["inputs"]}, {"required": ["images"]}]
+        event = IterationEvent.model_json_schema(ref_template="#/components/schemas/{model}")
+        schemas |= event.pop("$defs") | {"IterationEvent": event}
         for name in ("HTTPValidationError", "ValidationError"):  # FastAPI adds them wherever a path has a parameter
-            description["components"]["schemas"].pop(name, None)
+            schemas.pop(name, None)
         try:
             catalogue = state.engines.catalogue
             shown = catalogue.default or next(iter(catalogue.names), None)

@@ -39,7 +39,7 @@ OPENAPI: dict[str, Any] = {
     "openapi_extra": {
         "parameters": [
             {"name": name, "in": "query", "required": False, "schema": schema}
-            for name, schema in PredictParameters.model_json_schema()["properties"].items()
+            for name, schema in msgspec.json.schema_components([PredictParameters])[1]["PredictParameters"]["properties"].items()
         ],
         "requestBody": {
             "required": True,
