@@ -54,7 +54,7 @@ def create_app(settings: Settings | None = None, run_folder: RunFolder | None = 
                 await stack.enter_async_context(supervisor)
             await stack.enter_async_context(state.engines)
             if state.tracing is not None:
-                await stack.enter_async_context(state.tracing.sending())
+                stack.push_async_callback(asyncio.to_thread, state.tracing.close)
             _reload_on_sighup(state, supervisor)
             if any(socket.exists() for socket in state.run_folder.sockets):
                 with suppress(TimeoutError):

@@ -36,7 +36,7 @@ def main() -> None:
     try:  # what can never succeed ends here, and is not restarted
         ApiKeys(settings)
         if settings.otlp_endpoint:
-            Tracing(settings.otlp_endpoint)
+            Tracing(settings.otlp_endpoint).close()
     except (ApiKeyError, TracingUnavailable) as error:
         sys.stderr.write(f"{error}\n")
         sys.exit(2)

@@ -85,9 +85,9 @@ class RequestMiddleware:
             await send(message)
 
         tracing = self._state.tracing
-        trace = tracing.start(Headers(scope=scope)) if tracing else None
-        trace_id = trace.id if trace else _trace_id(headers)
-        request = scope["request_log"] = RequestLog(traced=trace is not None and trace.is_sampled)
+        span = tracing.start(Headers(scope=scope)) if tracing else None
+        trace_id = f"{span.get_span_context().trace_id:032x}" if span else _trace_id(headers)
+        request = scope["request_log"] = RequestLog(traced=span is not None and span.is_recording())
         structlog.contextvars.clear_contextvars()  # a pipelined request inherits those of the previous one
         structlog.contextvars.bind_contextvars(request_id=request_id, **({"trace_id": trace_id} if trace_id else {}))
         try:
@@ -109,7 +109,7 @@ class RequestMiddleware:
             write = log.debug if route in QUIET_ROUTES else log.info
             ms = round(seconds * 1e3, 2)
             write("request", method=method, route=route, model=request.model, status=status, rows=request.rows, ms=ms)
-            if tracing and trace:
+            if tracing and span:
                 attributes = {
                     "http.request.method": method,
                     "http.route": route,
@@ -118,7 +118,7 @@ class RequestMiddleware:
                     "jfb.rows": request.rows or 0,
                     "jfb.request_id": request_id,
                 }
-                tracing.end(trace, f"{method} {route}", attributes, request.timings, request.steps)
+                tracing.end(span, f"{method} {route}", attributes, request.timings, request.steps)
 
 
 def _bounded(receive: Receive, headers: Mapping[bytes, bytes], settings: Settings) -> Receive:

@@ -412,9 +412,5 @@ def _type_error(field: str, message: str, content: Any, kind: Any) -> ApiError:
     for key, index in re.findall(r"\.(\w+)|\[(\d+)\]", path):
         content = content[key] if key else content[int(index)]
     match = re.match(r"Expected `([^`]*)`(?: ([<>]=? \S+?))?(?:, got .*)?$", message)
-    types = (
-        " or ".join(f"{'an' if _TYPES[one][0] in 'io' else 'a'} {_TYPES[one]}" for one in match[1].split(" | "))
-        if match
-        else message
-    )
+    types = " or ".join(_TYPES.get(one, one) for one in match[1].split(" | ")) if match else message
     return invalid(name, f"{types} {match[2]}" if match and match[2] else types, content)
