@@ -129,7 +129,8 @@ def include(app: FastAPI, routers: list[APIRouter]) -> None:
 
 def _reload_on_sighup(state: AppState, supervisor: Supervisor | None) -> None:
     def reload() -> None:
-        state.api_keys.reload()
+        state.api_keys.users.reload()
+        state.api_keys.admins.reload()
         if supervisor is not None:
             supervisor.signal(signal.SIGHUP)
 

@@ -118,17 +118,6 @@ def media_type(headers: Headers) -> str:
     return name
 
 
-def parse_version(text: str) -> int:
-    """The version in a path.
-
-    Raises:
-        ApiError: 422 for what is not a positive integer.
-    """
-    if not (text.isascii() and text.isdecimal() and len(text) < 20):
-        raise invalid("version", "a positive integer", text)
-    return int(text)
-
-
 def decode_json(field: str, content: bytes | memoryview | msgspec.Raw, kind: Any) -> Any:
     """Decode JSON into a type.
 

@@ -20,7 +20,7 @@ from app.engine_client.messages import Request, Result, ServedVersion
 from app.http.errors import ApiError, invalid
 from app.inference.decoding import build_request, check_count, check_lengths, check_rows, decode_json, lists_of
 from app.schemas.native import PredictParameters
-from app.schemas.open_inference import InferRequest, RequestedOutput, RequestInput
+from app.schemas.open_inference import Datatype, InferRequest, RequestedOutput, RequestInput
 from app.settings import Settings
 
 JSON_LENGTH_HEADER = "inference-header-content-length"
@@ -30,19 +30,16 @@ NUMBERS: Mapping[str, np.dtype[Any]] = {
     **{f"INT{bits}": np.dtype(f"<i{bits // 8}") for bits in (8, 16, 32, 64)},
     **{f"FP{bits}": np.dtype(f"<f{bits // 8}") for bits in (16, 32, 64)},
 }
-PER_ROW = {"tolerance": "FP32", "max_iterations": "INT64"}
+PER_ROW: Mapping[str, Datatype] = {"tolerance": "FP32", "max_iterations": "INT64"}
 """Optional inputs with one entry per row; they take precedence over parameters."""
-OUTPUTS: Mapping[str, tuple[str, Callable[[Result], Any]]] = {
+OUTPUTS: Mapping[str, tuple[Datatype, Callable[[Result], Any]]] = {
     # The last iterate of a row that diverged has no meaning.
-    "logits": (
-        "FP32",
-        lambda result: np.where(np.equal(result.status, "diverged")[:, None], np.nan, result.logits_array()),
-    ),
+    "logits": ("FP32", lambda result: np.where(np.equal(result.status, "diverged")[:, None], np.nan, result.logits_array())),
     "iterations": ("INT64", lambda result: result.iterations),
     "residual": ("FP32", lambda result: result.residual),
     "converged": ("BOOL", lambda result: [status == "converged" for status in result.status]),
 }
-LABEL_STOP_OUTPUTS: Mapping[str, tuple[str, Callable[[Result], Any]]] = {
+LABEL_STOP_OUTPUTS: Mapping[str, tuple[Datatype, Callable[[Result], Any]]] = {
     "margin": ("FP32", lambda result: result.margin),
     "bound": ("FP32", lambda result: result.bound),
 }
@@ -133,7 +130,7 @@ def requested_outputs(body: InferRequest) -> list[tuple[str, bool]]:
     return [(one.name, default if one.parameters.binary_data is UNSET else one.parameters.binary_data) for one in requested]
 
 
-def outputs_for(label_stops: bool) -> dict[str, tuple[str, Callable[[Result], Any]]]:
+def outputs_for(label_stops: bool) -> dict[str, tuple[Datatype, Callable[[Result], Any]]]:
     """The outputs by name, each with its datatype and how it is read from a result."""
     return {**OUTPUTS, **(LABEL_STOP_OUTPUTS if label_stops else {})}
 

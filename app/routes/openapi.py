@@ -1,5 +1,6 @@
 """What FastAPI cannot generate of the OpenAPI description: errors, the bodies of the fast routes, and examples."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,12 @@ MEANINGS = {
 }
 
 
+PATH_PARAMETERS = {
+    "name": {"required": True, "schema": {"type": "string"}},
+    "version": {"required": True, "schema": {"type": "integer", "minimum": 1}},
+}
+
+
 def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """Error responses, for ``responses`` of a route."""
     return {status: {"model": Error, "description": MEANINGS[status]} for status in statuses}
@@ -57,6 +64,9 @@ def install(app: FastAPI, state: AppState) -> None:
             for operation in operations.values():
                 if "HTTPValidationError" in str(operation["responses"].get("422")):
                     del operation["responses"]["422"]
+                described = [one for one in operation.get("parameters", []) if one["in"] != "path"]
+                described += [{"name": name, "in": "path", **PATH_PARAMETERS[name]} for name in re.findall(r"{(\w+)}", path)]
+                operation["parameters"] = described
                 if model is not None:
                     _add_examples(path, operation, model, state.settings.model_store)
         return description
@@ -65,7 +75,7 @@ def install(app: FastAPI, state: AppState) -> None:
 
 
 def _add_examples(path: str, operation: dict[str, Any], model: ServedVersion, model_store: Path) -> None:
-    for parameter in operation.get("parameters", []):
+    for parameter in operation["parameters"]:
         if parameter["in"] == "path":
             parameter["example"] = {"name": model.model, "version": model.version}[parameter["name"]]
     if path.endswith("/predict"):
