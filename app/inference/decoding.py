@@ -6,7 +6,7 @@ import io
 import math
 import re
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 from functools import lru_cache
 from typing import Any
@@ -48,8 +48,9 @@ async def decode_predict(
     match media_type:
         case "application/json":
             content = _decode_body(body, spec)
-            rows = rows_of_lists(content.inputs, spec, max_rows) if content.images is UNSET else None
-            if rows is None:
+            if content.images is UNSET:
+                rows = rows_of_lists(content.inputs, spec, max_rows)
+            else:
                 rows = await asyncio.to_thread(_rows_of_images, content.images, spec, max_rows)
             for name in PredictParameters.__struct_fields__:
                 if getattr(content, name) is not UNSET:
@@ -72,21 +73,11 @@ def build_request(rows: Rows, parameters: PredictParameters, model: ServedVersio
     solver = _solver(parameters.solver, stop, model)
     default_tolerance = model.label_stop.tolerance if stop == "label" and model.label_stop else serving.tolerance
     tolerance = _per_row(
-        "tolerance",
-        parameters.tolerance,
-        count,
-        lambda value: MIN_TOLERANCE <= value <= MAX_TOLERANCE,
-        "a finite number above 0 (1.2e-38 to 3.4e38)",
+        "tolerance", parameters.tolerance, count, MIN_TOLERANCE, MAX_TOLERANCE, "a finite number above 0 (1.2e-38 to 3.4e38)"
     )
-    caps = _per_row(
-        "max_iterations",
-        parameters.max_iterations,
-        count,
-        lambda value: 1 <= value <= limit and value % 1 == 0,
-        f"an integer between 1 and {limit}",
-    )
+    caps = _per_row("max_iterations", parameters.max_iterations, count, 1, limit, f"an integer between 1 and {limit}", whole=True)
     milliseconds = _per_row(
-        "deadline_ms", parameters.deadline_ms, count, lambda value: 0 < value <= sys.float_info.max, "a finite number above 0"
+        "deadline_ms", parameters.deadline_ms, count, math.ulp(0.0), sys.float_info.max, "a finite number above 0"
     )
     return Request(
         model.model,
@@ -103,11 +94,7 @@ def build_request(rows: Rows, parameters: PredictParameters, model: ServedVersio
 
 
 def media_type(headers: Headers) -> str:
-    """The content type of a predict request, without its parameters.
-
-    Raises:
-        ApiError: 415 if it is none of ``MEDIA_TYPES``, or the body is compressed.
-    """
+    """The content type, one of ``MEDIA_TYPES``; an ``ApiError`` (415) for another one, or a compressed body."""
     header = headers.get("content-type", "")
     name = header.partition(";")[0].strip().lower()
     if name not in MEDIA_TYPES:
@@ -119,14 +106,7 @@ def media_type(headers: Headers) -> str:
 
 
 def decode_json(field: str, content: bytes | memoryview | msgspec.Raw, kind: Any) -> Any:
-    """Decode JSON into a type.
-
-    Args:
-        field: where it is in the request, for errors.
-
-    Raises:
-        ApiError: 400 for what is not JSON, 422 for JSON of another type.
-    """
+    """Decode JSON into a type; an ``ApiError``, which names the field, is 400 for no JSON and 422 for JSON of another type."""
     try:
         return _decoder(kind).decode(content)
     except msgspec.ValidationError as error:
@@ -150,11 +130,7 @@ def check_count(field: str, count: int, max_rows: int) -> None:
 
 
 def check_rows(field: str, rows: NDArray[Any], spec: InputSpec) -> Rows:
-    """The rows as float32.
-
-    Raises:
-        ApiError: 422 if they do not have shape ``[n, *spec.shape]``, or an entry is not one that the model allows.
-    """
+    """The rows as float32; an ``ApiError`` (422) if their shape is not ``[n, *spec.shape]``, or an entry is not allowed."""
     if rows.shape[1:] != spec.shape:
         raise ApiError(422, f"{field}: must have shape {_shape(spec)} (got {list(rows.shape)})")
     if rows.dtype.kind == "f" and rows.dtype.itemsize == 2:
@@ -172,11 +148,7 @@ def check_rows(field: str, rows: NDArray[Any], spec: InputSpec) -> Rows:
 
 
 def rows_of_lists(lists: Any, spec: InputSpec, max_rows: int) -> Rows:
-    """Rows from nested lists of numbers.
-
-    Raises:
-        ApiError: 413 for more than ``max_rows``; 422 for anything that the model does not take.
-    """
+    """Rows from nested lists of numbers; an ``ApiError`` is 413 for too many, 422 for what the model does not take."""
     check_count("inputs", len(lists), max_rows)
     try:
         rows = np.array(lists, dtype=np.float64)
@@ -224,16 +196,14 @@ def unknown_name(name: str, known: Iterable[str]) -> ApiError:
 
 
 def _decode_query(query: QueryParams) -> PredictParameters:
-    values: dict[str, object] = {}
+    parameters = PredictParameters()
     for name in query:
         if name not in PredictParameters.__struct_fields__:
             raise unknown_name(name, PredictParameters.__struct_fields__)
-        several = [
-            _number_or_text(text) if name in ("tolerance", "max_iterations", "deadline_ms") else text
-            for text in query.getlist(name)
-        ]
-        values[name] = several if len(several) > 1 else several[0]
-    return PredictParameters(**values)
+        is_number = name in ("tolerance", "max_iterations", "deadline_ms")
+        values = [_number_or_text(text) if is_number else text for text in query.getlist(name)]
+        setattr(parameters, name, values if len(values) > 1 else values[0])
+    return parameters
 
 
 def _number_or_text(text: str) -> object:
@@ -300,16 +270,14 @@ def _rows_of_npy(body: bytes, spec: InputSpec, max_rows: int) -> Rows:
 
 
 def _stop(value: object, model: ServedVersion) -> Stop:
-    match value:
-        case "tolerance" | msgspec.UNSET:
-            return "tolerance"
-        case "label" if model.label_stop is not None:
-            return "label"
-        case "label":
-            reason = f"tolerance, as {model.model} has no label stops (python -m training evaluate calibrates them)"
-            raise invalid("stop", reason, value)
-        case _:
-            raise invalid("stop", "one of tolerance, label", value)
+    if value is UNSET or value == "tolerance":
+        return "tolerance"
+    if value != "label":
+        raise invalid("stop", "one of tolerance, label", value)
+    if model.label_stop is None:
+        reason = f"tolerance, as {model.model} has no label stops (python -m training evaluate calibrates them)"
+        raise invalid("stop", reason, value)
+    return "label"
 
 
 def _solver(value: object, stop: Stop, model: ServedVersion) -> str | None:
@@ -333,14 +301,15 @@ def _session(value: object) -> str | None:
     return value.encode(errors="replace").decode()  # JSON lets unpaired surrogates through, msgpack does not
 
 
-def _per_row(name: str, value: Any, rows: int, allows: Callable[[float], bool], requirement: str) -> list[float]:
+def _per_row(name: str, value: Any, rows: int, low: float, high: float, requirement: str, *, whole: bool = False) -> list[float]:
     """One number per row; an empty list if there is no value."""
     if value is UNSET:
         return []
     if isinstance(value, list) and len(value) != rows:
         raise ApiError(422, f"{name}: must be a number or a list of {rows}, one per row (got a list of {len(value)})")
     for index, entry in enumerate(value if isinstance(value, list) else [value]):
-        if type(entry) not in (int, float) or not allows(entry):  # to isinstance, true would be a number
+        # To isinstance, true would be a number.
+        if type(entry) not in (int, float) or not low <= entry <= high or (whole and entry % 1):
             raise invalid(f"{name}[{index}]" if isinstance(value, list) else name, requirement, entry)
     return value if isinstance(value, list) else [value] * rows
 
@@ -361,15 +330,9 @@ def _shape(spec: InputSpec) -> str:
 
 
 def _range(spec: InputSpec) -> str:
-    match spec.low, spec.high:
-        case None, None:
-            return ""
-        case None, high:
-            return f" of at most {high:g}"
-        case low, None:
-            return f" of at least {low:g}"
-        case low, high:
-            return f" within [{low:g}, {high:g}]"
+    if spec.low is None:
+        return "" if spec.high is None else f" of at most {spec.high:g}"
+    return f" of at least {spec.low:g}" if spec.high is None else f" within [{spec.low:g}, {spec.high:g}]"
 
 
 def _invalid_entry(field: str, requirement: str, rows: NDArray[Any], good: NDArray[np.bool_]) -> ApiError:

@@ -47,11 +47,10 @@ LABEL_STOP_OUTPUTS: Mapping[str, tuple[Datatype, Callable[[Result], Any]]] = {
 
 
 def decompress(content: bytes, encoding: str, max_bytes: int) -> bytes:
-    """Undo a content encoding.
+    """Undo a content encoding, without producing more than ``max_bytes``.
 
     Raises:
-        ApiError: 413 if there would be more than ``max_bytes``, and no more than that are produced; 415 for an encoding other
-            than identity, gzip and deflate; 400 for bytes that are not so encoded.
+        ApiError: 413 for more bytes; 415 for an encoding other than identity, gzip and deflate; 400 for bytes not so encoded.
     """
     encoding = encoding.strip().lower()
     if encoding == "identity":
@@ -71,37 +70,23 @@ def decompress(content: bytes, encoding: str, max_bytes: int) -> bytes:
 
 
 def split(body: bytes, json_length: str | None) -> tuple[InferRequest, memoryview]:
-    """Decode a body's JSON, and return it with what follows it.
-
-    Args:
-        json_length: the value of ``JSON_LENGTH_HEADER``.
+    """Decode a body's JSON, of the length in ``JSON_LENGTH_HEADER``, and return it with what follows it.
 
     Raises:
-        ApiError: 400 for what is not JSON; 422 for JSON that is no infer request, a length that is no number, or is longer than
-        the body.
+        ApiError: 400 for what is not JSON; 422 for JSON that is no infer request, and an invalid length.
     """
-    whole = memoryview(body)
-    length = len(body)
+    whole, length = memoryview(body), len(body)
     if json_length is not None:
         if not (json_length.isascii() and json_length.isdecimal() and len(json_length) < 20):
             raise invalid(JSON_LENGTH_HEADER, "a number of bytes", json_length)
         length = int(json_length)
         if length > len(body):
             raise invalid(JSON_LENGTH_HEADER, f"at most the {len(body)} bytes of the body", length)
-    content: InferRequest = decode_json("body", whole[:length], InferRequest)
-    return content, whole[length:]
+    return decode_json("body", whole[:length], InferRequest), whole[length:]
 
 
 def decode_infer(body: InferRequest, tail: memoryview, model: ServedVersion, settings: Settings, arrived: float) -> Request:
-    """Validate an infer request.
-
-    Args:
-        tail: what follows the JSON.
-        arrived: as in ``decode_predict``.
-
-    Raises:
-        ApiError: 413 for too many rows, 422 for everything else that is invalid.
-    """
+    """Validate an infer request; ``tail`` is what follows its JSON. Otherwise as ``decode_predict``."""
     spec = model.config.input
     arrays = _arrays(body.inputs, tail, spec.shape)
     if "inputs" not in arrays:
@@ -118,11 +103,7 @@ def decode_infer(body: InferRequest, tail: memoryview, model: ServedVersion, set
 
 
 def requested_outputs(body: InferRequest) -> list[tuple[str, bool]]:
-    """The names of the outputs to send, each with whether it follows the JSON as raw bytes.
-
-    Raises:
-        ApiError: 422 for an unknown output, or one that is requested twice.
-    """
+    """The names of the outputs to send, each with whether it follows the JSON as raw bytes; all if none is requested."""
     known = outputs_for(body.parameters.stop == "label")
     requested = [RequestedOutput(name) for name in known] if body.outputs is UNSET or not body.outputs else body.outputs
     _check_names("outputs", [output.name for output in requested], known)
@@ -138,11 +119,7 @@ def outputs_for(label_stops: bool) -> dict[str, tuple[Datatype, Callable[[Result
 def encode_infer(
     body: InferRequest, outputs: Sequence[tuple[str, bool]], model: ServedVersion, result: Result
 ) -> tuple[bytes, dict[str, str]]:
-    """The body of a response, and its headers.
-
-    Args:
-        outputs: from ``requested_outputs``.
-    """
+    """The body of a response with ``requested_outputs``, and its headers."""
     known = outputs_for(body.parameters.stop == "label")
     described, tensors = [], []
     for name, binary in outputs:

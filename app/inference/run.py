@@ -18,7 +18,7 @@ from app.http.errors import ApiError, invalid
 from app.http.middleware import RequestLog
 from app.http.state import AppState
 from app.observability.metrics import RowHistogram
-from app.observability.tracing import MAX_EVENTS, TraceStep
+from app.observability.tracing import MAX_EVENTS
 
 MAX_ATTEMPTS = 5
 """A model is not replaced more often during one request."""
@@ -70,11 +70,7 @@ async def predict(http: HttpRequest, request: Request) -> Result:
 
 
 async def stream(http: HttpRequest, request: Request) -> tuple[Iteration | Result, AsyncGenerator[Iteration | Result, None]]:
-    """As ``predict``, but iteration by iteration.
-
-    Returns:
-        The first iteration, or the result, for which an error can still have a status; and the rest.
-    """
+    """As ``predict``, but iteration by iteration: the first, for which an error can still have a status, and the rest."""
     log: RequestLog = http.scope["request_log"]
     log.rows = request.rows
     rest = _reported(http.app.state.server, log, request)
@@ -86,10 +82,7 @@ async def retry_if_replaced(attempt: Callable[[], Awaitable[Value]]) -> Value:
     """Make an attempt, which finds a model in the catalogue and runs a request; again if the model was replaced in between.
 
     When an engine does not serve what it was sent, the catalogue is up to date already. A replaced model is found again, and the
-    body decoded again, as its inputs may be others; a model that is gone is a 404.
-
-    Raises:
-        NotServed: if it happened too often.
+    body decoded again, as its inputs may be others; a model that is gone is a 404. ``NotServed`` if it happens too often.
     """
     for _ in range(MAX_ATTEMPTS - 1):
         try:
@@ -106,8 +99,8 @@ async def _reported(state: AppState, log: RequestLog, request: Request) -> Async
             if isinstance(event, Result):
                 _report(state, log, request, event)
             elif log.traced and len(log.steps) < MAX_EVENTS:
-                step = TraceStep(time.monotonic(), max(event.iterations), max(event.residual), len(event.rows))
-                log.steps.append(step)
+                worst = {"jfb.iteration": max(event.iterations), "jfb.residual": max(event.residual)}
+                log.steps.append((time.time_ns(), worst | {"jfb.rows": len(event.rows)}))
             yield event
 
 

@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from app.engine_client.messages import Timings
@@ -22,17 +21,8 @@ class TracingUnavailable(Exception):  # noqa: N818
     """The packages for traces are not installed."""
 
 
-@dataclass(frozen=True)
-class TraceStep:
-    """One iteration of the rows of a request that had a slot."""
-
-    at: float
-    """When it was reported, in seconds of ``time.monotonic()``."""
-    iteration: int
-    """The highest k among the rows."""
-    residual: float
-    """The largest."""
-    rows: int
+TraceStep = tuple[int, dict[str, float]]
+"""One iteration of the rows of a request that had a slot: when it was reported, in nanoseconds since the epoch, and what."""
 
 
 class Tracing:
@@ -77,9 +67,8 @@ class Tracing:
         to_epoch = time.time_ns() - time.monotonic_ns()
         for phase, (begin, end) in (timings or Timings()).phases().items():
             child = self._tracer.start_span(phase, set_span_in_context(span), start_time=int(begin * 1e9) + to_epoch)
-            for step in steps if phase == "iterate" else ():
-                values = {"jfb.iteration": step.iteration, "jfb.residual": step.residual, "jfb.rows": step.rows}
-                child.add_event("iteration", values, int(step.at * 1e9) + to_epoch)
+            for at, values in steps if phase == "iterate" else ():
+                child.add_event("iteration", values, at)
             child.end(int(end * 1e9) + to_epoch)
         span.update_name(name)
         span.set_attributes(attributes)

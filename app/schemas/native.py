@@ -7,7 +7,9 @@ describe without them; all other models are pydantic.
 from typing import Annotated, Any, Generic, Literal, TypeVar
 
 from msgspec import UNSET, Meta, Struct, UnsetType
-from pydantic import MISSING, BaseModel, ConfigDict, Field, JsonValue
+from pydantic import MISSING, BaseModel, ConfigDict, Field
+
+from jfb.config import InputSpec
 
 EndStatus = Literal["converged", "label_stable", "max_iterations", "deadline", "diverged"]
 
@@ -116,16 +118,6 @@ class IterationEvent(Model):
     top: list[LabelProbability] = Field(description="The most likely labels if the row ended here; most likely first.")
 
 
-class InputDescription(Model):
-    """One raw input of a model."""
-
-    shape: list[int] = Field(description="Of one input; images are [channels, height, width].")
-    kind: Literal["image", "vector"]
-    dtype: Literal["float32", "uint8"]
-    low: float | None = Field(description="Smallest value allowed.")
-    high: float | None = Field(description="Largest value allowed.")
-
-
 class LabelStopDescription(Model):
     """What a request with stop: label may rely on."""
 
@@ -147,7 +139,7 @@ class ModelDescription(Model):
     versions: list[int]
     default: bool = Field(description="Whether this is the model of /predict.")
     architecture: str
-    input: InputDescription
+    input: InputSpec
     classes: list[str] = Field(description="Labels, in the order of the probabilities.")
     tolerance: float = Field(description="Default of requests.")
     max_iterations: int = Field(description="Default of requests.")
@@ -164,13 +156,6 @@ class ModelList(Model):
     default: str | None = Field(description="The model of /predict.")
     models: list[ModelDescription]
     refused: dict[str, str] = Field(description="name/version of what could not be loaded, with the reason.")
-
-
-class Sample(Model):
-    """An input to try a model with."""
-
-    input: list[JsonValue] = Field(description="Raw, as predict takes it.")
-    label: str = Field(description="The correct label.")
 
 
 class Live(Model):
