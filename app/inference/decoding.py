@@ -8,7 +8,7 @@ import re
 import sys
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import msgspec
@@ -72,13 +72,10 @@ def build_request(rows: Rows, parameters: PredictParameters, model: ServedVersio
     stop = _stop(parameters.stop, model)
     solver = _solver(parameters.solver, stop, model)
     default_tolerance = model.label_stop.tolerance if stop == "label" and model.label_stop else serving.tolerance
-    tolerance = _per_row(
-        "tolerance", parameters.tolerance, count, MIN_TOLERANCE, MAX_TOLERANCE, "a finite number above 0 (1.2e-38 to 3.4e38)"
-    )
-    caps = _per_row("max_iterations", parameters.max_iterations, count, 1, limit, f"an integer between 1 and {limit}", whole=True)
-    milliseconds = _per_row(
-        "deadline_ms", parameters.deadline_ms, count, math.ulp(0.0), sys.float_info.max, "a finite number above 0"
-    )
+    per_row = partial(_per_row, parameters, count)
+    tolerance = per_row("tolerance", MIN_TOLERANCE, MAX_TOLERANCE, "a finite number above 0 (1.2e-38 to 3.4e38)")
+    caps = per_row("max_iterations", 1, limit, f"an integer between 1 and {limit}", whole=True)
+    milliseconds = per_row("deadline_ms", math.ulp(0.0), sys.float_info.max, "a finite number above 0")
     return Request(
         model.model,
         model.version,
@@ -218,8 +215,7 @@ def _decode_body(body: bytes, spec: InputSpec) -> PredictRequest[list[Any]]:
     try:
         content: PredictRequest[list[Any]] = _decoder(kind).decode(body)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-        inputs = decode_json("body", body, PredictRequest[Any]).inputs
-        _check_lists("inputs", inputs, spec)
+        _check_lists("inputs", decode_json("body", body, PredictRequest[Any]).inputs, spec)
         content = decode_json("body", body, kind)  # raises, with a message
     if (content.inputs is UNSET) == (content.images is UNSET):
         raise ApiError(422, f"inputs, images: must be one of them (got {'neither' if content.inputs is UNSET else 'both'})")
@@ -301,8 +297,11 @@ def _session(value: object) -> str | None:
     return value.encode(errors="replace").decode()  # JSON lets unpaired surrogates through, msgpack does not
 
 
-def _per_row(name: str, value: Any, rows: int, low: float, high: float, requirement: str, *, whole: bool = False) -> list[float]:
-    """One number per row; an empty list if there is no value."""
+def _per_row(
+    parameters: PredictParameters, rows: int, name: str, low: float, high: float, requirement: str, *, whole: bool = False
+) -> list[float]:
+    """One number per row, within [low, high]; an empty list if there is no value."""
+    value = getattr(parameters, name)
     if value is UNSET:
         return []
     if isinstance(value, list) and len(value) != rows:
@@ -340,14 +339,8 @@ def _invalid_entry(field: str, requirement: str, rows: NDArray[Any], good: NDArr
     return invalid(f"{field}{''.join(f'[{index}]' for index in where)}", requirement, rows[where].item())
 
 
-_TYPES = {
-    "float": "a number",
-    "int": "an integer",
-    "str": "a string",
-    "bool": "true or false",
-    "array": "a list",
-    "object": "an object",
-}
+_TYPES = {"float": "number", "int": "integer", "str": "string", "bool": "boolean", "array": "list", "object": "object"}
+"""Names of JSON's types, by those of msgspec."""
 
 
 def _type_error(field: str, message: str, content: Any, kind: Any) -> ApiError:
@@ -364,5 +357,8 @@ def _type_error(field: str, message: str, content: Any, kind: Any) -> ApiError:
     for key, index in re.findall(r"\.(\w+)|\[(\d+)\]", path):
         content = content[key] if key else content[int(index)]
     match = re.match(r"Expected `([^`]*)`(?: ([<>]=? \S+?))?(?:, got .*)?$", message)
-    types = " or ".join(_TYPES.get(one, one) for one in match[1].split(" | ")) if match else message
-    return invalid(name, f"{types} {match[2]}" if match and match[2] else types, content)
+    if not match:
+        return ApiError(422, f"{name}: {message}")
+    types = [_TYPES.get(one, one) for one in match[1].split(" | ")]
+    requirement = " or ".join(f"{'an' if one[0] in 'aeiou' else 'a'} {one}" for one in types)
+    return invalid(name, f"{requirement} {match[2] or ''}".rstrip(), content)

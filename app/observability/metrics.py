@@ -1,7 +1,7 @@
 """Metrics: what an HTTP worker counts for Prometheus."""
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from itertools import accumulate
 
@@ -42,29 +42,18 @@ class Metrics:
     """
 
     def __init__(self, registry: CollectorRegistry) -> None:
-        self.requests = cache(
-            Counter("jfb_http_requests", "Requests answered.", ["model", "method", "route", "status"], registry=registry).labels
-        )
-        self.request_seconds = cache(
-            Histogram(
-                "jfb_http_request_seconds",
-                "Time from the first byte of a request to the last of its response.",
-                ["model", "route"],
-                buckets=SECONDS,
-                registry=registry,
-            ).labels
-        )
-        self.phase_seconds = {
-            phase: cache(Histogram(f"jfb_{phase}_seconds", meaning, LABELS, buckets=SECONDS, registry=registry).labels)
-            for phase, meaning in PHASES.items()
-        }
+        def seconds(name: str, meaning: str, labels: list[str]) -> Callable[..., Histogram]:
+            return cache(Histogram(name, meaning, labels, buckets=SECONDS, registry=registry).labels)
+
+        requests = Counter("jfb_http_requests", "Requests answered.", ["model", "method", "route", "status"], registry=registry)
+        self.requests = cache(requests.labels)
+        meaning = "Time from the first byte of a request to the last of its response."
+        self.request_seconds = seconds("jfb_http_request_seconds", meaning, ["model", "route"])
+        self.phase_seconds = {phase: seconds(f"jfb_{phase}_seconds", meaning, LABELS) for phase, meaning in PHASES.items()}
         self.rows = cache(Counter("jfb_rows", "Rows answered, by status.", [*LABELS, "status"], registry=registry).labels)
-        self.row_iterations = RowHistogram(
-            "jfb_row_iterations", "Iterations of a row.", [2.0**power for power in range(11)], registry
-        )
-        self.row_residual = RowHistogram(
-            "jfb_row_residual", "Residual of a row's last iteration.", [10.0**power for power in range(-8, 3)], registry
-        )
+        powers, tens = [2.0**power for power in range(11)], [10.0**power for power in range(-8, 3)]
+        self.row_iterations = RowHistogram("jfb_row_iterations", "Iterations of a row.", powers, registry)
+        self.row_residual = RowHistogram("jfb_row_residual", "Residual of a row's last iteration.", tens, registry)
 
 
 class RowHistograms(Collector):

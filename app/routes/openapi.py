@@ -31,10 +31,7 @@ MEANINGS = {
 }
 
 
-PATH_PARAMETERS = {
-    "name": {"required": True, "schema": {"type": "string"}},
-    "version": {"required": True, "schema": {"type": "integer", "minimum": 1}},
-}
+PATH_PARAMETERS = {"name": {"type": "string"}, "version": {"type": "integer", "minimum": 1}}
 
 
 def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
@@ -65,7 +62,8 @@ def install(app: FastAPI, state: AppState) -> None:
                 if "HTTPValidationError" in str(operation["responses"].get("422")):
                     del operation["responses"]["422"]
                 described = [one for one in operation.get("parameters", []) if one["in"] != "path"]
-                described += [{"name": name, "in": "path", **PATH_PARAMETERS[name]} for name in re.findall(r"{(\w+)}", path)]
+                for name in re.findall(r"{(\w+)}", path):
+                    described.append({"name": name, "in": "path", "required": True, "schema": PATH_PARAMETERS[name]})
                 operation["parameters"] = described
                 if model is not None:
                     _add_examples(path, operation, model, state.settings.model_store)

@@ -24,26 +24,19 @@ BoundKind = Literal["estimate", "guarantee"]
 Lists = TypeVar("Lists")
 
 
-def _per_row(description: str, value: dict[str, Any]) -> Meta:
-    schema = {"anyOf": [value, {"type": "array", "items": value}]}
-    return Meta(description=f"{description} One value for all rows, or a list of one per row.", extra_json_schema=schema)
-
-
 def _meta(description: str, **schema: Any) -> Meta:
     return Meta(description=description, extra_json_schema=schema)
 
 
-TOLERANCE = _per_row(
-    "Stop when the residual is at most this.", {"type": "number", "minimum": MIN_TOLERANCE, "maximum": MAX_TOLERANCE}
-)
-CAP = _per_row("Stop after this many iterations.", {"type": "integer", "minimum": 1})
-DEADLINE = _per_row("Stop after this time, from the arrival of the request.", {"type": "number", "exclusiveMinimum": 0})
-SOLVER = _meta("One of the model's solvers.", type="string")
-STOP = _meta(
-    "label also ends a row once its label cannot change any more; not every model offers it.",
-    enum=["tolerance", "label"],
-    default="tolerance",
-)
+def _per_row(description: str, **value: Any) -> Meta:
+    lists = {"type": "array", "items": value}
+    return _meta(f"{description}; one value for all rows, or a list of one per row.", anyOf=[value, lists])
+
+
+TOLERANCE = _per_row("Stop when the residual is at most this", type="number", minimum=MIN_TOLERANCE, maximum=MAX_TOLERANCE)
+CAP = _per_row("Stop after this many iterations", type="integer", minimum=1)
+DEADLINE = _per_row("Stop after this time, from the arrival of the request", type="number", exclusiveMinimum=0)
+STOP = _meta("label also ends a row once its label cannot change; not every model offers it.", enum=["tolerance", "label"])
 SESSION = _meta(
     "Start where the last rows of this session ended, if there were as many; for inputs that change slowly.",
     anyOf=[{"type": "string", "minLength": 1, "maxLength": MAX_SESSION_CHARACTERS}, {"type": "null"}],
@@ -59,7 +52,7 @@ class PredictParameters(Struct, forbid_unknown_fields=True, kw_only=True):
     tolerance: Annotated[Any, TOLERANCE] = UNSET
     max_iterations: Annotated[Any, CAP] = UNSET
     deadline_ms: Annotated[Any, DEADLINE] = UNSET
-    solver: Annotated[Any, SOLVER] = UNSET
+    solver: Annotated[Any, _meta("One of the model's solvers.", type="string")] = UNSET
     stop: Annotated[Any, STOP] = UNSET
     session: Annotated[Any, SESSION] = UNSET
 
