@@ -3,7 +3,8 @@
 import base64
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from contextlib import nullcontext
 from itertools import chain
 from pathlib import Path
 from typing import Annotated, TypeVar
@@ -44,8 +45,6 @@ def predict(
     watch: Annotated[bool, typer.Option("--watch", help="Draw the residuals while the server iterates.")] = False,
 ) -> None:
     """Send images to a running server and print one row each: its label and its cost."""
-    console = Console()
-    names = [image.name for image in images]
     body: dict[str, object] = {"images": [base64.b64encode(image.read_bytes()).decode() for image in images]}
     if tolerance is not None:
         body["tolerance"] = tolerance
@@ -53,7 +52,7 @@ def predict(
     headers = {} if key is None else {"authorization": f"Bearer {key}"}
     events = _events(path, headers | ({"accept": EVENT_STREAM} if watch else {}), body)
     try:
-        console.print(_watch(console, names, events) if watch else _table(names, _last(events).predictions, None))
+        _show(Console(), [image.name for image in images], events, watch=watch)
     except PredictFailed as error:
         Console(stderr=True, soft_wrap=True).print(Text(str(error), "red"))
         raise typer.Exit(1) from error
@@ -78,24 +77,23 @@ def sparkline(residuals: list[float | None]) -> str:
     return "".join(map(block, residuals))
 
 
-def _watch(console: Console, names: list[str], events: Iterator[IterationEvent | PredictResponse]) -> Table:
-    """Update a table until the response is complete."""
+def _show(console: Console, names: list[str], events: Iterator[IterationEvent | PredictResponse], *, watch: bool) -> None:
+    """Print the table of the response; with ``watch``, update it until then."""
     rows: list[Prediction | IterationEvent | None] = [None] * len(names)
     residuals: list[list[float | None]] = [[] for _ in names]
     first = next(events)  # before anything is drawn: an error response is raised here
-    with Live(console=console, get_renderable=lambda: _table(names, rows, residuals), refresh_per_second=20, transient=True):
+    live = Live(console=console, get_renderable=lambda: _table(names, rows, residuals), refresh_per_second=20, transient=True)
+    with live if watch else nullcontext():
         for event in chain([first], events):
             if isinstance(event, PredictResponse):
                 rows[:] = event.predictions
             else:
                 rows[event.row] = event
                 residuals[event.row].append(event.residual)
-    return _table(names, rows, residuals)
+    console.print(_table(names, rows, residuals if watch else None))
 
 
-def _table(
-    names: list[str], rows: Sequence[Prediction | IterationEvent | None], residuals: list[list[float | None]] | None
-) -> Table:
+def _table(names: list[str], rows: list[Prediction | IterationEvent | None], residuals: list[list[float | None]] | None) -> Table:
     table = Table("image", "label", box=SIMPLE_HEAD)
     for column in ("probability", "iterations", "residual"):
         table.add_column(column, justify="right")
@@ -122,11 +120,6 @@ def _cells(row: Prediction | IterationEvent | None) -> list[Text]:
             iterations, status = row.iterations, Text(row.status, STYLES[row.status])
     numbers = "" if share is None else f"{share:.1%}", str(iterations), "" if row.residual is None else f"{row.residual:.2g}"
     return [Text("–" if label is None else label, "bold"), *map(Text, numbers), status]
-
-
-def _last(events: Iterator[IterationEvent | PredictResponse]) -> PredictResponse:
-    (response,) = [event for event in events if isinstance(event, PredictResponse)]
-    return response
 
 
 def _events(path: str, headers: dict[str, str], body: dict[str, object]) -> Iterator[IterationEvent | PredictResponse]:

@@ -27,11 +27,7 @@ class ApiKeyError(Exception):
 class KeySet:
     """The keys of one role, separated by commas or white space, of which only the hashes are kept.
 
-    Args:
-        setting: that holds ``keys``; with ``_file`` appended, the setting that names a ``file`` of more.
-
-    Raises:
-        ApiKeyError: if the file cannot be read, or a setting holds no key.
+    Raises an ``ApiKeyError``, which names the ``setting``, if the file cannot be read or there is no key in it.
     """
 
     def __init__(self, setting: str, keys: SecretStr | None, file: Path | None) -> None:
