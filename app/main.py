@@ -33,7 +33,6 @@ def create_app(settings: Settings | None = None, run_folder: RunFolder | None = 
     """Build the application; ``uvicorn --factory app.main:create_app`` reads the settings from the environment.
 
     Args:
-        settings: those of the environment if None.
         run_folder: of the supervisor whose engines the application uses; None supervises engines of its own.
 
     Raises:
@@ -54,7 +53,7 @@ def create_app(settings: Settings | None = None, run_folder: RunFolder | None = 
                 await stack.enter_async_context(supervisor)
             await stack.enter_async_context(state.engines)
             if state.tracing is not None:
-                await stack.enter_async_context(state.tracing.sending())
+                stack.push_async_callback(asyncio.to_thread, state.tracing.close)
             _reload_on_sighup(state, supervisor)
             if any(socket.exists() for socket in state.run_folder.sockets):
                 with suppress(TimeoutError):
@@ -80,8 +79,8 @@ def create_app(settings: Settings | None = None, run_folder: RunFolder | None = 
         app.add_middleware(CORSMiddleware, allow_origins=origins, allow_methods=["*"], allow_headers=["*"], expose_headers=["*"])
     app.add_middleware(RequestMiddleware, state=state)  # the last is the outermost
     errors.install(app)
-    routers = [predict.router, models.router, open_inference.router, open_inference.infer_router, repository.router]
-    routers += [repository.admin_router, health.router, pages.router]
+    routers = [module.router for module in (predict, models, open_inference, repository, health, pages)]
+    routers += [open_inference.infer_router, repository.admin_router]
     if settings.metrics_port is None:
         routers.append(metrics.router)
     include(app, routers)
@@ -101,19 +100,13 @@ def create_metrics_app(state: AppState) -> FastAPI:
 
 def _create_state(settings: Settings, run_folder: RunFolder) -> AppState:
     counted, registry = CollectorRegistry(), CollectorRegistry()
-    own_metrics = Metrics(counted)
     folder = os.environ.get("PROMETHEUS_MULTIPROC_DIR")  # set by the supervisor: one worker shows what all have counted
     source: Collector = MultiProcessCollector(None, folder) if folder else counted  # type: ignore[no-untyped-call]
-    state = AppState(
-        settings,
-        Engines(run_folder.sockets, settings.default_model),
-        run_folder,
-        ApiKeys(settings),
-        registry,
-        own_metrics,
-        Tracing(settings.otlp_endpoint) if settings.otlp_endpoint else None,
-    )
-    registry.register(RowHistograms(source, [own_metrics.row_iterations, own_metrics.row_residual]))
+    engines, tracing = Engines(run_folder.sockets, settings.default_model), None
+    if settings.otlp_endpoint:
+        tracing = Tracing(settings.otlp_endpoint)
+    state = AppState(settings, engines, run_folder, ApiKeys(settings), registry, Metrics(counted), tracing)
+    registry.register(RowHistograms(source, [state.metrics.row_iterations, state.metrics.row_residual]))
     registry.register(metrics.EngineCollector(state))
     return state
 
@@ -129,7 +122,8 @@ def include(app: FastAPI, routers: list[APIRouter]) -> None:
 
 def _reload_on_sighup(state: AppState, supervisor: Supervisor | None) -> None:
     def reload() -> None:
-        state.api_keys.reload()
+        state.api_keys.users.reload()
+        state.api_keys.admins.reload()
         if supervisor is not None:
             supervisor.signal(signal.SIGHUP)
 

@@ -24,20 +24,14 @@ HEALTH_SECONDS = 30.0
 class Replicas(BaseModel):
     """How many replicas there are, and what each of them has; each is also an argument of ``serve run``: ``gpus=0.5``."""
 
-    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid")
 
-    min_replicas: int = Field(default=1, ge=1)
-    """Replicas without load."""
-    max_replicas: int = Field(default=4, ge=1)
-    """Replicas at most."""
-    target_ongoing_requests: float = Field(default=64.0, gt=0)
-    """Requests in flight per replica that autoscaling aims at: with one row each, as many as fill the slots."""
-    max_ongoing_requests: int = Field(default=512, ge=1)
-    """Requests in flight per replica at most; more of them wait in Ray's proxy."""
-    cpus: float = Field(default=1.0, ge=0)
-    """CPUs that Ray reserves for a replica."""
-    gpus: float = Field(default=0.0, ge=0)
-    """GPUs that Ray reserves for a replica; with 0.5, two replicas share one."""
+    min_replicas: int = Field(1, ge=1, description="Replicas without load.")
+    max_replicas: int = Field(4, ge=1, description="Replicas at most.")
+    target_ongoing_requests: float = Field(64.0, gt=0, description="Requests in flight per replica that autoscaling aims at.")
+    max_ongoing_requests: int = Field(512, ge=1, description="Per replica; more of them wait in Ray's proxy.")
+    cpus: float = Field(1.0, ge=0, description="CPUs that Ray reserves for a replica.")
+    gpus: float = Field(0.0, ge=0, description="GPUs that Ray reserves for a replica; with 0.5, two replicas share one.")
 
 
 class Replica:
@@ -70,11 +64,7 @@ def application(replicas: Replicas) -> serve.Application:
         serve.ingress(build)(Replica),
         name="jfb",
         max_ongoing_requests=replicas.max_ongoing_requests,
-        autoscaling_config={
-            "min_replicas": replicas.min_replicas,
-            "max_replicas": replicas.max_replicas,
-            "target_ongoing_requests": replicas.target_ongoing_requests,
-        },
+        autoscaling_config=replicas.model_dump(include={"min_replicas", "max_replicas", "target_ongoing_requests"}),
         ray_actor_options={"num_cpus": replicas.cpus, "num_gpus": replicas.gpus},
         health_check_timeout_s=HEALTH_SECONDS,
         graceful_shutdown_timeout_s=HEALTH_SECONDS,

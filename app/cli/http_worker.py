@@ -7,7 +7,6 @@ import asyncio
 import signal
 import socket
 import sys
-from contextlib import suppress
 from pathlib import Path
 from typing import cast
 
@@ -40,12 +39,8 @@ def main() -> None:
 
 async def _serve(server: GracefulServer, listeners: list[socket.socket], lifeline: Lifeline) -> None:
     heartbeat = asyncio.create_task(_beat(server, lifeline))
-    try:
-        await server.serve(listeners)
-    finally:
-        heartbeat.cancel()
-        with suppress(asyncio.CancelledError):
-            await heartbeat
+    await server.serve(listeners)
+    heartbeat.cancel()
 
 
 async def _beat(server: GracefulServer, lifeline: Lifeline) -> None:

@@ -4,6 +4,7 @@ import base64
 import json
 import math
 from collections.abc import Iterator
+from contextlib import nullcontext
 from itertools import chain
 from pathlib import Path
 from typing import Annotated, TypeVar
@@ -17,6 +18,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from app.inference.stream import EVENT_STREAM
 from app.schemas.native import IterationEvent, Prediction, PredictResponse
 
 Kind = TypeVar("Kind", bound=BaseModel)
@@ -43,19 +45,14 @@ def predict(
     watch: Annotated[bool, typer.Option("--watch", help="Draw the residuals while the server iterates.")] = False,
 ) -> None:
     """Send images to a running server and print one row each: its label and its cost."""
-    console = Console()
-    names = [image.name for image in images]
     body: dict[str, object] = {"images": [base64.b64encode(image.read_bytes()).decode() for image in images]}
     if tolerance is not None:
         body["tolerance"] = tolerance
     path = f"{url.rstrip('/')}/predict" if model is None else f"{url.rstrip('/')}/models/{model}/predict"
     headers = {} if key is None else {"authorization": f"Bearer {key}"}
+    events = _events(path, headers | ({"accept": EVENT_STREAM} if watch else {}), body)
     try:
-        if watch:
-            _watch(console, names, _events(path, headers, body))
-        else:
-            response = _post(path, headers, body)
-            console.print(_table(names, list(response.predictions), None))
+        _show(Console(), [image.name for image in images], events, watch=watch)
     except PredictFailed as error:
         Console(stderr=True, soft_wrap=True).print(Text(str(error), "red"))
         raise typer.Exit(1) from error
@@ -80,26 +77,23 @@ def sparkline(residuals: list[float | None]) -> str:
     return "".join(map(block, residuals))
 
 
-def _watch(console: Console, names: list[str], events: Iterator[IterationEvent | PredictResponse]) -> None:
-    """Update a table until the response is complete."""
+def _show(console: Console, names: list[str], events: Iterator[IterationEvent | PredictResponse], *, watch: bool) -> None:
+    """Print the table of the response; with ``watch``, update it until then."""
     rows: list[Prediction | IterationEvent | None] = [None] * len(names)
     residuals: list[list[float | None]] = [[] for _ in names]
     first = next(events)  # before anything is drawn: an error response is raised here
-    with Live(console=console, get_renderable=lambda: _table(names, rows, residuals), refresh_per_second=20, transient=True):
+    live = Live(console=console, get_renderable=lambda: _table(names, rows, residuals), refresh_per_second=20, transient=True)
+    with live if watch else nullcontext():
         for event in chain([first], events):
             if isinstance(event, PredictResponse):
                 rows[:] = event.predictions
             else:
                 rows[event.row] = event
                 residuals[event.row].append(event.residual)
-    console.print(_table(names, rows, residuals))
+    console.print(_table(names, rows, residuals if watch else None))
 
 
-def _table(
-    names: list[str],
-    rows: list[Prediction | IterationEvent | None] | list[Prediction],
-    residuals: list[list[float | None]] | None,
-) -> Table:
+def _table(names: list[str], rows: list[Prediction | IterationEvent | None], residuals: list[list[float | None]] | None) -> Table:
     table = Table("image", "label", box=SIMPLE_HEAD)
     for column in ("probability", "iterations", "residual"):
         table.add_column(column, justify="right")
@@ -107,10 +101,8 @@ def _table(
     if residuals is not None:
         table.add_column("convergence", no_wrap=True)
     for place, (name, row) in enumerate(zip(names, rows, strict=True)):
-        cells = [Text(name), *_cells(row)]
-        if residuals is not None:
-            cells.append(Text(sparkline(residuals[place]), "cyan"))
-        table.add_row(*cells)
+        line = [] if residuals is None else [Text(sparkline(residuals[place]), "cyan")]
+        table.add_row(Text(name), *_cells(row), *line)
     return table
 
 
@@ -126,53 +118,42 @@ def _cells(row: Prediction | IterationEvent | None) -> list[Text]:
             label = row.label
             share = row.probabilities[row.index] if row.probabilities is not None and row.index is not None else None
             iterations, status = row.iterations, Text(row.status, STYLES[row.status])
-    residual = "" if row.residual is None else f"{row.residual:.2g}"
-    return [
-        Text("–" if label is None else label, "bold"),
-        Text("" if share is None else f"{share:.1%}"),
-        Text(str(iterations)),
-        Text(residual),
-        status,
-    ]
-
-
-def _post(path: str, headers: dict[str, str], body: dict[str, object]) -> PredictResponse:
-    try:
-        response = httpx.post(path, json=body, headers=headers, timeout=None)
-    except (httpx.HTTPError, httpx.InvalidURL) as error:
-        raise _unreachable(path, error) from error
-    _check(response)
-    return _decoded(response.content, PredictResponse)
+    numbers = "" if share is None else f"{share:.1%}", str(iterations), "" if row.residual is None else f"{row.residual:.2g}"
+    return [Text("–" if label is None else label, "bold"), *map(Text, numbers), status]
 
 
 def _events(path: str, headers: dict[str, str], body: dict[str, object]) -> Iterator[IterationEvent | PredictResponse]:
-    """Server-sent events, the last of them the response."""
-    headers = headers | {"accept": "text/event-stream"}
+    """The response, after the events before it if ``headers`` accept them."""
     try:
         with httpx.stream("POST", path, json=body, headers=headers, timeout=None) as response:
-            if response.is_error:
+            if response.is_success and response.headers.get("content-type", "").startswith(EVENT_STREAM):
+                yield from _streamed(response)
+            else:
                 response.read()
-            _check(response)
-            name = ""
-            for line in response.iter_lines():
-                field, _, value = line.partition(": ")
-                if field == "event":
-                    name = value
-                elif field == "data" and name == "iteration":
-                    yield _decoded(value.encode(), IterationEvent)
-                elif field == "data" and name == "answer":
-                    yield _decoded(value.encode(), PredictResponse)
-                    return
-                elif field == "data":
-                    raise PredictFailed(json.loads(value)["error"])
+                yield _response(response)
     except (httpx.HTTPError, httpx.InvalidURL) as error:
-        raise _unreachable(path, error) from error
-    raise PredictFailed(f"{path}: the stream ended before the answer")
+        raise PredictFailed(f"could not reach {path}: {error}") from error
 
 
-def _check(response: httpx.Response) -> None:
+def _streamed(response: httpx.Response) -> Iterator[IterationEvent | PredictResponse]:
+    name = ""
+    for line in response.iter_lines():
+        field, _, value = line.partition(": ")
+        if field == "event":
+            name = value
+        elif field == "data" and name == "iteration":
+            yield _decoded(value, IterationEvent)
+        elif field == "data" and name == "answer":
+            yield _decoded(value, PredictResponse)
+            return
+        elif field == "data":
+            raise PredictFailed(json.loads(value)["error"])
+    raise PredictFailed(f"{response.url}: the stream ended before the answer")
+
+
+def _response(response: httpx.Response) -> PredictResponse:
     if response.is_success:
-        return
+        return _decoded(response.content, PredictResponse)
     try:
         reason = response.json()["error"]
     except (ValueError, KeyError, TypeError):  # not from our server
@@ -180,12 +161,8 @@ def _check(response: httpx.Response) -> None:
     raise PredictFailed(f"{response.status_code}: {reason}")
 
 
-def _decoded(content: bytes, kind: type[Kind]) -> Kind:
+def _decoded(content: str | bytes, kind: type[Kind]) -> Kind:
     try:
         return kind.model_validate_json(content)
     except ValidationError as error:
         raise PredictFailed(f"not an answer of this server: {error.errors()[0]['msg']}") from error
-
-
-def _unreachable(path: str, error: Exception) -> PredictFailed:
-    return PredictFailed(f"could not reach {path}: {error}")

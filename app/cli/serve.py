@@ -1,7 +1,9 @@
 """``python -m app``: serve a model store until SIGTERM or SIGINT."""
 
 import asyncio
+import json
 import os
+import shlex
 import signal
 import socket
 import sys
@@ -13,11 +15,12 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 from pydantic_settings import CliApp
 
-from app.cli.banner import banner
+from app.engine_client.catalogue import Catalogue
 from app.engine_client.client import Engines
 from app.http.auth import ApiKeyError, ApiKeys
 from app.observability.logging import configure_logging
 from app.observability.tracing import Tracing, TracingUnavailable
+from app.routes.examples import predict_examples
 from app.settings import Settings
 from app.supervisor.supervisor import Supervisor
 
@@ -29,20 +32,18 @@ def main() -> None:
     try:
         settings = CliApp.run(Settings)
     except ValidationError as error:
-        for problem in error.errors():
-            sys.stderr.write(f"{_describe(problem)}\n")
+        sys.stderr.writelines(f"{_describe(problem)}\n" for problem in error.errors())
         sys.exit(2)
     configure_logging(settings.log_level, settings.log_format)
     try:  # what can never succeed ends here, and is not restarted
         ApiKeys(settings)
         if settings.otlp_endpoint:
-            Tracing(settings.otlp_endpoint)
+            Tracing(settings.otlp_endpoint).close()
+        listeners = _listen(settings)
+        metrics_listener = None if settings.metrics_port is None else _bind(settings.host, settings.metrics_port)
     except (ApiKeyError, TracingUnavailable) as error:
         sys.stderr.write(f"{error}\n")
         sys.exit(2)
-    try:
-        listeners = _listen(settings)
-        metrics_listener = None if settings.metrics_port is None else _bind(settings.host, settings.metrics_port)
     except OSError as error:
         log.error("cannot bind port", error=str(error))
         sys.exit(3)
@@ -80,7 +81,21 @@ async def _greet(settings: Settings, port: int, supervisor: Supervisor) -> None:
     async with Engines(supervisor.run_folder.sockets, settings.default_model) as engines:
         await engines.wait_until_ready()
         await supervisor.wait_until_workers_ready()
-        typer.echo(banner(settings, port, engines.catalogue))
+        typer.echo(_banner(settings, port, engines.catalogue))
+
+
+def _banner(settings: Settings, port: int, catalogue: Catalogue) -> str:
+    """Where the server listens and what it serves, with a ``curl`` line for its first model."""
+    if not catalogue.names:
+        return f"No model in {settings.model_store} could be loaded."
+    url = f"http://{'127.0.0.1' if settings.host == '0.0.0.0' else settings.host}:{port}"
+    model = catalogue.find(catalogue.default or catalogue.names[0])
+    lines = [f"Serving {', '.join(catalogue.names)} on {url}; open it in a browser, or read {url}/docs."]
+    if example := next(iter(predict_examples(model, settings.model_store).values()), None):
+        body = json.dumps(example["value"], separators=(",", ":"))
+        path = f"/models/{model.model}/predict"
+        lines.append(f"Try: curl {url}{path} -H 'content-type: application/json' -d {shlex.quote(body)}")
+    return "\n".join(lines)
 
 
 def _listen(settings: Settings) -> list[socket.socket]:

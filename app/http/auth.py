@@ -10,7 +10,7 @@ from typing import Any
 import structlog
 from fastapi import Request
 from fastapi.routing import APIRoute
-from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from fastapi.security import HTTPBearer
 from pydantic import SecretStr
 from starlette.types import Receive, Scope, Send
 
@@ -25,18 +25,9 @@ class ApiKeyError(Exception):
 
 
 class KeySet:
-    """The keys of one role, of which only the hashes are kept.
+    """The keys of one role, separated by commas or white space, of which only the hashes are kept.
 
-    Args:
-        setting: that holds keys; with ``_file`` appended, the setting that names a file of more.
-        keys: one or several, separated by commas or white space.
-        file: likewise.
-
-    Attributes:
-        required: whether there are any.
-
-    Raises:
-        ApiKeyError: if the file cannot be read, or a setting holds no key.
+    Raises an ``ApiKeyError``, which names the ``setting``, if the file cannot be read or there is no key in it.
     """
 
     def __init__(self, setting: str, keys: SecretStr | None, file: Path | None) -> None:
@@ -72,72 +63,48 @@ class KeySet:
 
 
 class ApiKeys:
-    """The server's API keys, those of users and those of admins.
-
-    Raises:
-        ApiKeyError: as ``KeySet``.
-    """
+    """The server's API keys, those of users and those of admins. Raises an ``ApiKeyError`` as ``KeySet``."""
 
     def __init__(self, settings: Settings) -> None:
         self.users = KeySet("api_keys", settings.api_keys, settings.api_keys_file)
         self.admins = KeySet("admin_keys", settings.admin_keys, settings.admin_keys_file)
-
-    def reload(self) -> None:
-        """Read the files again."""
-        self.users.reload()
-        self.admins.reload()
 
 
 def _hash(key: str) -> bytes:
     return hashlib.sha256(key.encode(errors="surrogateescape")).digest()
 
 
-class _Bearer(HTTPBearer):
+class _KeyCheck(HTTPBearer):
     """A security scheme and its check in one, so that FastAPI has one dependency to solve per request."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, admin: bool) -> None:
         super().__init__(auto_error=False, scheme_name="API key")
+        self._admin = admin
 
-
-class _User(_Bearer):
     async def __call__(self, request: Request) -> None:  # type: ignore[override]
         keys: ApiKeys = request.app.state.server.api_keys
-        if keys.users.required:
-            _authenticate(await super().__call__(request), keys)
-
-
-class _Admin(_Bearer):
-    async def __call__(self, request: Request) -> None:  # type: ignore[override]
-        keys: ApiKeys = request.app.state.server.api_keys
-        if keys.users.required or keys.admins.required:
-            key = _authenticate(await super().__call__(request), keys)
-            if key not in keys.admins:
-                raise ApiError(403, "authorization: must be an admin key (got a user key)")
-
-
-def _authenticate(bearer: HTTPAuthorizationCredentials | None, keys: ApiKeys) -> str:
-    if bearer is not None and any([bearer.credentials in keys.users, bearer.credentials in keys.admins]):
-        return bearer.credentials
-    got = "none" if bearer is None else "an unknown key"
-    raise ApiError(401, f"authorization: must be Bearer and an API key (got {got})", {"www-authenticate": "Bearer"})
+        if not (keys.users.required or (self._admin and keys.admins.required)):
+            return
+        bearer = await super().__call__(request)
+        if bearer is None or not any([bearer.credentials in keys.users, bearer.credentials in keys.admins]):
+            got = "none" if bearer is None else "an unknown key"
+            raise ApiError(401, f"authorization: must be Bearer and an API key (got {got})", {"www-authenticate": "Bearer"})
+        if self._admin and bearer.credentials not in keys.admins:
+            raise ApiError(403, "authorization: must be an admin key (got a user key)")
 
 
 async def anyone() -> None:
     """Access decision: no key is needed."""
 
 
-user = _User()
+user = _KeyCheck(admin=False)
 """Access decision: any key, if the server requires keys of users. Raises an ``ApiError`` (401)."""
-admin = _Admin()
+admin = _KeyCheck(admin=True)
 """Access decision: an admin key, if the server has any keys. Raises an ``ApiError`` (401 without a key, 403 with a user's)."""
 
 
 class AccessRoute(APIRoute):
-    """A route that depends on exactly one of ``anyone``, ``user`` and ``admin``; anything else is a ``TypeError``.
-
-    Attributes:
-        access: which of them.
-    """
+    """A route that depends on exactly one of ``anyone``, ``user`` and ``admin``, its ``access``; else a ``TypeError``."""
 
     def __init__(self, path: str, endpoint: Callable[..., Any], **options: Any) -> None:
         super().__init__(path, endpoint, **options)
@@ -151,7 +118,7 @@ class FastRoute(AccessRoute):
     """A route that FastAPI only describes; for what is requested thousands of times per second.
 
     FastAPI's dependencies, parameters and exit stacks would be a sixth of what such a request costs. The endpoint gets the
-    request and the path parameters, as text, and returns a ``Response``. The access decision is the only dependency it may have.
+    request only, and returns a ``Response``. The access decision is the only dependency it may have.
     """
 
     def __init__(self, path: str, endpoint: Callable[..., Any], **options: Any) -> None:
@@ -165,5 +132,5 @@ class FastRoute(AccessRoute):
             return
         request = Request(scope, receive, send)
         await self.access(request)
-        response = await self.endpoint(request, **scope["path_params"])
+        response = await self.endpoint(request)
         await response(scope, receive, send)

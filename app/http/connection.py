@@ -6,6 +6,7 @@ move.
 """
 
 import asyncio
+from http import HTTPStatus
 from typing import Any, cast
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
@@ -14,7 +15,6 @@ from app.http.errors import ApiError, encode_error
 
 MAX_HEAD_BYTES = 64 * 1024
 """Of a request line and its headers."""
-REASONS = {400: "Bad Request", 408: "Request Timeout", 431: "Request Header Fields Too Large"}
 
 
 class _LingeringTransport:
@@ -23,19 +23,11 @@ class _LingeringTransport:
     A socket that is closed while data arrives for it resets the connection, and the reset overtakes the response: the client
     sees a broken connection instead of the error (RFC 9112, section 9.6). So the server shuts down its own direction, discards
     what still arrives, and closes when the client does, or after some seconds.
-
-    Args:
-        transport: to write to.
-        seconds: to wait at most.
-
-    Attributes:
-        receiving: whether more of a request is to come; the protocol sets it.
-        lingering: whether what arrives must be discarded.
     """
 
     def __init__(self, transport: asyncio.Transport, seconds: float) -> None:
-        self.receiving = False
-        self.lingering = False
+        self.receiving = False  # whether more of a request is to come; the protocol sets it
+        self.lingering = False  # whether what arrives must be discarded
         self._transport = transport
         self._seconds = seconds
         self._timer: asyncio.TimerHandle | None = None
@@ -154,11 +146,9 @@ class BoundedConnection(HttpToolsProtocol):
         self._stop_timer()
         self._transport.receiving = True
         content = encode_error(error)
-        status = f"{error.status_code} {REASONS[error.status_code]}"
-        head = (
-            f"HTTP/1.1 {status}\r\ncontent-type: application/json\r\ncontent-length: {len(content)}\r\nconnection: close\r\n\r\n"
-        )
-        self.transport.write(head.encode() + content)
+        status = f"{error.status_code} {HTTPStatus(error.status_code).phrase}"
+        headers = f"content-type: application/json\r\ncontent-length: {len(content)}\r\nconnection: close"
+        self.transport.write(f"HTTP/1.1 {status}\r\n{headers}\r\n\r\n".encode() + content)
         self.transport.close()
 
 

@@ -19,13 +19,7 @@ CLIENT_DISCONNECTED = 499
 
 
 class ApiError(HTTPException):
-    """A request that is answered with an error.
-
-    Args:
-        status: HTTP status code, 4xx or 5xx.
-        message: for the client, ``<field>: must be ... (got ...)``.
-        headers: of the response.
-    """
+    """A request that is answered with an error: a status of 4xx or 5xx, and ``<field>: must be ... (got ...)``."""
 
     def __init__(self, status: int, message: str, headers: Mapping[str, str] | None = None) -> None:
         # JSON lets unpaired surrogates through, UTF-8 does not.
@@ -87,41 +81,38 @@ def engine_error(error: EngineError) -> ApiError:
 def install(app: FastAPI) -> None:
     """Give every error of an application the same form, also those that FastAPI and Starlette raise."""
 
-    async def api_error(request: Request, error: Exception) -> Response:
+    async def respond(request: Request, error: Exception) -> Response:
+        match error:
+            case ClientDisconnect():
+                return Response(status_code=CLIENT_DISCONNECTED)
+            case EngineError():
+                error = engine_error(error)
+            case RequestValidationError():
+                error = _validation_error(error)
+            case HTTPException() if not isinstance(error, ApiError):
+                error = _http_error(request, error)
         assert isinstance(error, ApiError)
         if error.status_code == 422 and getattr(request.scope.get("route"), "path", "").startswith("/v2"):
             error.status_code = 400  # the Open Inference Protocol has no 422
         return error_response(error)
 
-    async def http_exception(request: Request, error: Exception) -> Response:
-        assert isinstance(error, HTTPException)
-        match error.status_code:
-            case 404:
-                message = f"not found: {request.url.path[:80]} (see /docs for the routes)"
-            case 405:
-                message = f"method: must be {(error.headers or {}).get('Allow', 'another')} (got {request.method})"
-            case _:
-                message = f"request: {error.detail}"
-        return await api_error(request, ApiError(error.status_code, message, error.headers))
+    for kind in (ApiError, HTTPException, RequestValidationError, EngineError, ClientDisconnect):
+        app.add_exception_handler(kind, respond)
 
-    async def validation_error(request: Request, error: Exception) -> Response:
-        assert isinstance(error, RequestValidationError)
-        first = error.errors()[0]
-        if first["type"] == "json_invalid":
-            return await api_error(request, ApiError(400, f"body: must be JSON ({first['ctx']['error']})"))
-        field = ".".join(str(part) for part in first["loc"][1:]) or "body"
-        message = first["msg"].replace("Input should be", "must be")
-        return await api_error(request, ApiError(422, f"{field}: {message} (got {shown(first.get('input'))})"))
 
-    async def engine_failed(request: Request, error: Exception) -> Response:
-        assert isinstance(error, EngineError)
-        return await api_error(request, engine_error(error))
+def _http_error(request: Request, error: HTTPException) -> ApiError:
+    message = f"request: {error.detail}"
+    if error.status_code == 404:
+        message = f"not found: {request.url.path[:80]} (see /docs for the routes)"
+    elif error.status_code == 405:
+        message = f"method: must be {(error.headers or {}).get('Allow', 'another')} (got {request.method})"
+    return ApiError(error.status_code, message, error.headers)
 
-    async def disconnected(request: Request, error: Exception) -> Response:
-        return Response(status_code=CLIENT_DISCONNECTED)
 
-    app.add_exception_handler(ApiError, api_error)
-    app.add_exception_handler(HTTPException, http_exception)
-    app.add_exception_handler(RequestValidationError, validation_error)
-    app.add_exception_handler(EngineError, engine_failed)
-    app.add_exception_handler(ClientDisconnect, disconnected)
+def _validation_error(error: RequestValidationError) -> ApiError:
+    first = error.errors()[0]
+    if first["type"] == "json_invalid":
+        return ApiError(400, f"body: must be JSON ({first['ctx']['error']})")
+    field = ".".join(str(part) for part in first["loc"][1:]) or "body"
+    message = first["msg"].replace("Input should be", "must be")
+    return ApiError(422, f"{field}: {message} (got {shown(first.get('input'))})")

@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 
 import structlog
 from starlette.datastructures import Headers, MutableHeaders
-from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.engine_client.messages import Timings
@@ -20,21 +19,18 @@ from app.settings import Settings
 
 log = structlog.get_logger(__name__)
 
+CONTENT_POLICY = (
+    "default-src 'self'; img-src 'self' data: blob:; style-src 'self' 'unsafe-inline'; object-src 'none'; base-uri 'none'; "
+    "form-action 'self'; frame-ancestors 'none'; script-src 'self'"
+)
 PAGE_HEADERS = {
-    "content-security-policy": (
-        "default-src 'self'; img-src 'self' data: blob:; style-src 'self' 'unsafe-inline'; script-src 'self'; "
-        "object-src 'none'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
-    ),
+    "content-security-policy": CONTENT_POLICY,
     "x-content-type-options": "nosniff",
     "x-frame-options": "DENY",
     "referrer-policy": "no-referrer",
 }
 """Of every HTML page: it loads nothing from other hosts, and cannot be put into a frame."""
-DOCS_HEADERS = PAGE_HEADERS | {
-    "content-security-policy": PAGE_HEADERS["content-security-policy"].replace(
-        "script-src 'self'", "script-src 'self' 'unsafe-inline'"
-    )
-}
+DOCS_HEADERS = PAGE_HEADERS | {"content-security-policy": f"{CONTENT_POLICY} 'unsafe-inline'"}
 """Of /docs, which FastAPI writes with an inline script."""
 QUIET_ROUTES = ("/v2/health/live", "/v2/health/ready", "/metrics")
 """Programs request these every few seconds; they are logged at the level debug."""
@@ -50,12 +46,6 @@ class RequestLog:
     rows: int | None = None
     timings: Timings | None = None
     steps: list[TraceStep] = field(default_factory=list)
-
-    @classmethod
-    def of(cls, request: Request) -> "RequestLog":
-        """The log of a request."""
-        found: RequestLog = request.scope["request_log"]
-        return found
 
 
 class RequestMiddleware:
@@ -85,9 +75,9 @@ class RequestMiddleware:
             await send(message)
 
         tracing = self._state.tracing
-        trace = tracing.start(Headers(scope=scope)) if tracing else None
-        trace_id = trace.id if trace else _trace_id(headers)
-        request = scope["request_log"] = RequestLog(traced=trace is not None and trace.is_sampled)
+        span = tracing.start(Headers(scope=scope)) if tracing else None
+        trace_id = f"{span.get_span_context().trace_id:032x}" if span else _trace_id(headers)
+        request = scope["request_log"] = RequestLog(traced=span is not None and span.is_recording())
         structlog.contextvars.clear_contextvars()  # a pipelined request inherits those of the previous one
         structlog.contextvars.bind_contextvars(request_id=request_id, **({"trace_id": trace_id} if trace_id else {}))
         try:
@@ -109,7 +99,7 @@ class RequestMiddleware:
             write = log.debug if route in QUIET_ROUTES else log.info
             ms = round(seconds * 1e3, 2)
             write("request", method=method, route=route, model=request.model, status=status, rows=request.rows, ms=ms)
-            if tracing and trace:
+            if tracing and span:
                 attributes = {
                     "http.request.method": method,
                     "http.route": route,
@@ -118,7 +108,7 @@ class RequestMiddleware:
                     "jfb.rows": request.rows or 0,
                     "jfb.request_id": request_id,
                 }
-                tracing.end(trace, f"{method} {route}", attributes, request.timings, request.steps)
+                tracing.end(span, f"{method} {route}", attributes, request.timings, request.steps)
 
 
 def _bounded(receive: Receive, headers: Mapping[bytes, bytes], settings: Settings) -> Receive:

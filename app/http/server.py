@@ -21,10 +21,6 @@ class GracefulServer(uvicorn.Server):
 
     In that time, load balancers send requests elsewhere, so that none meets a closed port. SIGINT (Ctrl-C) or a second SIGTERM
     ends it early. The process then ends with status 0: process managers take one that dies of the signal for one that failed.
-
-    Args:
-        app: to serve.
-        state: of the application.
     """
 
     def __init__(self, app: ASGIApp, state: AppState) -> None:

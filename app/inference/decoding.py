@@ -6,20 +6,20 @@ import io
 import math
 import re
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
-from functools import lru_cache
-from typing import Any, Generic, TypeVar
+from functools import lru_cache, partial
+from typing import Any
 
 import msgspec
 import numpy as np
-from msgspec import UNSET, Struct, UnsetType
+from msgspec import UNSET
 from numpy.typing import NDArray
 from starlette.datastructures import Headers, QueryParams
 
 from app.engine_client.messages import Request, ServedVersion, Stop
 from app.http.errors import ApiError, invalid, shown
-from app.schemas.native import MAX_SESSION_CHARACTERS, MAX_TOLERANCE, MIN_TOLERANCE
+from app.schemas.native import MAX_SESSION_CHARACTERS, MAX_TOLERANCE, MIN_TOLERANCE, PredictParameters, PredictRequest
 from app.settings import Settings
 from jfb import images
 from jfb.config import InputSpec
@@ -30,25 +30,6 @@ MEDIA_TYPES = ("application/json", "application/x-npy", "image/png", "image/jpeg
 
 Rows = NDArray[np.float32]
 """Raw inputs, shape ``[n, *input_shape]``, C order."""
-Kind = TypeVar("Kind")
-
-
-class Parameters(Struct, forbid_unknown_fields=True, kw_only=True):
-    """How the rows of a request are solved, as the client sent it; ``build_request`` validates it."""
-
-    tolerance: Any = UNSET
-    max_iterations: Any = UNSET
-    deadline_ms: Any = UNSET
-    solver: Any = UNSET
-    stop: Any = UNSET
-    session: Any = UNSET
-
-
-class PredictBody(Parameters, Generic[Kind]):
-    """The JSON body of a predict request."""
-
-    inputs: Kind | UnsetType = UNSET
-    images: Any = UNSET
 
 
 async def decode_predict(
@@ -62,15 +43,16 @@ async def decode_predict(
     Raises:
         ApiError: 400 for what is not JSON, 413 for too many rows, 422 for everything else that is invalid.
     """
-    parameters = _decode_query(query) if query else Parameters()
+    parameters = _decode_query(query) if query else PredictParameters()
     spec, max_rows = model.config.input, settings.max_rows_per_request
     match media_type:
         case "application/json":
             content = _decode_body(body, spec)
-            rows = rows_of_lists(content.inputs, spec, max_rows) if content.images is UNSET else None
-            if rows is None:
+            if content.images is UNSET:
+                rows = rows_of_lists(content.inputs, spec, max_rows)
+            else:
                 rows = await asyncio.to_thread(_rows_of_images, content.images, spec, max_rows)
-            for name in Parameters.__struct_fields__:
+            for name in PredictParameters.__struct_fields__:
                 if getattr(content, name) is not UNSET:
                     setattr(parameters, name, getattr(content, name))
         case "application/x-npy":
@@ -80,7 +62,7 @@ async def decode_predict(
     return build_request(rows, parameters, model, settings, arrived)
 
 
-def build_request(rows: Rows, parameters: Parameters, model: ServedVersion, settings: Settings, arrived: float) -> Request:
+def build_request(rows: Rows, parameters: PredictParameters, model: ServedVersion, settings: Settings, arrived: float) -> Request:
     """Validate parameters and combine them with validated rows; the model's defaults hold for what is left out.
 
     Raises:
@@ -90,23 +72,10 @@ def build_request(rows: Rows, parameters: Parameters, model: ServedVersion, sett
     stop = _stop(parameters.stop, model)
     solver = _solver(parameters.solver, stop, model)
     default_tolerance = model.label_stop.tolerance if stop == "label" and model.label_stop else serving.tolerance
-    tolerance = _per_row(
-        "tolerance",
-        parameters.tolerance,
-        count,
-        lambda value: MIN_TOLERANCE <= value <= MAX_TOLERANCE,
-        "a finite number above 0 (1.2e-38 to 3.4e38)",
-    )
-    caps = _per_row(
-        "max_iterations",
-        parameters.max_iterations,
-        count,
-        lambda value: 1 <= value <= limit and value % 1 == 0,
-        f"an integer between 1 and {limit}",
-    )
-    milliseconds = _per_row(
-        "deadline_ms", parameters.deadline_ms, count, lambda value: 0 < value <= sys.float_info.max, "a finite number above 0"
-    )
+    per_row = partial(_per_row, parameters, count)
+    tolerance = per_row("tolerance", MIN_TOLERANCE, MAX_TOLERANCE, "a finite number above 0 (1.2e-38 to 3.4e38)")
+    caps = per_row("max_iterations", 1, limit, f"an integer between 1 and {limit}", whole=True)
+    milliseconds = per_row("deadline_ms", math.ulp(0.0), sys.float_info.max, "a finite number above 0")
     return Request(
         model.model,
         model.version,
@@ -122,11 +91,7 @@ def build_request(rows: Rows, parameters: Parameters, model: ServedVersion, sett
 
 
 def media_type(headers: Headers) -> str:
-    """The content type of a predict request, without its parameters.
-
-    Raises:
-        ApiError: 415 if it is none of ``MEDIA_TYPES``, or the body is compressed.
-    """
+    """The content type, one of ``MEDIA_TYPES``; an ``ApiError`` (415) for another one, or a compressed body."""
     header = headers.get("content-type", "")
     name = header.partition(";")[0].strip().lower()
     if name not in MEDIA_TYPES:
@@ -137,26 +102,8 @@ def media_type(headers: Headers) -> str:
     return name
 
 
-def parse_version(text: str) -> int:
-    """The version in a path.
-
-    Raises:
-        ApiError: 422 for what is not a positive integer.
-    """
-    if not (text.isascii() and text.isdecimal() and len(text) < 20):
-        raise invalid("version", "a positive integer", text)
-    return int(text)
-
-
 def decode_json(field: str, content: bytes | memoryview | msgspec.Raw, kind: Any) -> Any:
-    """Decode JSON into a type.
-
-    Args:
-        field: where it is in the request, for errors.
-
-    Raises:
-        ApiError: 400 for what is not JSON, 422 for JSON of another type.
-    """
+    """Decode JSON into a type; an ``ApiError``, which names the field, is 400 for no JSON and 422 for JSON of another type."""
     try:
         return _decoder(kind).decode(content)
     except msgspec.ValidationError as error:
@@ -180,11 +127,7 @@ def check_count(field: str, count: int, max_rows: int) -> None:
 
 
 def check_rows(field: str, rows: NDArray[Any], spec: InputSpec) -> Rows:
-    """The rows as float32.
-
-    Raises:
-        ApiError: 422 if they do not have shape ``[n, *spec.shape]``, or an entry is not one that the model allows.
-    """
+    """The rows as float32; an ``ApiError`` (422) if their shape is not ``[n, *spec.shape]``, or an entry is not allowed."""
     if rows.shape[1:] != spec.shape:
         raise ApiError(422, f"{field}: must have shape {_shape(spec)} (got {list(rows.shape)})")
     if rows.dtype.kind == "f" and rows.dtype.itemsize == 2:
@@ -202,17 +145,44 @@ def check_rows(field: str, rows: NDArray[Any], spec: InputSpec) -> Rows:
 
 
 def rows_of_lists(lists: Any, spec: InputSpec, max_rows: int) -> Rows:
-    """Rows from nested lists of numbers.
-
-    Raises:
-        ApiError: 413 for more than ``max_rows``; 422 for anything that the model does not take.
-    """
+    """Rows from nested lists of numbers; an ``ApiError`` is 413 for too many, 422 for what the model does not take."""
     check_count("inputs", len(lists), max_rows)
     try:
         rows = np.array(lists, dtype=np.float64)
-    except ValueError as error:  # lists of different lengths
-        raise _invalid_lists(lists, spec) from error
+    except ValueError as error:
+        _check_lists("inputs", lists, spec)
+        raise ApiError(422, f"inputs: must be numbers of shape {_shape(spec)} (got {shown(lists)})") from error
     return check_rows("inputs", rows, spec)
+
+
+def check_lengths(field: str, value: object, shape: Sequence[int]) -> None:
+    """Raise an ``ApiError`` (422) that names the first of nested lists whose length is not that of a shape."""
+    if not isinstance(value, list) or len(value) != shape[0]:
+        got = f"a list of {len(value)}" if isinstance(value, list) else shown(value)
+        raise ApiError(422, f"{field}: must be a list of {shape[0]} (got {got})")
+    for index, entry in enumerate(value if len(shape) > 1 else ()):
+        check_lengths(f"{field}[{index}]", entry, shape[1:])
+
+
+def _check_lists(field: str, value: object, spec: InputSpec) -> None:
+    """Raise an ``ApiError`` (422) for what are not nested lists of shape ``[n, *spec.shape]``."""
+    if not isinstance(value, list):
+        raise invalid(field, f"nested lists of shape {_shape(spec)}", value)
+    sides: list[int] = []
+    first: Any = value
+    while isinstance(first, list) and len(sides) <= 32:
+        sides.append(len(first))
+        first = first[0] if first else None
+    if sides[1:] != list(spec.shape):
+        raise ApiError(422, f"{field}: must have shape {_shape(spec)} (got {sides})")
+    check_lengths(field, value, sides)
+
+
+def lists_of(kind: Any, depth: int) -> Any:
+    """The type of lists nested so deep."""
+    for _ in range(depth):
+        kind = list[kind]
+    return kind
 
 
 def unknown_name(name: str, known: Iterable[str]) -> ApiError:
@@ -222,17 +192,15 @@ def unknown_name(name: str, known: Iterable[str]) -> ApiError:
     return ApiError(422, f"{name[:80]}: unknown field (known: {', '.join(names)}{f'; did you mean {near[0]}?' if near else ''})")
 
 
-def _decode_query(query: QueryParams) -> Parameters:
-    values: dict[str, object] = {}
+def _decode_query(query: QueryParams) -> PredictParameters:
+    parameters = PredictParameters()
     for name in query:
-        if name not in Parameters.__struct_fields__:
-            raise unknown_name(name, Parameters.__struct_fields__)
-        several = [
-            _number_or_text(text) if name in ("tolerance", "max_iterations", "deadline_ms") else text
-            for text in query.getlist(name)
-        ]
-        values[name] = several if len(several) > 1 else several[0]
-    return Parameters(**values)
+        if name not in PredictParameters.__struct_fields__:
+            raise unknown_name(name, PredictParameters.__struct_fields__)
+        is_number = name in ("tolerance", "max_iterations", "deadline_ms")
+        values = [_number_or_text(text) if is_number else text for text in query.getlist(name)]
+        setattr(parameters, name, values if len(values) > 1 else values[0])
+    return parameters
 
 
 def _number_or_text(text: str) -> object:
@@ -242,24 +210,16 @@ def _number_or_text(text: str) -> object:
         return text
 
 
-def _decode_body(body: bytes, spec: InputSpec) -> PredictBody[list[Any]]:
+def _decode_body(body: bytes, spec: InputSpec) -> PredictRequest[list[Any]]:
+    kind = _body_type(len(spec.shape) + 1)
     try:
-        content: PredictBody[list[Any]] = _body_decoder(len(spec.shape) + 1).decode(body)
-    except msgspec.ValidationError as error:
-        if str(error).startswith(TOO_LARGE):
-            raise _type_error("body", str(error), None, PredictBody) from error
-        untyped: PredictBody[Any] = decode_json("body", body, PredictBody[Any])
-        _check_inputs_or_images(untyped)
-        raise _invalid_lists(untyped.inputs, spec) from None
+        content: PredictRequest[list[Any]] = _decoder(kind).decode(body)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-        content = decode_json("body", body, PredictBody[Any])  # raises, with a message
-    _check_inputs_or_images(content)
-    return content
-
-
-def _check_inputs_or_images(content: PredictBody[Any]) -> None:
+        _check_lists("inputs", decode_json("body", body, PredictRequest[Any]).inputs, spec)
+        content = decode_json("body", body, kind)  # raises, with a message
     if (content.inputs is UNSET) == (content.images is UNSET):
         raise ApiError(422, f"inputs, images: must be one of them (got {'neither' if content.inputs is UNSET else 'both'})")
+    return content
 
 
 def _rows_of_images(files: object, spec: InputSpec, max_rows: int) -> Rows:
@@ -306,16 +266,14 @@ def _rows_of_npy(body: bytes, spec: InputSpec, max_rows: int) -> Rows:
 
 
 def _stop(value: object, model: ServedVersion) -> Stop:
-    match value:
-        case "tolerance" | msgspec.UNSET:
-            return "tolerance"
-        case "label" if model.label_stop is not None:
-            return "label"
-        case "label":
-            reason = f"tolerance, as {model.model} has no label stops (python -m training evaluate calibrates them)"
-            raise invalid("stop", reason, value)
-        case _:
-            raise invalid("stop", "one of tolerance, label", value)
+    if value is UNSET or value == "tolerance":
+        return "tolerance"
+    if value != "label":
+        raise invalid("stop", "one of tolerance, label", value)
+    if model.label_stop is None:
+        reason = f"tolerance, as {model.model} has no label stops (python -m training evaluate calibrates them)"
+        raise invalid("stop", reason, value)
+    return "label"
 
 
 def _solver(value: object, stop: Stop, model: ServedVersion) -> str | None:
@@ -339,14 +297,18 @@ def _session(value: object) -> str | None:
     return value.encode(errors="replace").decode()  # JSON lets unpaired surrogates through, msgpack does not
 
 
-def _per_row(name: str, value: Any, rows: int, allows: Callable[[float], bool], requirement: str) -> list[float]:
-    """One number per row; an empty list if there is no value."""
+def _per_row(
+    parameters: PredictParameters, rows: int, name: str, low: float, high: float, requirement: str, *, whole: bool = False
+) -> list[float]:
+    """One number per row, within [low, high]; an empty list if there is no value."""
+    value = getattr(parameters, name)
     if value is UNSET:
         return []
     if isinstance(value, list) and len(value) != rows:
         raise ApiError(422, f"{name}: must be a number or a list of {rows}, one per row (got a list of {len(value)})")
     for index, entry in enumerate(value if isinstance(value, list) else [value]):
-        if type(entry) not in (int, float) or not allows(entry):  # to isinstance, true would be a number
+        # To isinstance, true would be a number.
+        if type(entry) not in (int, float) or not low <= entry <= high or (whole and entry % 1):
             raise invalid(f"{name}[{index}]" if isinstance(value, list) else name, requirement, entry)
     return value if isinstance(value, list) else [value] * rows
 
@@ -357,13 +319,9 @@ def _decoder(kind: Any) -> msgspec.json.Decoder[Any]:
 
 
 @lru_cache
-def _body_decoder(depth: int) -> msgspec.json.Decoder[Any]:
-    """Decodes a body whose inputs are lists, nested this deeply, of numbers."""
-    kind: Any = float
-    for _ in range(depth):
-        kind = list[kind]
-    body: Any = PredictBody
-    return msgspec.json.Decoder(body[kind])
+def _body_type(depth: int) -> Any:
+    body: Any = PredictRequest
+    return body[lists_of(float, depth)]
 
 
 def _shape(spec: InputSpec) -> str:
@@ -371,15 +329,9 @@ def _shape(spec: InputSpec) -> str:
 
 
 def _range(spec: InputSpec) -> str:
-    match spec.low, spec.high:
-        case None, None:
-            return ""
-        case None, high:
-            return f" of at most {high:g}"
-        case low, None:
-            return f" of at least {low:g}"
-        case low, high:
-            return f" within [{low:g}, {high:g}]"
+    if spec.low is None:
+        return "" if spec.high is None else f" of at most {spec.high:g}"
+    return f" of at least {spec.low:g}" if spec.high is None else f" within [{spec.low:g}, {spec.high:g}]"
 
 
 def _invalid_entry(field: str, requirement: str, rows: NDArray[Any], good: NDArray[np.bool_]) -> ApiError:
@@ -387,41 +339,8 @@ def _invalid_entry(field: str, requirement: str, rows: NDArray[Any], good: NDArr
     return invalid(f"{field}{''.join(f'[{index}]' for index in where)}", requirement, rows[where].item())
 
 
-def _invalid_lists(value: Any, spec: InputSpec) -> ApiError:
-    """What is wrong with what are not nested lists of numbers of shape ``[n, *spec.shape]``."""
-    if not isinstance(value, list):
-        return invalid("inputs", f"nested lists of shape {_shape(spec)}", value)
-    sides: list[int] = []
-    first: Any = value
-    while isinstance(first, list) and len(sides) <= 32:
-        sides.append(len(first))
-        first = first[0] if first else None
-    if sides[1:] != list(spec.shape):
-        return ApiError(422, f"inputs: must have shape {_shape(spec)} (got {sides})")
-    flaw = _first_flaw("inputs", value, (len(value), *spec.shape))
-    return flaw or ApiError(422, f"inputs: must be numbers of shape {_shape(spec)} (got {shown(value)})")
-
-
-def _first_flaw(path: str, value: object, shape: tuple[int, ...]) -> ApiError | None:
-    if not shape:
-        fits = type(value) in (int, float) and abs(value) <= sys.float_info.max  # type: ignore[arg-type]
-        return None if fits else invalid(path, "a number that fits in a float", value)
-    if not isinstance(value, list):
-        return invalid(path, f"a list of {shape[0]}", value)
-    if len(value) != shape[0]:
-        return ApiError(422, f"{path}: must have {shape[0]} entries (got {len(value)}); all rows have the same shape")
-    flaws = (_first_flaw(f"{path}[{index}]", entry, shape[1:]) for index, entry in enumerate(value))
-    return next((flaw for flaw in flaws if flaw), None)
-
-
-_TYPES = {
-    "float": "a number",
-    "int": "an integer",
-    "str": "a string",
-    "bool": "true or false",
-    "array": "a list",
-    "object": "an object",
-}
+_TYPES = {"float": "number", "int": "integer", "str": "string", "bool": "boolean", "array": "list", "object": "object"}
+"""Names of JSON's types, by those of msgspec."""
 
 
 def _type_error(field: str, message: str, content: Any, kind: Any) -> ApiError:
@@ -431,13 +350,15 @@ def _type_error(field: str, message: str, content: Any, kind: Any) -> ApiError:
     if message == TOO_LARGE:
         return ApiError(422, f"{name}: must be a number that fits in a float (got one that is too large)")
     if match := re.match(r"Object contains unknown field `(.*)`", message):
-        known = getattr(kind, "__origin__", kind).__struct_fields__ if not path else ()
+        known = () if path else getattr(kind, "__origin__", kind).__struct_fields__
         return unknown_name(match[1], known) if known else ApiError(422, f"{name}: unknown field {shown(match[1])}")
     if match := re.match(r"Object missing required field `(.*)`", message):
         return ApiError(422, f"{f'{name}.' if path else ''}{match[1]}: must be given (got nothing)")
     for key, index in re.findall(r"\.(\w+)|\[(\d+)\]", path):
         content = content[key] if key else content[int(index)]
-    if match := re.match(r"Expected `([^`]*)`(?: ([<>]=? \S+?))?(?:, got .*)?$", message):
-        kinds = [_TYPES.get(one, one) for one in match[1].split(" | ")]
-        return invalid(name, " ".join([" or ".join(kinds), *([match[2]] if match[2] else [])]), content)
-    return ApiError(422, f"{name}: {message[:1].lower()}{message[1:]} (got {shown(content)})")
+    match = re.match(r"Expected `([^`]*)`(?: ([<>]=? \S+?))?(?:, got .*)?$", message)
+    if not match:
+        return ApiError(422, f"{name}: {message}")
+    types = [_TYPES.get(one, one) for one in match[1].split(" | ")]
+    requirement = " or ".join(f"{'an' if one[0] in 'aeiou' else 'a'} {one}" for one in types)
+    return invalid(name, f"{requirement} {match[2] or ''}".rstrip(), content)

@@ -13,12 +13,14 @@ from typing import Annotated, Any
 
 import msgspec
 import numpy as np
-from msgspec import UNSET, Meta, Raw, Struct, UnsetType
+from msgspec import UNSET, Meta, Raw
 from numpy.typing import NDArray
 
 from app.engine_client.messages import Request, Result, ServedVersion
 from app.http.errors import ApiError, invalid
-from app.inference.decoding import Parameters, build_request, check_count, check_rows, decode_json
+from app.inference.decoding import build_request, check_count, check_lengths, check_rows, decode_json, lists_of
+from app.schemas.native import PredictParameters
+from app.schemas.open_inference import Datatype, InferRequest, RequestedOutput, RequestInput
 from app.settings import Settings
 
 JSON_LENGTH_HEADER = "inference-header-content-length"
@@ -28,68 +30,27 @@ NUMBERS: Mapping[str, np.dtype[Any]] = {
     **{f"INT{bits}": np.dtype(f"<i{bits // 8}") for bits in (8, 16, 32, 64)},
     **{f"FP{bits}": np.dtype(f"<f{bits // 8}") for bits in (16, 32, 64)},
 }
-PER_ROW = {"tolerance": "FP32", "max_iterations": "INT64"}
+PER_ROW: Mapping[str, Datatype] = {"tolerance": "FP32", "max_iterations": "INT64"}
 """Optional inputs with one entry per row; they take precedence over parameters."""
-OUTPUTS: Mapping[str, tuple[str, Callable[[Result], Any]]] = {
+OUTPUTS: Mapping[str, tuple[Datatype, Callable[[Result], Any]]] = {
     # The last iterate of a row that diverged has no meaning.
-    "logits": (
-        "FP32",
-        lambda result: np.where(np.equal(result.status, "diverged")[:, None], np.nan, result.logits_array()),
-    ),
+    "logits": ("FP32", lambda result: np.where(np.equal(result.status, "diverged")[:, None], np.nan, result.logits_array())),
     "iterations": ("INT64", lambda result: result.iterations),
     "residual": ("FP32", lambda result: result.residual),
     "converged": ("BOOL", lambda result: [status == "converged" for status in result.status]),
 }
-LABEL_STOP_OUTPUTS: Mapping[str, tuple[str, Callable[[Result], Any]]] = {
+LABEL_STOP_OUTPUTS: Mapping[str, tuple[Datatype, Callable[[Result], Any]]] = {
     "margin": ("FP32", lambda result: result.margin),
     "bound": ("FP32", lambda result: result.bound),
 }
 """Additional outputs with the parameter ``stop: label``."""
 
 
-class TensorParameters(Struct, frozen=True, forbid_unknown_fields=True):
-    """See ``schemas.open_inference``, as for the structs below."""
-
-    binary_data_size: Annotated[int, Meta(ge=0)] | UnsetType = UNSET
-
-
-class RequestInput(Struct):
-    name: str
-    shape: list[Annotated[int, Meta(ge=0)]]
-    datatype: str
-    parameters: TensorParameters = TensorParameters()
-    data: Raw | UnsetType = UNSET
-
-
-class OutputParameters(Struct, frozen=True, forbid_unknown_fields=True):
-    binary_data: bool | UnsetType = UNSET
-
-
-class RequestedOutput(Struct):
-    name: str
-    parameters: OutputParameters = OutputParameters()
-
-
-class RequestParameters(Parameters):
-    timeout: int | UnsetType = UNSET
-    binary_data_output: bool = False
-
-
-class InferBody(Struct):
-    """The JSON of an infer request."""
-
-    inputs: list[RequestInput]
-    outputs: list[RequestedOutput] | UnsetType = UNSET
-    parameters: RequestParameters = msgspec.field(default_factory=RequestParameters)
-    id: str | UnsetType = UNSET
-
-
 def decompress(content: bytes, encoding: str, max_bytes: int) -> bytes:
-    """Undo a content encoding.
+    """Undo a content encoding, without producing more than ``max_bytes``.
 
     Raises:
-        ApiError: 413 if there would be more than ``max_bytes``, and no more than that are produced; 415 for an encoding other
-            than identity, gzip and deflate; 400 for bytes that are not so encoded.
+        ApiError: 413 for more bytes; 415 for an encoding other than identity, gzip and deflate; 400 for bytes not so encoded.
     """
     encoding = encoding.strip().lower()
     if encoding == "identity":
@@ -108,38 +69,24 @@ def decompress(content: bytes, encoding: str, max_bytes: int) -> bytes:
     return plain
 
 
-def split(body: bytes, json_length: str | None) -> tuple[InferBody, memoryview]:
-    """Decode a body's JSON, and return it with what follows it.
-
-    Args:
-        json_length: the value of ``JSON_LENGTH_HEADER``.
+def split(body: bytes, json_length: str | None) -> tuple[InferRequest, memoryview]:
+    """Decode a body's JSON, of the length in ``JSON_LENGTH_HEADER``, and return it with what follows it.
 
     Raises:
-        ApiError: 400 for what is not JSON; 422 for JSON that is no infer request, a length that is no number, or is longer than
-        the body.
+        ApiError: 400 for what is not JSON; 422 for JSON that is no infer request, and an invalid length.
     """
-    whole = memoryview(body)
-    length = len(body)
+    whole, length = memoryview(body), len(body)
     if json_length is not None:
         if not (json_length.isascii() and json_length.isdecimal() and len(json_length) < 20):
             raise invalid(JSON_LENGTH_HEADER, "a number of bytes", json_length)
         length = int(json_length)
         if length > len(body):
             raise invalid(JSON_LENGTH_HEADER, f"at most the {len(body)} bytes of the body", length)
-    content: InferBody = decode_json("body", whole[:length], InferBody)
-    return content, whole[length:]
+    return decode_json("body", whole[:length], InferRequest), whole[length:]
 
 
-def decode_infer(body: InferBody, tail: memoryview, model: ServedVersion, settings: Settings, arrived: float) -> Request:
-    """Validate an infer request.
-
-    Args:
-        tail: what follows the JSON.
-        arrived: as in ``decode_predict``.
-
-    Raises:
-        ApiError: 413 for too many rows, 422 for everything else that is invalid.
-    """
+def decode_infer(body: InferRequest, tail: memoryview, model: ServedVersion, settings: Settings, arrived: float) -> Request:
+    """Validate an infer request; ``tail`` is what follows its JSON. Otherwise as ``decode_predict``."""
     spec = model.config.input
     arrays = _arrays(body.inputs, tail, spec.shape)
     if "inputs" not in arrays:
@@ -147,7 +94,7 @@ def decode_infer(body: InferBody, tail: memoryview, model: ServedVersion, settin
     rows = arrays.pop("inputs")
     check_count("inputs", len(rows), settings.max_rows_per_request)
     given = body.parameters
-    parameters = Parameters(**{name: getattr(given, name) for name in Parameters.__struct_fields__})
+    parameters = PredictParameters(**{name: getattr(given, name) for name in PredictParameters.__struct_fields__})
     if given.timeout is not UNSET and parameters.deadline_ms is UNSET:
         parameters.deadline_ms = given.timeout / 1000
     for name, array in arrays.items():
@@ -155,12 +102,8 @@ def decode_infer(body: InferBody, tail: memoryview, model: ServedVersion, settin
     return build_request(check_rows("inputs", rows, spec), parameters, model, settings, arrived)
 
 
-def requested_outputs(body: InferBody) -> list[tuple[str, bool]]:
-    """The names of the outputs to send, each with whether it follows the JSON as raw bytes.
-
-    Raises:
-        ApiError: 422 for an unknown output, or one that is requested twice.
-    """
+def requested_outputs(body: InferRequest) -> list[tuple[str, bool]]:
+    """The names of the outputs to send, each with whether it follows the JSON as raw bytes; all if none is requested."""
     known = outputs_for(body.parameters.stop == "label")
     requested = [RequestedOutput(name) for name in known] if body.outputs is UNSET or not body.outputs else body.outputs
     _check_names("outputs", [output.name for output in requested], known)
@@ -168,19 +111,15 @@ def requested_outputs(body: InferBody) -> list[tuple[str, bool]]:
     return [(one.name, default if one.parameters.binary_data is UNSET else one.parameters.binary_data) for one in requested]
 
 
-def outputs_for(label_stops: bool) -> dict[str, tuple[str, Callable[[Result], Any]]]:
+def outputs_for(label_stops: bool) -> dict[str, tuple[Datatype, Callable[[Result], Any]]]:
     """The outputs by name, each with its datatype and how it is read from a result."""
     return {**OUTPUTS, **(LABEL_STOP_OUTPUTS if label_stops else {})}
 
 
 def encode_infer(
-    body: InferBody, outputs: Sequence[tuple[str, bool]], model: ServedVersion, result: Result
+    body: InferRequest, outputs: Sequence[tuple[str, bool]], model: ServedVersion, result: Result
 ) -> tuple[bytes, dict[str, str]]:
-    """The body of a response, and its headers.
-
-    Args:
-        outputs: from ``requested_outputs``.
-    """
+    """The body of a response with ``requested_outputs``, and its headers."""
     known = outputs_for(body.parameters.stop == "label")
     described, tensors = [], []
     for name, binary in outputs:
@@ -243,8 +182,9 @@ def _array_of_json(field: str, data: Raw, shape: Sequence[int], dtype: np.dtype[
     try:
         with np.errstate(over="ignore"):  # to infinity, which no model takes
             array = np.array(entries, dtype=np.float64 if dtype.kind == "f" else dtype).astype(dtype)
-    except ValueError as error:
-        raise ApiError(422, f"{field}: must be lists of shape {list(shape)} (got lists of different lengths)") from error
+    except ValueError:
+        check_lengths(field, entries, shape)
+        raise
     if list(array.shape) != (list(shape) if depth > 1 else [math.prod(shape)]):
         raise ApiError(422, f"{field}: must be entries of shape {list(shape)}, nested or flat (got {list(array.shape)})")
     return array.reshape(shape)
@@ -252,13 +192,10 @@ def _array_of_json(field: str, data: Raw, shape: Sequence[int], dtype: np.dtype[
 
 @lru_cache
 def _lists(dtype: np.dtype[Any], depth: int) -> Any:
-    kind: Any = float
-    if dtype.kind != "f":
-        limits = np.iinfo(dtype)
-        kind = Annotated[int, Meta(ge=int(limits.min), le=min(int(limits.max), 2**63 - 1))]  # msgspec has no higher bounds
-    for _ in range(depth):
-        kind = list[kind]
-    return kind
+    if dtype.kind == "f":
+        return lists_of(float, depth)
+    limits = np.iinfo(dtype)  # msgspec has no bounds above 2**63 - 1
+    return lists_of(Annotated[int, Meta(ge=int(limits.min), le=min(int(limits.max), 2**63 - 1))], depth)
 
 
 def _check_names(field: str, names: Sequence[str], known: Iterable[str]) -> None:

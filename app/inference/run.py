@@ -1,6 +1,7 @@
 """Running: a request in the engine, for no longer than its client waits, with the models as they are now."""
 
 import asyncio
+import re
 import time
 from bisect import bisect_left
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Sequence
@@ -12,12 +13,12 @@ from starlette.requests import ClientDisconnect
 from starlette.requests import Request as HttpRequest
 
 from app.engine_client.errors import NotServed
-from app.engine_client.messages import Iteration, Request, Result
-from app.http.errors import ApiError
+from app.engine_client.messages import Iteration, Request, Result, ServedVersion
+from app.http.errors import ApiError, invalid
 from app.http.middleware import RequestLog
 from app.http.state import AppState
 from app.observability.metrics import RowHistogram
-from app.observability.tracing import MAX_EVENTS, TraceStep
+from app.observability.tracing import MAX_EVENTS
 
 MAX_ATTEMPTS = 5
 """A model is not replaced more often during one request."""
@@ -25,7 +26,32 @@ MAX_ATTEMPTS = 5
 Value = TypeVar("Value")
 
 
-async def predict(http: HttpRequest, state: AppState, log: RequestLog, request: Request) -> Result:
+async def find_model(http: HttpRequest) -> ServedVersion:
+    """The model that a path names, else the default model; in the version that it names, else in the highest.
+
+    Raises:
+        ApiError: 422 for a version that is not an integer.
+        EngineError: as ``Catalogue.find``.
+    """
+    state: AppState = http.app.state.server
+    version: str | None = http.path_params.get("version")
+    if version is None:
+        return state.engines.catalogue.find(http.path_params.get("name"))
+    if not re.fullmatch("[0-9]{1,19}", version):
+        raise invalid("version", "a positive integer", version)
+    return state.engines.catalogue.find(http.path_params["name"], int(version))
+
+
+async def admit(http: HttpRequest) -> AppState:
+    """Reject, before its body is read, a request for an unknown model, or one that would be queued in vain."""
+    model = await find_model(http)
+    state: AppState = http.app.state.server
+    http.scope["request_log"].model = model.model
+    state.engines.raise_if_full(model)
+    return state
+
+
+async def predict(http: HttpRequest, request: Request) -> Result:
     """Have the engine compute a request, and drop it as soon as the client has closed the connection.
 
     Raises:
@@ -33,25 +59,21 @@ async def predict(http: HttpRequest, state: AppState, log: RequestLog, request: 
         ClientDisconnect: if the client left first.
         EngineError: as ``Engines.predict``.
     """
+    state: AppState = http.app.state.server
+    log: RequestLog = http.scope["request_log"]
     log.rows = request.rows
     if log.traced:
-        result = await _unless_disconnected(http, _last(_reported(state, log, request)))
-    else:
-        result = await _unless_disconnected(http, state.engines.predict(request))
-        _report(state, log, request, result)
+        return _in_time(await _unless_disconnected(http, _last(_reported(state, log, request))))
+    result = await _unless_disconnected(http, state.engines.predict(request))
+    _report(state, log, request, result)
     return _in_time(result)
 
 
-async def stream(
-    http: HttpRequest, state: AppState, log: RequestLog, request: Request
-) -> tuple[Iteration | Result, AsyncGenerator[Iteration | Result, None]]:
-    """As ``predict``, but iteration by iteration.
-
-    Returns:
-        The first iteration, or the result, for which an error can still have a status; and the rest.
-    """
+async def stream(http: HttpRequest, request: Request) -> tuple[Iteration | Result, AsyncGenerator[Iteration | Result, None]]:
+    """As ``predict``, but iteration by iteration: the first, for which an error can still have a status, and the rest."""
+    log: RequestLog = http.scope["request_log"]
     log.rows = request.rows
-    rest = _reported(state, log, request)
+    rest = _reported(http.app.state.server, log, request)
     first = await _unless_disconnected(http, anext(rest))
     return (_in_time(first) if isinstance(first, Result) else first), rest
 
@@ -60,10 +82,7 @@ async def retry_if_replaced(attempt: Callable[[], Awaitable[Value]]) -> Value:
     """Make an attempt, which finds a model in the catalogue and runs a request; again if the model was replaced in between.
 
     When an engine does not serve what it was sent, the catalogue is up to date already. A replaced model is found again, and the
-    body decoded again, as its inputs may be others; a model that is gone is a 404.
-
-    Raises:
-        NotServed: if it happened too often.
+    body decoded again, as its inputs may be others; a model that is gone is a 404. ``NotServed`` if it happens too often.
     """
     for _ in range(MAX_ATTEMPTS - 1):
         try:
@@ -80,17 +99,15 @@ async def _reported(state: AppState, log: RequestLog, request: Request) -> Async
             if isinstance(event, Result):
                 _report(state, log, request, event)
             elif log.traced and len(log.steps) < MAX_EVENTS:
-                step = TraceStep(time.monotonic(), max(event.iterations), max(event.residual), len(event.rows))
-                log.steps.append(step)
+                worst = {"jfb.iteration": max(event.iterations), "jfb.residual": max(event.residual)}
+                log.steps.append((time.time_ns(), worst | {"jfb.rows": len(event.rows)}))
             yield event
 
 
 async def _last(events: AsyncGenerator[Iteration | Result, None]) -> Result:
     async with aclosing(events):
-        async for event in events:
-            if isinstance(event, Result):
-                return event
-    raise AssertionError("the result comes last")
+        (result,) = [event async for event in events if isinstance(event, Result)]
+    return result
 
 
 def _report(state: AppState, log: RequestLog, request: Request, result: Result) -> None:

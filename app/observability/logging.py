@@ -10,13 +10,7 @@ import structlog
 
 
 def configure_logging(level: str, log_format: str = "auto") -> None:
-    """Log to stderr what is at least as severe as ``level``.
-
-    Args:
-        level: debug, info, warning or error.
-        log_format: ``console`` is text for people, ``json`` one JSON object per line, ``auto`` is ``console`` on a terminal and
-            ``json`` elsewhere.
-    """
+    """Log to stderr what is at least as severe as ``level``; the arguments are the settings of these names."""
     console = sys.stderr.isatty() if log_format == "auto" else log_format == "console"
     shared: list[structlog.typing.Processor] = [
         structlog.contextvars.merge_contextvars,
@@ -36,12 +30,8 @@ def configure_logging(level: str, log_format: str = "auto") -> None:
         cache_logger_on_first_use=True,
     )
     handler = logging.StreamHandler()
-    handler.setFormatter(
-        structlog.stdlib.ProcessorFormatter(
-            foreign_pre_chain=shared,
-            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *renderer],
-        )
-    )
+    processors = [structlog.stdlib.ProcessorFormatter.remove_processors_meta, *renderer]
+    handler.setFormatter(structlog.stdlib.ProcessorFormatter(foreign_pre_chain=shared, processors=processors))
     logging.basicConfig(handlers=[handler], level=level.upper(), force=True)
 
 

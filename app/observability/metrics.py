@@ -1,7 +1,7 @@
 """Metrics: what an HTTP worker counts for Prometheus."""
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from itertools import accumulate
 
@@ -23,11 +23,7 @@ PHASES = {
 class RowHistogram:
     """A histogram that counts many values at once, which prometheus_client's own cannot; ``RowHistograms`` shows it.
 
-    Args:
-        name: of the metric.
-        documentation: its help text.
-        bounds: upper bounds of the buckets, ascending; the last bucket, up to infinity, is added to them.
-        registry: that counts.
+    ``bounds`` are upper bounds of the buckets, ascending; the last bucket, up to infinity, is added to them.
     """
 
     def __init__(self, name: str, documentation: str, bounds: Sequence[float], registry: CollectorRegistry) -> None:
@@ -43,44 +39,25 @@ class Metrics:
 
     Each attribute except the row histograms is a function from label values to a child of the metric. They are cached: the
     client library looks a child up under a lock every time.
-
-    Args:
-        registry: that counts.
     """
 
     def __init__(self, registry: CollectorRegistry) -> None:
-        self.requests = cache(
-            Counter("jfb_http_requests", "Requests answered.", ["model", "method", "route", "status"], registry=registry).labels
-        )
-        self.request_seconds = cache(
-            Histogram(
-                "jfb_http_request_seconds",
-                "Time from the first byte of a request to the last of its response.",
-                ["model", "route"],
-                buckets=SECONDS,
-                registry=registry,
-            ).labels
-        )
-        self.phase_seconds = {
-            phase: cache(Histogram(f"jfb_{phase}_seconds", meaning, LABELS, buckets=SECONDS, registry=registry).labels)
-            for phase, meaning in PHASES.items()
-        }
+        def seconds(name: str, meaning: str, labels: list[str]) -> Callable[..., Histogram]:
+            return cache(Histogram(name, meaning, labels, buckets=SECONDS, registry=registry).labels)
+
+        requests = Counter("jfb_http_requests", "Requests answered.", ["model", "method", "route", "status"], registry=registry)
+        self.requests = cache(requests.labels)
+        meaning = "Time from the first byte of a request to the last of its response."
+        self.request_seconds = seconds("jfb_http_request_seconds", meaning, ["model", "route"])
+        self.phase_seconds = {phase: seconds(f"jfb_{phase}_seconds", meaning, LABELS) for phase, meaning in PHASES.items()}
         self.rows = cache(Counter("jfb_rows", "Rows answered, by status.", [*LABELS, "status"], registry=registry).labels)
-        self.row_iterations = RowHistogram(
-            "jfb_row_iterations", "Iterations of a row.", [2.0**power for power in range(11)], registry
-        )
-        self.row_residual = RowHistogram(
-            "jfb_row_residual", "Residual of a row's last iteration.", [10.0**power for power in range(-8, 3)], registry
-        )
+        powers, tens = [2.0**power for power in range(11)], [10.0**power for power in range(-8, 3)]
+        self.row_iterations = RowHistogram("jfb_row_iterations", "Iterations of a row.", powers, registry)
+        self.row_residual = RowHistogram("jfb_row_residual", "Residual of a row's last iteration.", tens, registry)
 
 
 class RowHistograms(Collector):
-    """What a registry has counted, with its row histograms in Prometheus's form.
-
-    Args:
-        source: the registry, or the collector that adds up those of all HTTP workers.
-        histograms: those that are registered there.
-    """
+    """What a registry, or the collector that adds up those of all HTTP workers, has counted; histograms in Prometheus's form."""
 
     def __init__(self, source: Collector, histograms: Sequence[RowHistogram]) -> None:
         self._source = source
@@ -96,32 +73,21 @@ class RowHistograms(Collector):
 
 
 def _histogram_family(histogram: RowHistogram, buckets: Metric, sums: Metric) -> HistogramMetricFamily:
-    counts: defaultdict[tuple[str, str], list[float]] = defaultdict(lambda: [0.0] * (len(histogram.bounds) + 1))
-    for labels, value in _totals(buckets):
-        counts[labels["model"], labels["version"]][int(labels["bucket"])] += value
-    family = HistogramMetricFamily(histogram.name, histogram.documentation, labels=LABELS)
-    for labels, value in _totals(sums):
-        key = labels["model"], labels["version"]
-        add_histogram(family, key, histogram.bounds, counts[key], value)
-    return family
-
-
-def _totals(family: Metric) -> Iterator[tuple[dict[str, str], float]]:
-    """The values of a counter, each with its labels."""
-    for sample in family.samples:
+    counts: defaultdict[tuple[str, ...], list[float]] = defaultdict(lambda: [0.0] * (len(histogram.bounds) + 1))
+    for sample in buckets.samples:
         if sample.name.endswith("_total"):
-            yield sample.labels, sample.value
+            counts[sample.labels["model"], sample.labels["version"]][int(sample.labels["bucket"])] += sample.value
+    family = HistogramMetricFamily(histogram.name, histogram.documentation, labels=LABELS)
+    for sample in sums.samples:
+        if sample.name.endswith("_total"):
+            key = sample.labels["model"], sample.labels["version"]
+            add_histogram(family, key, histogram.bounds, counts[key], sample.value)
+    return family
 
 
 def add_histogram(
     family: HistogramMetricFamily, labels: Sequence[str], bounds: Sequence[float], counts: Sequence[float], total: float
 ) -> None:
-    """Add one histogram to a family.
-
-    Args:
-        bounds: upper bounds of the buckets.
-        counts: of the values in each bucket, one more than ``bounds``: the last goes up to infinity.
-        total: sum of the values.
-    """
+    """Add one histogram: the values' ``counts`` per bucket, one more than upper ``bounds``, and their sum ``total``."""
     ends = [*map(str, bounds), "+Inf"]
     family.add_metric(list(labels), list(zip(ends, map(float, accumulate(counts)), strict=True)), total)

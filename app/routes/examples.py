@@ -10,9 +10,8 @@ import numpy as np
 from app.engine_client.messages import ServedVersion
 from app.http.errors import ApiError
 from app.inference.decoding import rows_of_lists
-from app.schemas.native import Sample
 from jfb import images, store
-from jfb.store import ModelVersion
+from jfb.store import ModelVersion, Sample
 
 MAX_EXAMPLE_NUMBERS = 4096
 """Larger inputs are shown as PNG only."""

@@ -1,5 +1,6 @@
 """GET metrics: counters for Prometheus."""
 
+from collections import Counter
 from collections.abc import Iterator
 
 from fastapi import APIRouter, Depends, Response
@@ -38,11 +39,11 @@ class EngineCollector(Collector):
         self._state = state
 
     def collect(self) -> Iterator[Metric]:
-        ready = GaugeMetricFamily("jfb_engine_ready", "Whether the engine is up.", labels=["engine"])
-        restarts = CounterMetricFamily("jfb_engine_restarts", "Restarts of the engine.", labels=["engine"])
-        exits = GaugeMetricFamily(
-            "jfb_engine_consecutive_exits", "Exits of the engine, each soon after its start.", labels=["engine"]
-        )
+        engine = ["engine"]
+        ready = GaugeMetricFamily("jfb_engine_ready", "Whether the engine is up.", labels=engine)
+        restarts = CounterMetricFamily("jfb_engine_restarts", "Restarts of the engine.", labels=engine)
+        meaning = "Exits of the engine, each soon after its start."
+        exits = GaugeMetricFamily("jfb_engine_consecutive_exits", meaning, labels=engine)
         for number, file in enumerate(self._state.run_folder.status_files):
             status = read_status(file)
             ready.add_metric([str(number)], float(status.ready))
@@ -52,21 +53,20 @@ class EngineCollector(Collector):
         versions = GaugeMetricFamily("jfb_engine_versions", "Versions that are served.", labels=["engine", "model"])
         sizes = HistogramMetricFamily("jfb_engine_batch_rows", "Rows of the batch per tick.", labels=LABELS)
         counters: list[tuple[list[str], Counters]] = []
-        for number, engine in self._state.engines.states.items():
-            served = [one.model for one in engine.counters]
-            for model in dict.fromkeys(served):
-                versions.add_metric([str(number), model], served.count(model))
-            counters += [([str(number), one.model, str(one.version)], one) for one in engine.counters]
+        for number, state in self._state.engines.states.items():
+            for model, count in Counter(one.model for one in state.counters).items():
+                versions.add_metric([str(number), model], count)
+            counters += [([str(number), one.model, str(one.version)], one) for one in state.counters]
         for labels, one in counters:
             bounds = [2**power for power in range(len(one.batch_sizes))]
             add_histogram(sizes, labels, bounds, [*one.batch_sizes, 0], one.step_evaluations)
         yield from (versions, sizes)
-        for family, names in ((CounterMetricFamily, COUNTERS), (GaugeMetricFamily, GAUGES)):
-            for name, meaning in names.items():
-                metric = family(f"jfb_engine_{name}", meaning, labels=LABELS)
-                for labels, one in counters:
-                    metric.add_metric(labels, getattr(one, name))
-                yield metric
+        for name, meaning in (COUNTERS | GAUGES).items():
+            family = CounterMetricFamily if name in COUNTERS else GaugeMetricFamily
+            metric = family(f"jfb_engine_{name}", meaning, labels=LABELS)
+            for labels, one in counters:
+                metric.add_metric(labels, getattr(one, name))
+            yield metric
 
 
 @router.get(

@@ -7,9 +7,9 @@ from app.http.auth import AccessRoute, user
 from app.http.state import AppState, State
 from app.routes.examples import samples
 from app.routes.openapi import errors
-from app.schemas.native import InputDescription, LabelStopDescription, ModelDescription, ModelList, Sample
+from app.schemas.native import LabelStopDescription, ModelDescription, ModelList
 from jfb import store
-from jfb.store import ModelVersion
+from jfb.store import ModelVersion, Sample
 
 router = APIRouter(tags=["models"], route_class=AccessRoute, dependencies=[Depends(user)])
 
@@ -36,7 +36,7 @@ def list_samples(state: State, name: str) -> list[Sample]:
 
 def _describe(state: AppState, catalogue: Catalogue, name: str) -> ModelDescription:
     model = catalogue.find(name)
-    spec, serving, limit = model.config.input, model.config.serving, state.settings.max_iterations_limit
+    serving, limit = model.config.serving, state.settings.max_iterations_limit
     try:
         metrics = store.read_metrics(ModelVersion(name, model.version).folder(state.settings.model_store))
     except store.CheckpointError:  # whatever is in it, the model is served
@@ -47,7 +47,7 @@ def _describe(state: AppState, catalogue: Catalogue, name: str) -> ModelDescript
         versions=catalogue.versions(name),
         default=catalogue.default == name,
         architecture=model.config.architecture.name,
-        input=InputDescription(shape=list(spec.shape), kind=spec.kind, dtype=spec.dtype, low=spec.low, high=spec.high),
+        input=model.config.input,
         classes=model.config.classes,
         tolerance=serving.tolerance,
         max_iterations=min(serving.max_iterations, limit),

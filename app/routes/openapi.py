@@ -1,11 +1,12 @@
 """What FastAPI cannot generate of the OpenAPI description: errors, the bodies of the fast routes, and examples."""
 
+import re
 from pathlib import Path
 from typing import Any
 
+import msgspec
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
-from pydantic.json_schema import models_json_schema
 
 from app.engine_client.errors import EngineUnavailable
 from app.engine_client.messages import ServedVersion
@@ -30,6 +31,9 @@ MEANINGS = {
 }
 
 
+PATH_PARAMETERS = {"name": {"type": "string"}, "version": {"type": "integer", "minimum": 1}}
+
+
 def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """Error responses, for ``responses`` of a route."""
     return {status: {"model": Error, "description": MEANINGS[status]} for status in statuses}
@@ -40,11 +44,13 @@ def install(app: FastAPI, state: AppState) -> None:
 
     def describe() -> dict[str, Any]:
         description = get_openapi(title=app.title, version="1", summary=app.summary, routes=app.routes)
-        fast = [(PredictRequest, "validation"), (InferRequest, "validation"), (IterationEvent, "serialization")]
-        schemas = models_json_schema(fast, ref_template="#/components/schemas/{model}")[1]["$defs"]  # type: ignore[arg-type]
-        description["components"]["schemas"] |= schemas
+        schemas = description["components"]["schemas"]
+        schemas |= msgspec.json.schema_components([PredictRequest, InferRequest], ref_template="#/components/schemas/{name}")[1]
+        schemas["PredictRequest"]["oneOf"] = [{"required": ["inputs"]}, {"required": ["images"]}]
+        event = IterationEvent.model_json_schema(ref_template="#/components/schemas/{model}")
+        schemas |= event.pop("$defs") | {"IterationEvent": event}
         for name in ("HTTPValidationError", "ValidationError"):  # FastAPI adds them wherever a path has a parameter
-            description["components"]["schemas"].pop(name, None)
+            schemas.pop(name, None)
         try:
             catalogue = state.engines.catalogue
             shown = catalogue.default or next(iter(catalogue.names), None)
@@ -55,6 +61,10 @@ def install(app: FastAPI, state: AppState) -> None:
             for operation in operations.values():
                 if "HTTPValidationError" in str(operation["responses"].get("422")):
                     del operation["responses"]["422"]
+                described = [one for one in operation.get("parameters", []) if one["in"] != "path"]
+                for name in re.findall(r"{(\w+)}", path):
+                    described.append({"name": name, "in": "path", "required": True, "schema": PATH_PARAMETERS[name]})
+                operation["parameters"] = described
                 if model is not None:
                     _add_examples(path, operation, model, state.settings.model_store)
         return description
@@ -63,7 +73,7 @@ def install(app: FastAPI, state: AppState) -> None:
 
 
 def _add_examples(path: str, operation: dict[str, Any], model: ServedVersion, model_store: Path) -> None:
-    for parameter in operation.get("parameters", []):
+    for parameter in operation["parameters"]:
         if parameter["in"] == "path":
             parameter["example"] = {"name": model.model, "version": model.version}[parameter["name"]]
     if path.endswith("/predict"):

@@ -1,16 +1,14 @@
 """POST predict: inputs in, labels out."""
 
 import time
-from typing import Annotated, Any
+from typing import Any
 
 import msgspec
-from fastapi import APIRouter, Depends, Path, Request, Response
+from fastapi import APIRouter, Depends, Request, Response
 
 from app.http.auth import FastRoute, user
-from app.http.middleware import RequestLog
-from app.http.state import AppState
 from app.inference import run
-from app.inference.decoding import MEDIA_TYPES, decode_predict, media_type, parse_version
+from app.inference.decoding import MEDIA_TYPES, decode_predict, media_type
 from app.inference.response import predict_response
 from app.inference.stream import EVENT_STREAM, EventStream
 from app.routes.openapi import errors
@@ -39,7 +37,7 @@ OPENAPI: dict[str, Any] = {
     "openapi_extra": {
         "parameters": [
             {"name": name, "in": "query", "required": False, "schema": schema}
-            for name, schema in PredictParameters.model_json_schema()["properties"].items()
+            for name, schema in msgspec.json.schema_components([PredictParameters])[1]["PredictParameters"]["properties"].items()
         ],
         "requestBody": {
             "required": True,
@@ -55,41 +53,22 @@ OPENAPI: dict[str, Any] = {
 
 router = APIRouter(tags=["predict"], route_class=FastRoute, dependencies=[Depends(user)])
 
-Version = Annotated[str, Path(json_schema_extra={"type": "integer"})]
-
 
 @router.post("/predict", summary="Predict with the default model", **OPENAPI)
-async def predict_default(request: Request) -> Response:
-    return await _predict(request, None, None)
-
-
 @router.post("/models/{name}/predict", summary="Predict with a model's highest version", **OPENAPI)
-async def predict_model(request: Request, name: str) -> Response:
-    return await _predict(request, name, None)
-
-
 @router.post("/models/{name}/versions/{version}/predict", summary="Predict with one version of a model", **OPENAPI)
-async def predict_version(request: Request, name: str, version: Version) -> Response:
-    return await _predict(request, name, parse_version(version))
-
-
-async def _predict(request: Request, name: str | None, version: int | None) -> Response:
+async def predict(request: Request) -> Response:
     arrived = time.monotonic()
-    state: AppState = request.app.state.server
-    log = RequestLog.of(request)
-    # Requests for an unknown model, and those that would be queued in vain, are rejected before their body is read.
-    model = state.engines.catalogue.find(name, version)
-    log.model = model.model
+    state = await run.admit(request)
     kind = media_type(request.headers)
-    state.engines.raise_if_full(model)
     body = await request.body()
 
     async def attempt() -> Response:
-        model = state.engines.catalogue.find(name, version)
+        model = await run.find_model(request)
         decoded = await decode_predict(body, kind, request.query_params, model, state.settings, arrived)
         if _wants_events(request):
-            return EventStream(model, *await run.stream(request, state, log, decoded))
-        result = await run.predict(request, state, log, decoded)
+            return EventStream(model, *await run.stream(request, decoded))
+        result = await run.predict(request, decoded)
         return Response(msgspec.json.encode(predict_response(model, result)), media_type="application/json")
 
     return await run.retry_if_replaced(attempt)

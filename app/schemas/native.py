@@ -1,12 +1,15 @@
 """JSON of the native API: requests and responses.
 
-The predict routes decode and encode without these models (``inference/decoding.py``, ``inference/response.py``), for speed; a
-test holds both together. All other routes use them.
+The predict routes decode ``PredictRequest`` with msgspec, for speed, and encode what ``PredictResponse`` and ``IterationEvent``
+describe without them; all other models are pydantic.
 """
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Generic, Literal, TypeVar
 
-from pydantic import MISSING, BaseModel, ConfigDict, Field, JsonValue
+from msgspec import UNSET, Meta, Struct, UnsetType
+from pydantic import MISSING, BaseModel, ConfigDict, Field
+
+from jfb.config import InputSpec
 
 EndStatus = Literal["converged", "label_stable", "max_iterations", "deadline", "diverged"]
 
@@ -15,75 +18,74 @@ MIN_TOLERANCE, MAX_TOLERANCE = 1.1754943508222875e-38, 3.4028234663852886e38
 """The engine computes in float32, where smaller numbers are lost and larger ones infinite."""
 
 Number = Annotated[float, Field(allow_inf_nan=False)]
-Tolerance = Annotated[Number, Field(ge=MIN_TOLERANCE, le=MAX_TOLERANCE)]
-Cap = Annotated[int, Field(ge=1)]
-Milliseconds = Annotated[Number, Field(gt=0)]
-PER_ROW = "One value for all rows, or a list of one per row."
+NonNegative = Annotated[Number, Field(ge=0)]
+Count = Annotated[int, Field(ge=0)]
+BoundKind = Literal["estimate", "guarantee"]
+Lists = TypeVar("Lists")
+
+
+def _meta(description: str, **schema: Any) -> Meta:
+    return Meta(description=description, extra_json_schema=schema)
+
+
+def _per_row(description: str, **value: Any) -> Meta:
+    lists = {"type": "array", "items": value}
+    return _meta(f"{description}; one value for all rows, or a list of one per row.", anyOf=[value, lists])
+
+
+TOLERANCE = _per_row("Stop when the residual is at most this", type="number", minimum=MIN_TOLERANCE, maximum=MAX_TOLERANCE)
+CAP = _per_row("Stop after this many iterations", type="integer", minimum=1)
+DEADLINE = _per_row("Stop after this time, from the arrival of the request", type="number", exclusiveMinimum=0)
+STOP = _meta("label also ends a row once its label cannot change; not every model offers it.", enum=["tolerance", "label"])
+SESSION = _meta(
+    "Start where the last rows of this session ended, if there were as many; for inputs that change slowly.",
+    anyOf=[{"type": "string", "minLength": 1, "maxLength": MAX_SESSION_CHARACTERS}, {"type": "null"}],
+)
+
+
+class PredictParameters(Struct, forbid_unknown_fields=True, kw_only=True):
+    """How the rows of a request are solved; the model's own defaults hold for what is left out.
+
+    The values are as the client sent them; ``inference.decoding.build_request`` validates them.
+    """
+
+    tolerance: Annotated[Any, TOLERANCE] = UNSET
+    max_iterations: Annotated[Any, CAP] = UNSET
+    deadline_ms: Annotated[Any, DEADLINE] = UNSET
+    solver: Annotated[Any, _meta("One of the model's solvers.", type="string")] = UNSET
+    stop: Annotated[Any, STOP] = UNSET
+    session: Annotated[Any, SESSION] = UNSET
+
+
+class PredictRequest(PredictParameters, Generic[Lists]):
+    """Rows to predict: either inputs or images."""
+
+    inputs: Annotated[Lists | UnsetType, _meta("Of shape [n, *input shape]; see GET /models.", type="array", minItems=1)] = UNSET
+    images: Annotated[Any, _meta("PNG or JPEG files in base64.", type="array", minItems=1, items={"type": "string"})] = UNSET
 
 
 class Model(BaseModel):
-    """A model whose fields' docstrings describe them."""
-
-    model_config = ConfigDict(frozen=True, strict=True, use_attribute_docstrings=True)
-
-
-class PredictParameters(Model):
-    """How the rows of a request are solved; the model's own defaults hold for what is left out."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    tolerance: Tolerance | list[Tolerance] | MISSING = Field(
-        MISSING, description=f"Stop when the residual is at most this. {PER_ROW}"
-    )
-    max_iterations: Cap | list[Cap] | MISSING = Field(MISSING, description=f"Stop after this many iterations. {PER_ROW}")
-    deadline_ms: Milliseconds | list[Milliseconds] | MISSING = Field(
-        MISSING, description=f"Stop after this time, from the arrival of the request. {PER_ROW}"
-    )
-    solver: str | MISSING = MISSING
-    """One of the model's solvers."""
-    stop: Literal["tolerance", "label"] = "tolerance"
-    """label also ends a row once its label cannot change any more; not every model offers it."""
-    session: Annotated[str, Field(min_length=1, max_length=MAX_SESSION_CHARACTERS)] | None = None
-    """Start where the last rows of this session ended, if there were as many; for inputs that change slowly."""
-
-
-class PredictRequest(PredictParameters):
-    """Rows to predict: either inputs or images."""
-
-    model_config = ConfigDict(json_schema_extra={"oneOf": [{"required": ["inputs"]}, {"required": ["images"]}]})
-
-    inputs: Annotated[list[JsonValue], Field(min_length=1)] | MISSING = MISSING
-    """Nested lists of shape [n, *input shape]; GET /models has the shape."""
-    images: Annotated[list[str], Field(min_length=1)] | MISSING = MISSING
-    """PNG or JPEG files in base64."""
+    model_config = ConfigDict(frozen=True, strict=True)
 
 
 class Stability(Model):
     """How certain the label of a row is: it cannot change any more where the margin exceeds the bound."""
 
-    margin: Annotated[Number, Field(ge=0)] | None
-    """By how much the label's logit leads that of the closest rival."""
-    bound: Annotated[Number, Field(ge=0)] | None
-    """By how much that lead can still shrink; null while unknown."""
-    kind: Literal["estimate", "guarantee"]
-    """What the bound is: see GET /models/{name}."""
+    margin: NonNegative | None = Field(description="By how much the label's logit leads that of the closest rival.")
+    bound: NonNegative | None = Field(description="By how much that lead can still shrink; null while unknown.")
+    kind: BoundKind = Field(description="What the bound is: see GET /models/{name}.")
 
 
 class Prediction(Model):
     """The prediction for one row; nulls if it diverged or had no time for an iteration."""
 
     label: str | None
-    index: Annotated[int, Field(ge=0)] | None
-    """Of the label in the model's classes."""
-    probabilities: list[Number] | None
-    """One per class, in the model's order."""
-    iterations: Annotated[int, Field(ge=0)]
-    """Evaluations of the model's step: the cost of this row."""
-    residual: Annotated[Number, Field(ge=0)] | None
-    """Size of the last change of the state."""
+    index: Count | None = Field(description="Of the label in the model's classes.")
+    probabilities: list[Number] | None = Field(description="One per class, in the model's order.")
+    iterations: Count = Field(description="Evaluations of the model's step: the cost of this row.")
+    residual: NonNegative | None = Field(description="Size of the last change of the state.")
     status: EndStatus
-    stability: Stability | MISSING = MISSING
-    """Only with stop: label."""
+    stability: Stability | MISSING = Field(MISSING, description="Only with stop: label.")
 
 
 class PredictResponse(Model):
@@ -95,105 +97,58 @@ class PredictResponse(Model):
 
 
 class LabelProbability(Model):
-    """One of the most likely labels."""
-
     label: str
-    index: Annotated[int, Field(ge=0)]
-    """Of the label in the model's classes."""
+    index: Count = Field(description="Of the label in the model's classes.")
     probability: Number
 
 
 class IterationEvent(Model):
     """Data of the event ``iteration``: one iteration of one row."""
 
-    row: Annotated[int, Field(ge=0)]
-    """Of the request."""
-    iteration: Annotated[int, Field(ge=1)]
-    residual: Annotated[Number, Field(ge=0)] | None
-    """Size of this change of the state; null if it is not finite."""
-    top: list[LabelProbability]
-    """The most likely labels if the row ended here; most likely first."""
-
-
-class InputDescription(Model):
-    """One raw input of a model."""
-
-    shape: list[int]
-    """Of one input; images are [channels, height, width]."""
-    kind: Literal["image", "vector"]
-    dtype: Literal["float32", "uint8"]
-    low: float | None
-    """Smallest value allowed."""
-    high: float | None
-    """Largest value allowed."""
+    row: Count = Field(description="Of the request.")
+    iteration: int = Field(ge=1)
+    residual: NonNegative | None = Field(description="Size of this change of the state; null if it is not finite.")
+    top: list[LabelProbability] = Field(description="The most likely labels if the row ended here; most likely first.")
 
 
 class LabelStopDescription(Model):
     """What a request with stop: label may rely on."""
 
-    kind: Literal["estimate", "guarantee"]
-    """guarantee: the network contracts by construction; estimate: calibrated on held-out data."""
-    solvers: tuple[str, ...]
-    """Those that support it."""
-    tolerance: float
-    """Default tolerance of such requests."""
-    inputs: int | None
-    """Held-out inputs that the estimate was tested on; null for a guarantee."""
-    differing: float | None
-    """Share of them whose label was not that of the fixed point, in [0, 1]."""
-    iterations: float | None
-    """Their mean iterations."""
+    kind: BoundKind = Field(
+        description="guarantee: the network contracts by construction; estimate: calibrated on held-out data."
+    )
+    solvers: tuple[str, ...] = Field(description="Those that support it.")
+    tolerance: float = Field(description="Default tolerance of such requests.")
+    inputs: int | None = Field(description="Held-out inputs that the estimate was tested on; null for a guarantee.")
+    differing: float | None = Field(description="Share of them whose label was not that of the fixed point, in [0, 1].")
+    iterations: float | None = Field(description="Their mean iterations.")
 
 
 class ModelDescription(Model):
     """A served model: its highest version, and the numbers of the others."""
 
     name: str
-    version: int
-    """The version described, which answers requests that name none."""
+    version: int = Field(description="The version described, which answers requests that name none.")
     versions: list[int]
-    default: bool
-    """Whether this is the model of /predict."""
+    default: bool = Field(description="Whether this is the model of /predict.")
     architecture: str
-    input: InputDescription
-    classes: list[str]
-    """Labels, in the order of the probabilities."""
-    tolerance: float
-    """Default of requests."""
-    max_iterations: int
-    """Default of requests."""
-    max_iterations_limit: int
-    """The highest that a request may set."""
+    input: InputSpec
+    classes: list[str] = Field(description="Labels, in the order of the probabilities.")
+    tolerance: float = Field(description="Default of requests.")
+    max_iterations: int = Field(description="Default of requests.")
+    max_iterations_limit: int = Field(description="The highest that a request may set.")
     residual_norm: str
-    solver: str
-    """Default of requests."""
-    solvers: list[str]
-    """Those that a request may name."""
-    label_stop: LabelStopDescription | None
-    """Null if requests may not use stop: label."""
-    metrics: dict[str, Any] | None
-    """metrics.json, as training wrote it."""
-    refused: dict[str, str]
-    """Versions that could not be loaded, each with the reason."""
+    solver: str = Field(description="Default of requests.")
+    solvers: list[str] = Field(description="Those that a request may name.")
+    label_stop: LabelStopDescription | None = Field(description="Null if requests may not use stop: label.")
+    metrics: dict[str, Any] | None = Field(description="metrics.json, as training wrote it.")
+    refused: dict[str, str] = Field(description="Versions that could not be loaded, each with the reason.")
 
 
 class ModelList(Model):
-    """All served models."""
-
-    default: str | None
-    """The model of /predict."""
+    default: str | None = Field(description="The model of /predict.")
     models: list[ModelDescription]
-    refused: dict[str, str]
-    """name/version of what could not be loaded, with the reason."""
-
-
-class Sample(Model):
-    """An input to try a model with."""
-
-    input: list[JsonValue]
-    """Raw, as predict takes it."""
-    label: str
-    """The correct label."""
+    refused: dict[str, str] = Field(description="name/version of what could not be loaded, with the reason.")
 
 
 class Live(Model):
@@ -209,6 +164,4 @@ class Ready(Model):
 
 
 class Error(Model):
-    """What was wrong: ``<field>: must be <requirement> (got <value>)``."""
-
-    error: str
+    error: str = Field(description="What was wrong: field: must be requirement (got value).")

@@ -1,81 +1,65 @@
 """JSON of the Open Inference Protocol (KServe v2), and of Triton's extensions to it that this server supports.
 
-The infer routes decode and encode without these models (``inference/open_inference.py``), for speed; a test holds both together.
-All other routes use them.
+The infer routes decode ``InferRequest`` with msgspec, for speed, and encode what ``InferResponse`` describes without it; all
+other models are pydantic.
 """
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
+from msgspec import UNSET, Meta, Raw, Struct, UnsetType, field
 from pydantic import MISSING, ConfigDict, Field
 
-from app.schemas.native import Model
+from app.schemas.native import Count, Model, PredictParameters
 
 Datatype = Literal["BOOL", "UINT8", "UINT16", "UINT32", "UINT64", "INT8", "INT16", "INT32", "INT64", "FP16", "FP32", "FP64"]
+DATATYPE = Meta(extra_json_schema={"enum": get_args(Datatype)})
+Size = Annotated[int, Meta(ge=0)]
 
 
-class TensorParameters(Model):
-    """Parameters of a tensor whose entries may follow the JSON as raw bytes."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    binary_data_size: Annotated[int, Field(ge=0)] | MISSING = MISSING
-    """Bytes of this tensor after the JSON."""
+class InputParameters(Struct, frozen=True, forbid_unknown_fields=True):
+    binary_data_size: Annotated[Size | UnsetType, Meta(description="Bytes of this tensor after the JSON.")] = UNSET
 
 
-class RequestInput(Model):
-    """A tensor: ``data`` holds its entries, nested or flat, unless they follow the JSON."""
+class RequestInput(Struct):
+    """A tensor, whose entries may follow the JSON as raw bytes."""
 
     name: str
-    shape: list[Annotated[int, Field(ge=0)]]
-    datatype: Datatype
-    parameters: TensorParameters = TensorParameters()
-    data: list[Any] | MISSING = MISSING
+    shape: list[Size]
+    datatype: Annotated[str, DATATYPE]
+    parameters: InputParameters = InputParameters()
+    data: Annotated[
+        Raw | UnsetType,
+        Meta(description="Entries, nested or flat, unless they follow the JSON.", extra_json_schema={"type": "array"}),
+    ] = UNSET
 
 
-class OutputParameters(Model):
-    """How one output is sent."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    binary_data: bool | MISSING = MISSING
-    """Whether it follows the JSON as raw bytes."""
+class OutputParameters(Struct, frozen=True, forbid_unknown_fields=True):
+    binary_data: Annotated[bool | UnsetType, Meta(description="Whether it follows the JSON as raw bytes.")] = UNSET
 
 
-class RequestedOutput(Model):
-    """One of the outputs to send."""
-
+class RequestedOutput(Struct):
     name: str
     parameters: OutputParameters = OutputParameters()
 
 
-class RequestParameters(Model):
+class RequestParameters(PredictParameters):
     """How the rows are solved, and the outputs sent."""
 
-    model_config = ConfigDict(extra="forbid")
-
-    tolerance: float | MISSING = MISSING
-    max_iterations: int | MISSING = MISSING
-    deadline_ms: float | MISSING = MISSING
-    solver: str | MISSING = MISSING
-    """One of the model's solvers."""
-    stop: str | MISSING = MISSING
-    """tolerance or label."""
-    session: str | MISSING = MISSING
-    """Start where the last rows of this session ended."""
-    timeout: int | MISSING = MISSING
-    """Deadline in microseconds, as Triton has it."""
-    binary_data_output: bool = False
-    """Whether all outputs follow the JSON as raw bytes."""
+    timeout: Annotated[int | UnsetType, Meta(description="Deadline in microseconds, as Triton has it.")] = UNSET
+    binary_data_output: Annotated[bool, Meta(description="Whether all outputs follow the JSON as raw bytes.")] = False
 
 
-class InferRequest(Model):
+class InferRequest(Struct):
     """Tensors to compute with."""
 
     inputs: list[RequestInput]
-    outputs: list[RequestedOutput] | MISSING = MISSING
-    """All outputs if left out."""
-    parameters: RequestParameters = RequestParameters()
-    id: str | MISSING = MISSING
+    outputs: Annotated[list[RequestedOutput] | UnsetType, Meta(description="All outputs if left out.")] = UNSET
+    parameters: RequestParameters = field(default_factory=RequestParameters)
+    id: str | UnsetType = UNSET
+
+
+class TensorParameters(Model):
+    binary_data_size: Count = Field(description="Bytes of this tensor after the JSON.")
 
 
 class ResponseOutput(Model):
@@ -85,8 +69,7 @@ class ResponseOutput(Model):
     datatype: Datatype
     shape: list[int]
     parameters: TensorParameters | MISSING = MISSING
-    data: list[Any] | MISSING = MISSING
-    """Entries, row by row; null is not a number."""
+    data: list[Any] | MISSING = Field(MISSING, description="Entries, row by row; null is not a number.")
 
 
 class InferResponse(Model):
@@ -99,16 +82,12 @@ class InferResponse(Model):
 
 
 class ServerMetadata(Model):
-    """Server metadata."""
-
     name: str
     version: str
     extensions: list[str]
 
 
-class InputParameters(Model):
-    """More about an input."""
-
+class MetadataParameters(Model):
     optional: bool
 
 
@@ -118,12 +97,10 @@ class TensorMetadata(Model):
     name: str
     datatype: Datatype
     shape: list[int]
-    parameters: InputParameters | MISSING = MISSING
+    parameters: MetadataParameters | MISSING = MISSING
 
 
 class ModelMetadata(Model):
-    """Model metadata."""
-
     name: str
     versions: list[str]
     platform: str
@@ -132,8 +109,6 @@ class ModelMetadata(Model):
 
 
 class ModelReady(Model):
-    """Model readiness."""
-
     name: str
     ready: bool
 
@@ -141,8 +116,7 @@ class ModelReady(Model):
 class IndexRequest(Model):
     """Which versions to list."""
 
-    ready: bool = False
-    """Only those that are served."""
+    ready: bool = Field(False, description="Only those that are served.")
 
 
 class IndexEntry(Model):
@@ -151,8 +125,7 @@ class IndexEntry(Model):
     name: str
     version: str | MISSING = MISSING
     state: Literal["READY", "UNAVAILABLE"]
-    reason: str
-    """Why it is not ready."""
+    reason: str = Field(description="Why it is not ready.")
 
 
 class ChangeParameters(Model):

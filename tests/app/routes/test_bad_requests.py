@@ -41,7 +41,7 @@ def changed(index: tuple[int, ...], value: object, rows: int = 2) -> list[object
         ({"inputs": 7}, ("inputs: ", "[n, 1, 8, 8]", "got 7")),
         ({"inputs": None}, ("inputs: ", "got null")),
         ({"inputs": {"0": ROW}}, ("inputs: ", "lists")),
-        ({"inputs": changed((1, 0, 3), [0] * 7)}, ("inputs[1][0][3]: ", "must have 8 entries (got 7)")),
+        ({"inputs": changed((1, 0, 3), [0] * 7)}, ("inputs[1][0][3]: ", "must be a list of 8 (got a list of 7)")),
         ({"inputs": changed((1, 0, 3), 5)}, ("inputs[1][0][3]: ", "must be a list of 8", "got 5")),
         ({"inputs": changed((1, 0, 3, 2), "seven")}, ("inputs[1][0][3][2]: ", "a number", 'got "seven"')),
         ({"inputs": changed((1, 0, 3, 2), True)}, ("inputs[1][0][3][2]: ", "a number", "got true")),

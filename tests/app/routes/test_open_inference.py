@@ -285,7 +285,7 @@ def changed(**fields: object) -> dict[str, object]:
         (changed(shape=[0, 1, 8, 8], data=[]), ("inputs: ", "at least one row")),
         (changed(data=None), ("inputs[0]: ", "data or parameters.binary_data_size", "neither")),
         (changed(data=[[[[0] * 8] * 7]]), ("inputs[0].data: ", "[1, 1, 8, 8]", "[1, 1, 7, 8]")),
-        (changed(data=[[[[0] * 8] * 7 + [[0] * 7]]]), ("inputs[0].data: ", "different lengths")),
+        (changed(data=[[[[0] * 8] * 7 + [[0] * 7]]]), ("inputs[0].data[0][0][7]: ", "must be a list of 8 (got a list of 7)")),
         (changed(data=[0] * 63 + ["7"]), ("inputs[0].data[63]: ", "must be a number", 'got "7"')),
         (changed(data=[0] * 63 + [True]), ("inputs[0].data[63]: ", "must be a number", "got true")),
         (changed(data=[0] * 63 + [None]), ("inputs[0].data[63]: ", "must be a number", "got null")),
