@@ -1,16 +1,17 @@
 """Overload: goodput and latency of a server at up to three times its sustainable load.
 
-Closed-loop clients, enough to keep the slots full, measure the sustainable load. Then requests are sent at a multiple of that rate,
-whether or not earlier ones have been answered (open loop). All requests take the same number of iterations, so the engine is the
-bottleneck. Targets at three times the sustainable load: the goodput (200 responses per second) is within 10 % of the sustainable
-load, and admitted requests wait for at most twice the queue time, which is the rows in the queue over the rows that leave per
-second. It is twice that because the last rows of a request wait in an order that gets half of the slots (``app.engine.queue``).
+Closed-loop clients, enough to keep the slots full, measure the sustainable load. Then requests are sent at a multiple of that
+rate, whether or not earlier ones have been answered (open loop). All requests take the same number of iterations, so the engine
+is the bottleneck. Targets at three times the sustainable load: the goodput (200 responses per second) is within 10 % of the
+sustainable load, and admitted requests wait for at most twice the queue time, which is the rows in the queue over the rows that
+leave per second. It is twice that because the last rows of a request wait in an order that gets half of the slots
+(``app.engine.queue``).
 
-The server's processes share one core, and the clients have another. With ``--apart`` the HTTP worker shares the clients' core, so
-that the engine has its own, as on most machines. Machines are not steady, so each load is compared with the closed loop before and
-after it, and the tables have medians over the rounds. Other programs on the server's core lower the goodput, but not the responses
-per second of the server's own CPU time, which are listed too; those are meaningful while the server is always busy, from the
-sustainable load on.
+The server's processes share one core, and the clients have another. With ``--apart`` the HTTP worker shares the clients' core,
+so that the engine has its own, as on most machines. Machines are not steady, so each load is compared with the closed loop
+before and after it, and the tables have medians over the rounds. Other programs on the server's core lower the goodput, but not
+the responses per second of the server's own CPU time, which are listed too; those are meaningful while the server is always
+busy, from the sustainable load on.
 
     python -m benchmarks.overload --rounds 5
     python -m benchmarks.overload --rounds 5 --apart
@@ -149,11 +150,8 @@ class Load:
         self._in_flight = {client: since for client, since in self._in_flight.items() if client.busy}
 
     def _cpu(self) -> dict[str, float]:
-        processes = {
-            "http": children(self.server.process.pid, "app.cli.http_worker")[0],
-            "engine": self.server.engine(),
-            "load": os.getpid(),
-        }
+        (worker,) = children(self.server.process.pid, "app.cli.http_worker")
+        processes = {"http": worker, "engine": self.server.engine(), "load": os.getpid()}
         return {name: processor_seconds(pid) for name, pid in processes.items()}
 
 

@@ -8,8 +8,8 @@ rescans its store. The requirements are:
 * A request that arrives in pieces within the body timeout is answered like any other. One that does not is answered 408, and its
   connection is closed even if its client keeps sending.
 * Every 200 is correct: it is what ``jfb.predict`` computes offline with the version that the response names.
-* Invalid and huge requests get their own 4xx, or 429 while the queue is full. The only 5xx are 503 with Retry-After while no engine
-  is ready, and 504 for a deadline before the first iteration.
+* Invalid and huge requests get their own 4xx, or 429 while the queue is full. The only 5xx are 503 with Retry-After while no
+  engine is ready, and 504 for a deadline before the first iteration.
 * No row is left in the server, and its memory does not grow.
 
     python -m benchmarks.soak --seconds 180 --seed 1
@@ -178,9 +178,8 @@ class Soak:
         response = await client.post("/predict", headers={"content-type": "application/json"}, **content)
         self.responses["bad", str(response.status_code)] += 1
         if response.status_code != 429:  # a full queue rejects before the body is read
-            self._check(
-                "bad", response.status_code == status and "error" in response.json(), f"expected {status}: {response.text}"
-            )
+            is_expected = response.status_code == status and "error" in response.json()
+            self._check("bad", is_expected, f"must be {status} (got {response.status_code}: {response.text})")
 
     async def trickle(self, client: httpx.AsyncClient) -> None:
         """Send a valid request in pieces, the last of them in time."""
@@ -317,7 +316,7 @@ class Soak:
                 else:  # one more or less, where rounding decides whether the residual meets the tolerance
                     is_correct = abs(row["iterations"] - iterations) == 1 and apart < one.tolerance
                 self._check(
-                    "prediction", is_correct, f"{key}, image {image}: {row}, expected {iterations} iterations, {apart} apart"
+                    "prediction", is_correct, f"{key}, image {image}: {row}, offline {iterations} iterations, {apart} apart"
                 )
 
     def check_memory(self) -> None:

@@ -10,6 +10,8 @@ own norm. Its other settings are its defaults: fixed-point iteration forward and
 in at most 40 iterations. Its phantom gradient takes 5 steps damped by 0.5, as its paper recommends; with one step, its default,
 it is JFB.
 
+Needs torchdeq, in the version of ``benchmarks/serving/constraints.txt``.
+
     python -m training import authors mnist_fpn.safetensors --family mnist
     python -m benchmarks.training model_store/authors_mnist/1 --data ylecun/mnist
 """
@@ -27,7 +29,6 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 from torch.nn import functional as F
-from torchdeq import get_deq
 
 import jfb
 from jfb import ImplicitNetwork, ResidualNorm
@@ -56,6 +57,8 @@ def jfb_in_bfloat16(network: ImplicitNetwork, injection: Tensor, search: Search,
 
 
 def torchdeq(**arguments: object) -> Attach:
+    from torchdeq import get_deq
+
     deq = get_deq(f_tol=0.0, **arguments)
 
     def attach(network: ImplicitNetwork, injection: Tensor, search: Search, slowest: int) -> Tensor:
@@ -83,30 +86,37 @@ def authors(network: ImplicitNetwork, injection: Tensor, search: Search, slowest
     return network.step(state, injection)
 
 
-METHODS: dict[str, Attach] = {
-    OURS: ours(JFB()),
-    "jfb, search in bfloat16": jfb_in_bfloat16,
-    "jacobian": ours(Jacobian()),
-    "unrolled": ours(Unrolled()),
-    "authors' program": authors,
-    "TorchDEQ, 1 step": torchdeq(),
-    "TorchDEQ, phantom": torchdeq(grad=5, tau=0.5),
-    PEER: torchdeq(ift=True),
-}
+def make_methods() -> dict[str, Attach]:
+    """Return all methods by name.
+
+    Raises:
+        ImportError: if torchdeq is not installed.
+    """
+    return {
+        OURS: ours(JFB()),
+        "jfb, search in bfloat16": jfb_in_bfloat16,
+        "jacobian": ours(Jacobian()),
+        "unrolled": ours(Unrolled()),
+        "authors' program": authors,
+        "TorchDEQ, 1 step": torchdeq(),
+        "TorchDEQ, phantom": torchdeq(grad=5, tau=0.5),
+        PEER: torchdeq(ift=True),
+    }
 
 
 def measure(network: ImplicitNetwork, batches: list[tuple[Tensor, Tensor]], search: Search, title: str, console: Console) -> None:
     """Time one step per batch and method, and print a table."""
+    methods = make_methods()
     network = network.to(memory_format=torch.channels_last).train().requires_grad_(True)
-    seconds: dict[str, list[float]] = {name: [] for name in METHODS}
+    seconds: dict[str, list[float]] = {name: [] for name in methods}
     means, largest = [], []
     for number, (inputs, labels) in enumerate([batches[0], *batches]):
         solution = search(network, network.inject(inputs))
         slowest = int(solution.iterations.amax())
-        for name in [*METHODS][number % len(METHODS) :] + [*METHODS][: number % len(METHODS)]:
+        for name in [*methods][number % len(methods) :] + [*methods][: number % len(methods)]:
             network.zero_grad()
             start = time.process_time()
-            state = METHODS[name](network, network.inject(inputs), search, slowest)
+            state = methods[name](network, network.inject(inputs), search, slowest)
             F.cross_entropy(network.readout(state), labels).backward()
             if number:  # the first round is a warm-up
                 seconds[name].append(time.process_time() - start)
@@ -118,8 +128,8 @@ def measure(network: ImplicitNetwork, batches: list[tuple[Tensor, Tensor]], sear
         "ms per step",
         f"of {PEER}",
         f"of {OURS}",
-        title=f"{title}\n{len(batches)} batches of {len(batches[0][0])}, tolerance {search.tolerance:g} ({search.residual_norm}): "
-        f"{statistics.mean(means):.1f} iterations per image, {statistics.mean(largest):.1f} the slowest",
+        title=f"{title}\n{len(batches)} batches of {len(batches[0][0])}, tolerance {search.tolerance:g} ({search.residual_norm})"
+        f": {statistics.mean(means):.1f} iterations per image, {statistics.mean(largest):.1f} the slowest",
     )
     for name, taken in seconds.items():
         ratios = [statistics.median(a / b for a, b in zip(taken, seconds[other], strict=True)) for other in (PEER, OURS)]

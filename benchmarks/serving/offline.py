@@ -7,7 +7,7 @@ TorchDEQ measures residuals in L2 norms only. Its absolute tolerance is chosen s
 network's own norm would stop it: the median, over some images, of the L2 norm of their last residual.
 """
 
-import sys
+import argparse
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -131,4 +131,9 @@ def main(name: str, folder: str, file: str) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("contender", choices=CONTENDERS)
+    parser.add_argument("folder", help="version folder")
+    parser.add_argument("images", help=".npy file")
+    arguments = parser.parse_args()
+    main(arguments.contender, arguments.folder, arguments.images)

@@ -15,9 +15,10 @@ REQUESTS = [Request([0], LOOSE, frozenset("3")), Request([1], STRICT, frozenset(
 ENCODED = [encode(request, Row("", (), {"max_iterations": 9})) for request in REQUESTS]
 
 
-def measure(
-    respond: Callable[[dict[str, object]], tuple[int, str]], drive: Callable[[int], Awaitable[load.Outcome]]
-) -> load.Outcome:
+Drive = Callable[[int], Awaitable[load.Outcome]]
+
+
+def measure(respond: Callable[[dict[str, object]], tuple[int, str]], drive: Drive) -> load.Outcome:
     """Run a load against a server that responds to each body with a status, a label and 7 iterations."""
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
