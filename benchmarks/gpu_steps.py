@@ -1,10 +1,10 @@
 """Time of one iteration on a device, by batch size, by precision, and by how its kernels are launched.
 
-For each batch size: microseconds per iteration (one ``step`` of all rows), TFLOP/s, and their share of the measured peak, which is
-that of a square matrix product in the same precision. *eager* launches one kernel at a time; *compiled* is ``torch.compile``;
+For each batch size: microseconds per iteration (one ``step`` of all rows), TFLOP/s, and their share of the measured peak, which
+is that of a square matrix product in the same precision. *eager* launches one kernel at a time; *compiled* is ``torch.compile``;
 *graph* replays a captured CUDA graph. float32 is without TF32; tf32 lets the matrix units round their inputs to 10 bits; bfloat16
-holds state and weights in 16 bits. Each result is compared with float64 on the CPU before it is timed. On a CPU, whose cores other
-programs share, the time is the CPU time divided by the number of threads.
+holds state and weights in 16 bits. Each result is compared with float64 on the CPU before it is timed. On a CPU, whose cores
+other programs share, the time is the CPU time divided by the number of threads.
 
     python -m benchmarks.gpu_steps                                  # the cifar10 recipe's network, untrained
     python -m benchmarks.gpu_steps model_store/authors_mnist/1 --batches 1,32,1024

@@ -1,4 +1,4 @@
-"""Whatever bytes a client sends: never a 5xx, and a good request beside them succeeds."""
+"""Arbitrary bytes from a client: never a 5xx, and a valid request at the same time succeeds."""
 
 import io
 import json
@@ -44,7 +44,7 @@ def damaged(draw: st.DrawFn, whole: bytes) -> bytes:
 
 
 def check(server: RunningServer, content: bytes, headers: dict[str, str], query: str = "") -> httpx.Response:
-    """Send a request and a good one beside it."""
+    """Send a request, and a valid one at the same time."""
     with ThreadPoolExecutor(2) as pool:
         bad = pool.submit(server.client.post, f"/predict{query}", content=content, headers=headers)
         good = pool.submit(server.predict, GOOD)

@@ -69,6 +69,6 @@ def test_a_session_is_a_parameter_of_the_open_inference_protocol_too(client: htt
 
 
 @pytest.mark.parametrize("session", ["", "x" * 129, 7, ["a"], True])
-def test_a_session_that_is_no_short_text_is_refused(client: httpx.Client, session: object) -> None:
+def test_a_session_that_is_no_short_text_is_rejected(client: httpx.Client, session: object) -> None:
     body = {"inputs": film(1)[0].tolist(), "session": session}
     rejected(client.post("/predict", json=body), 422, "session: ", "1 to 128 characters")
