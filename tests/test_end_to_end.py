@@ -93,13 +93,13 @@ def test_200_images_are_answered_the_same_alone_in_one_request_and_among_64_clie
         limits = httpx.Limits(max_connections=64)
         async with httpx.AsyncClient(base_url=server.url, limits=limits, timeout=60) as client:
 
-            async def ask(body: dict[str, Any]) -> dict[str, Any]:
+            async def predict(body: dict[str, Any]) -> dict[str, Any]:
                 async with clients:
                     answer = (await client.post("/predict", json=body)).json()["predictions"][0]
                     assert isinstance(answer, dict)
                     return answer
 
-            return await asyncio.gather(*map(ask, bodies))
+            return await asyncio.gather(*map(predict, bodies))
 
     among_others = asyncio.run(crowd())
     assert_same(among_others, offline)

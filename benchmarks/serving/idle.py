@@ -13,7 +13,7 @@ RESPONSE = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length
 class Idle(asyncio.Protocol):
     """Sends the same response to every request."""
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+    def connection_made(self, transport: asyncio.WriteTransport) -> None:  # type: ignore[override]
         self._transport = transport
         self._parser = httptools.HttpRequestParser(self)
 

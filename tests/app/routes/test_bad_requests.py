@@ -1,4 +1,4 @@
-"""Bad requests: each gets a 4xx in the one form, naming the field, what was expected and what was got."""
+"""Invalid requests: each gets a 4xx with one error message, which names the field, the allowed values and the given one."""
 
 import base64
 import io

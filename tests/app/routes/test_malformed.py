@@ -51,7 +51,7 @@ def check(server: RunningServer, content: bytes, headers: dict[str, str], query:
     assert good.result().status_code == 200
     answer = bad.result()
     error = answer.json().get("error", "")
-    # A deadline of a nanosecond is a good request that cannot be met: 504 is the answer to it.
+    # A deadline of one nanosecond is valid but cannot be met: its response is 504.
     assert answer.status_code < 500 or (answer.status_code == 504 and error.startswith("deadline_ms: ")), answer.text
     assert answer.status_code == 200 or ": " in error
     return answer

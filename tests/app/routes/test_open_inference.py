@@ -210,7 +210,7 @@ def test_many_tritonclient_requests_at_once(
 
 
 def test_the_asyncio_tritonclient_works_too(server: RunningServer, client: httpx.Client, digits: NDArray[np.float64]) -> None:
-    async def ask() -> triton.InferResult:
+    async def infer() -> triton.InferResult:
         async with triton_aio.InferenceServerClient(server.url.removeprefix("http://")) as v2_client:
             assert await v2_client.is_server_ready()
             assert await v2_client.is_model_ready("digits")
@@ -222,7 +222,7 @@ def test_the_asyncio_tritonclient_works_too(server: RunningServer, client: httpx
             assert plain.as_numpy("logits").shape == (8, 10)
             return await v2_client.infer("digits", [tensor("inputs", digits.astype(np.float32), "FP32")])
 
-    assert_same(asyncio.run(ask()), native(client, digits))
+    assert_same(asyncio.run(infer()), native(client, digits))
 
 
 def test_tritonclient_reports_what_was_wrong(v2_client: triton.InferenceServerClient) -> None:
