@@ -1,8 +1,8 @@
 """Iteration-level batching against lockstep batching: the same engine, network, images and tolerances.
 
-In lockstep a batch ends when its worst row has converged at its strictest tolerance, as in every server of networks of fixed
-depth. Closed-loop clients each keep one image in the engine, half of the requests at 1e-1 and half at 1e-4. Both modes run
-in turn in one process, and what is reported are the medians over the rounds of the ratios within a round.
+In lockstep a batch ends when its slowest row has converged at the strictest tolerance, as in servers for networks of fixed
+depth. Each closed-loop client keeps one image in the engine; half of the requests have the tolerance 1e-1 and half 1e-4. Both
+modes run in one process, one after the other. The table has medians over the rounds, and medians of the ratios within a round.
 
     python -m training import authors mnist_fpn.safetensors --family mnist
     python -m benchmarks.engine model_store/authors_mnist/1 --data ylecun/mnist
@@ -44,15 +44,15 @@ class Run:
     latencies: dict[float, list[float]]
     """Milliseconds, by tolerance."""
     evaluations: float
-    """Of ``step``, per request."""
+    """Of ``step`` for one row, per request."""
 
     def percentile(self, tolerance: float, share: float) -> float:
         return float(np.percentile(self.latencies[tolerance], 100 * share))
 
 
 @dataclass(frozen=True)
-class How:
-    """What the engine computes with; the words are those of ``python -m app``."""
+class ComputeOptions:
+    """What the engine computes with: settings of ``python -m app``, and the solver."""
 
     backend: BackendName = "auto"
     precision: Precision = "float32"
@@ -60,20 +60,20 @@ class How:
     """The model's own if None."""
 
 
-def scheduler_of(folder: Path, mode: str, slots: int | None, clients: int, how: How) -> Scheduler:
-    """The scheduler, as the server has it, with room for one row of each client."""
+def make_scheduler(folder: Path, mode: str, slots: int | None, clients: int, options: ComputeOptions) -> Scheduler:
+    """Return a scheduler like the server's, whose queue has room for one row per client."""
     checkpoint = jfb.load(folder)
-    if how.solver is not None:
-        serving = checkpoint.config.serving.model_copy(update={"solver": how.solver})
+    if options.solver is not None:
+        serving = checkpoint.config.serving.model_copy(update={"solver": options.solver})
         checkpoint = jfb.Checkpoint(checkpoint.config.model_copy(update={"serving": serving}), checkpoint.network)
     cpu = torch.device("cpu")
-    precision = "float32" if mode == "lockstep" else how.precision
-    batch = make_batch(checkpoint, folder, cpu, EngineConfig(slots=slots, backend=how.backend, precision=precision))
+    precision = "float32" if mode == "lockstep" else options.precision
+    batch = make_batch(checkpoint, folder, cpu, EngineConfig(slots=slots, backend=options.backend, precision=precision))
     return MODES[mode](batch, max_waiting_rows=clients)
 
 
 def drive(scheduler: Scheduler, images: np.ndarray, clients: int) -> Run:
-    """Have every image answered once, ``clients`` of them in flight at any time."""
+    """Run every image once, with ``clients`` of them in flight at any time."""
     tolerances = np.random.default_rng(0).permutation(np.resize([LOOSE, STRICT], len(images))).tolist()
     sent: dict[int, float] = {}
     latencies: dict[float, list[float]] = {LOOSE: [], STRICT: []}
@@ -85,22 +85,22 @@ def drive(scheduler: Scheduler, images: np.ndarray, clients: int) -> Run:
             request = Request("model", 1, images[number].tobytes(), [tolerances[number]], [1000], [None])
             scheduler.submit(RunningRequest(number, request, images.shape[1:]))
 
-    evaluations, began = scheduler.step_evaluations, time.perf_counter()
+    evaluations, start = scheduler.step_evaluations, time.perf_counter()
     for _ in range(clients):
         send()
     while scheduler.busy:
         for request in scheduler.tick(time.perf_counter()):
             latencies[tolerances[request.number]].append(1000 * (time.perf_counter() - sent[request.number]))
             send()
-    seconds = time.perf_counter() - began
+    seconds = time.perf_counter() - start
     return Run(len(images) / seconds, latencies, (scheduler.step_evaluations - evaluations) / len(images))
 
 
 def main(
     model: Annotated[Path, typer.Argument(help="A version's folder.")],
-    data: Annotated[str, typer.Option(help="Source of images: a hub id, a folder, or sklearn/digits.")],
+    data: Annotated[str, typer.Option(help="Source of the images: a hub id, a folder, or sklearn/digits.")],
     split: str = "test",
-    images: Annotated[int, typer.Option(help="How many, a round and mode.")] = 1000,
+    images: Annotated[int, typer.Option(help="Number of images per round and mode.")] = 1000,
     slots: int = 32,
     clients: int = 64,
     rounds: int = 5,
@@ -109,20 +109,20 @@ def main(
     precision: Precision = "float32",
     solver: str | None = None,
 ) -> None:
-    """Print both modes side by side, and the ratios."""
+    """Print the figures of both modes, and their ratios."""
     torch.set_num_threads(threads)
     console = Console()
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))
-    how = How(backend, precision, solver)
+    options = ComputeOptions(backend, precision, solver)
     source = read(DataRecipe(source=data), [split], console).splits[split]
     inputs = source.inputs[:images].float().numpy()
     modes = list(MODES)
     for mode in modes:
-        drive(scheduler_of(model, mode, slots, clients, how), inputs[: 2 * slots], clients)  # warm up
+        drive(make_scheduler(model, mode, slots, clients, options), inputs[: 2 * slots], clients)  # warm up
     runs: dict[str, list[Run]] = {mode: [] for mode in modes}
     for number in range(rounds):
         for mode in modes if number % 2 else reversed(modes):
-            runs[mode].append(drive(scheduler_of(model, mode, slots, clients, how), inputs, clients))
+            runs[mode].append(drive(make_scheduler(model, mode, slots, clients, options), inputs, clients))
 
     table = Table("", *modes, "ratio", title=f"{model}: {len(inputs)} images, {slots} slots, {clients} clients, {rounds} rounds")
     figures = {

@@ -1,8 +1,8 @@
-"""A recipe that wants a GPU, tried on a CPU: a few hundred steps, to see that it trains as it should.
+"""A recipe for a GPU on a CPU, for a few hundred steps, to check that it trains.
 
-The training part is cut to so many batches, and three epochs are made of it, without the moving average of the weights, which
-lags behind in so short a run. Required is that the loss falls from epoch to epoch, that the map contracts all the while (its
-guaranteed bound is under one), and that the iterations stay away from the cap. Ends with status 1 if not.
+Trains three epochs on a part of the training data that has ``--steps`` batches in all, without the moving average of the
+weights, which lags behind in such a short run. The loss must fall in every epoch, the guaranteed bound of the contraction must
+stay below one, and the iterations must stay below half of the cap. Otherwise the exit status is 1.
 
     python -m benchmarks.few_steps cifar10_small --data uoft-cs/cifar10 --steps 300 --batch-size 32
     python -m benchmarks.few_steps cifar10 --data uoft-cs/cifar10 --steps 200 --batch-size 16
@@ -26,7 +26,7 @@ EPOCHS = 3
 
 
 def cut_short(recipe: Recipe, data: Data, steps: int, batch_size: int, console: Console) -> Trained:
-    """Train for so many steps, or a few less, with a part of the data; judge by 500 inputs at most."""
+    """Train for at most ``steps`` steps on a part of the data; evaluate on at most 500 inputs per part."""
     recipe = recipe.changed({"optimisation.epochs": EPOCHS, "optimisation.batch_size": batch_size, "optimisation.averaging": 0.0})
     rows = torch.randperm(len(data.train.labels), generator=torch.Generator().manual_seed(0))[: steps // EPOCHS * batch_size]
     data = replace(
@@ -38,28 +38,32 @@ def cut_short(recipe: Recipe, data: Data, steps: int, batch_size: int, console: 
     return train(recipe, data, device=torch.device("cpu"), console=console)
 
 
-def troubles(trained: Trained) -> list[str]:
-    """What is not as it should be."""
+def find_problems(trained: Trained) -> list[str]:
+    """Return one message per requirement that is not met."""
     history, cap = trained.history, trained.recipe.search.max_iterations
     found = []
     for before, after in pairwise(history):
         if not after.train_loss < before.train_loss:
-            found.append(f"epoch {after.epoch}: the loss did not fall: {before.train_loss:.3f}, {after.train_loss:.3f}")
+            found.append(
+                f"epoch {after.epoch}: the loss did not fall ({before.train_loss:.3f} before, {after.train_loss:.3f} after)"
+            )
     for epoch in history:
         if epoch.contraction_bound is None or not epoch.contraction_bound < 1:
-            found.append(f"epoch {epoch.epoch}: the map need not contract: its bound is {epoch.contraction_bound}")
+            found.append(f"epoch {epoch.epoch}: contraction bound must be below 1 (got {epoch.contraction_bound})")
         if not epoch.train_iterations < cap / 2:
-            found.append(f"epoch {epoch.epoch}: {epoch.train_iterations:.1f} iterations in the mean, near the cap of {cap}")
+            found.append(
+                f"epoch {epoch.epoch}: mean iterations must be below half of the cap {cap} (got {epoch.train_iterations:.1f})"
+            )
     return found
 
 
 def main(
     recipe: Annotated[str, typer.Argument(help="A shipped recipe, or the path of a .yaml file.")],
-    data: Annotated[str | None, typer.Option(help="A hub id or a folder instead of the recipe's source.")] = None,
-    steps: Annotated[int, typer.Option(min=EPOCHS, help="Of training, in all.")] = 300,
+    data: Annotated[str | None, typer.Option(help="A hub id or a folder in place of the recipe's source.")] = None,
+    steps: Annotated[int, typer.Option(min=EPOCHS, help="Training steps in total.")] = 300,
     batch_size: Annotated[int, typer.Option(min=2)] = 32,
 ) -> None:
-    """Train a little, and say what came of it."""
+    """Train, print a table, and report what is wrong."""
     console = Console(width=120)
     chosen = load_recipe(recipe)
     if data:
@@ -80,9 +84,10 @@ def main(
         )
     console.print(table)
     console.print(f"measured contraction factor at fixed points: at most {trained.contraction_factor:.3f}")
-    for trouble in troubles(trained):
-        console.print(f"[red]{trouble}[/red]")
-    sys.exit(1 if troubles(trained) else 0)
+    problems = find_problems(trained)
+    for problem in problems:
+        console.print(f"[red]{problem}[/red]")
+    sys.exit(1 if problems else 0)
 
 
 if __name__ == "__main__":

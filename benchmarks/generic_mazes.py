@@ -3,13 +3,14 @@
     OMP_NUM_THREADS=1 python -m benchmarks.generic_mazes
 
 A gated 3×3 convolution of state and injection (the input is recalled at every step), with layer normalisation over the channels
-of each pixel, which keeps rows independent. Each training step makes a random number of iterations without gradients, so that the
-answer does not depend on how many there were (path independence: Anil et al., 2022), then backpropagates through six more, and
-penalises the residual after them. Prints accuracy and residual by iterations.
+of each pixel, which keeps rows independent. Each training step makes a random number of iterations without gradients, so that
+the result does not depend on their number (path independence: Anil et al., 2022), then backpropagates through six more, and
+penalises the residual after them.
 """
 
 import numpy as np
 import torch
+import typer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -20,7 +21,7 @@ from training.data.mazes import distinct_mazes
 from training.reports.tables import markdown_table
 
 STAGES = ((3, 350, 8), (4, 200, 16), (6, 200, 24))
-"""Cells a side, training steps, and the largest number of iterations without gradients."""
+"""Cells per side, training steps, and the maximum number of iterations without gradients."""
 CAPS = (1, 2, 4, 8, 16, 32, 64, 128)
 TRACKED = 6
 RESIDUAL_PENALTY = 0.1
@@ -98,7 +99,7 @@ def by_iterations(network: GatedConvolution, size: int, count: int = 500) -> tup
 
 
 def main() -> None:
-    """Train and print the table."""
+    """Train, and print accuracy and residual by iterations."""
     torch.manual_seed(0)
     network = GatedConvolution().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     train(network)
@@ -111,4 +112,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    typer.run(main)

@@ -1,20 +1,20 @@
 #!/usr/bin/env bash
-# Everything that wants a GPU, in one call: is it right, what does an iteration cost, what does training come to, what does a server carry.
+# All measurements on a GPU in one call: correctness, time per iteration, training, and the throughput of a server.
 #
 #   benchmarks/gpu.sh             on a machine with a GPU, in less than 10 minutes
-#   benchmarks/gpu.sh --short     the same in little, on any machine; taken by itself where there is no GPU
-#   benchmarks/gpu.sh --wheels DIR   on a machine with a package index: what an image with torch, Python 3.12 and the usual tools
-#                                 of data science lacks (17 MB), to be carried to one without
+#   benchmarks/gpu.sh --short     a small version for any machine; the default without a GPU
+#   benchmarks/gpu.sh --wheels DIR   on a machine with a package index: download the wheels (17 MB) that an image with torch,
+#                                 Python 3.12 and the usual data science packages lacks
 #
-# PYTHON   the interpreter that has torch (.venv/bin/python if that is there, else python3)
-# WHEELS   a folder of wheels that it lacks, for machines without a package index; they go into a folder of their own
-# DATA     a folder of CIFAR-10's parquet files, as on the hub; without it, scikit-learn's digits are trained
-# MODEL    a version's folder whose steps are measured, too, such as that of the authors' network
-# EPOCHS   of the recipe cifar10_small; 25 unless set, which are to fit into the 200 s of that part
-# OUT      where tables, logs and the trained model go (a temporary folder unless set)
+# PYTHON   the interpreter, with torch (.venv/bin/python if it exists, otherwise python3)
+# WHEELS   folder of the missing wheels, for machines without a package index; they are installed into a temporary folder
+# DATA     folder of CIFAR-10's parquet files, as on the hub; without it, the digits recipe is trained
+# MODEL    version folder whose steps are also measured, such as that of the authors' network
+# EPOCHS   of the recipe cifar10_small (default 25, which should fit into the 200 s of that part)
+# OUT      folder for tables, logs and the trained model (default: a temporary folder)
 #
-# Each part has its share of the ten minutes and is stopped when that is over (in little, ten times as much, for busy machines); what
-# failed is told at the end, and how many parts did is the exit status.
+# Each part has a time limit, and with --short ten times that, for busy machines. The last line lists the parts that failed; the exit
+# status is their number.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 OUT=${OUT:-$(mktemp -d)}
@@ -31,7 +31,7 @@ if [ "${1:-}" = --wheels ]; then
   lacking='annotated-types|datasets|dill|fastapi|httptools|kornia|kornia_rs|msgspec|multiprocess|pydantic|pydantic_core'
   lacking+='|pydantic-settings|python-dotenv|pyzmq|starlette|structlog|typing-inspection|uvicorn|uvloop'
   platforms=(--platform manylinux_2_28_x86_64 --platform manylinux_2_26_x86_64 --platform manylinux_2_17_x86_64)
-  # shellcheck disable=SC2046  # a word each
+  # shellcheck disable=SC2046  # one word per package
   exec "$PYTHON" -m pip download --no-deps --only-binary :all: --python-version 3.12 --implementation cp "${platforms[@]}" \
     --dest "${2:?a folder}" $(grep -E "^($lacking)==" constraints.txt)
 fi
@@ -41,13 +41,13 @@ short=${1:-}
 failed=()
 
 part() {  # NAME SECONDS COMMAND...
-  local name=$1 seconds=$2 began=$SECONDS
+  local name=$1 seconds=$2 start=$SECONDS
   shift 2
   echo "== $name"
   [ "$short" = --short ] && seconds=$((10 * seconds))
   timeout --signal=INT --kill-after=10 "$seconds" "$@" 2>&1 | tee "$OUT/$name.txt"
   local status=${PIPESTATUS[0]}
-  echo "== $name: status $status, $((SECONDS - began)) s"
+  echo "== $name: status $status, $((SECONDS - start)) s"
   [ "$status" = 0 ] || failed+=("$name")
 }
 
@@ -57,7 +57,7 @@ print(torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU", "
 END
 
 if [ "$short" = --short ]; then
-  check=(--rows 10) steps=(--batches 1,8 --seconds 0.05 --ways eager,graph) seconds=1
+  check=(--rows 10) steps=(--batches 1,8 --seconds 0.05 --modes eager,graph) seconds=1
   train=(digits --epochs 2)
 else
   check=() steps=(--seconds 0.3) seconds=5
@@ -65,7 +65,7 @@ else
   [ -z "${DATA:-}" ] || train=(cifar10_small --data "$DATA" --epochs "${EPOCHS:-25}")
 fi
 
-# What is wrong is not worth timing.
+# If the results are wrong, timing them is pointless.
 part check 100 "$PYTHON" -m benchmarks.gpu_check "${check[@]}"
 if [ ${#failed[@]} = 0 ]; then
   part steps 140 "$PYTHON" -m benchmarks.gpu_steps "${steps[@]}" --out "$OUT/steps.csv"
@@ -74,7 +74,7 @@ if [ ${#failed[@]} = 0 ]; then
   if "$PYTHON" -c 'import fastapi, uvicorn' 2>/dev/null; then
     part serve 50 "$PYTHON" -m benchmarks.gpu_serving "$OUT/store" --seconds "$seconds"
   else
-    echo "== serve: fastapi or uvicorn is not installed; put their wheels into a folder and name it in WHEELS"
+    echo "== serve: fastapi or uvicorn is not installed: put their wheels into a folder, and set WHEELS to it"
     failed+=(serve)
   fi
 fi

@@ -1,8 +1,8 @@
-"""Is what a device computes right? Before its speed is measured: against float64 on the CPU.
+"""Correctness of a device: its float32 against float64 on the CPU.
 
-Fresh networks, the same weights on both sides; float32 without TF32 on the device. Checked are the maps, the answers with their
-iteration counts under every solver, every gradient, and a little training. A line each: what was found, and what is allowed.
-Ends with status 1 if anything is out of bounds.
+The networks are untrained and have the same weights on both; the device computes in float32 without TF32. Compares the maps, the
+predictions and iteration counts of every solver, every gradient, and two epochs of training. Prints one row per comparison, with
+the error and the limit. Exits with status 1 if any error exceeds its limit.
 
     python -m benchmarks.gpu_check              # CUDA if there is one, else the CPU's own float32
 """
@@ -31,9 +31,9 @@ from training.loop.train import train
 from training.recipe import load_recipe
 
 ROUNDING = 1e-4
-"""Relative L2 error that float32 may have after some tens of iterations."""
-KINKS = 2e-2
-"""That gradients may have: of two near maxima, or beside the kink of a ReLU, rounding may take the other one."""
+"""Maximum relative L2 error of float32 after some tens of iterations."""
+GRADIENT_ERROR = 2e-2
+"""Maximum relative L2 error of gradients: rounding can select another maximum, or the other side of a ReLU's kink."""
 NETWORKS = {
     "implicit_mlp": ("implicit_mlp", (16,), {"width": 64, "contraction": 0.9}),
     "monotone_mlp": ("monotone_mlp", (16,), {"width": 64}),
@@ -46,7 +46,7 @@ NETWORKS = {
 class Finding:
     """One comparison with float64."""
 
-    what: str
+    name: str
     found: float
     allowed: float
 
@@ -62,46 +62,46 @@ def error(found: Tensor, expected: Tensor) -> float:
 
 
 def check_network(name: str, device: torch.device, rows: int) -> Iterator[Finding]:
-    """Maps, answers and gradients of one network."""
+    """Compare the maps, predictions and gradients of one network."""
     architecture, shape, arguments = NETWORKS[name]
     torch.manual_seed(0)
-    exact = build(architecture, shape, 10, arguments).double()
-    network = copy.deepcopy(exact).to(device, torch.float32)
+    reference = build(architecture, shape, 10, arguments).double()
+    network = copy.deepcopy(reference).to(device, torch.float32)
     inputs = torch.rand(rows, *shape, dtype=torch.float64) * 255
     labels = torch.arange(rows) % 10
     on_device = inputs.to(device, torch.float32)
-    exact.eval(), network.eval()
-    yield from check_maps(name, exact, network, inputs, on_device)
-    yield from check_answers(name, exact, network, inputs, on_device)
-    yield from check_gradients(name, exact, network, (inputs, labels), (on_device, labels.to(device)))
+    reference.eval(), network.eval()
+    yield from check_maps(name, reference, network, inputs, on_device)
+    yield from check_predictions(name, reference, network, inputs, on_device)
+    yield from check_gradients(name, reference, network, (inputs, labels), (on_device, labels.to(device)))
 
 
 @torch.no_grad()
 def check_maps(
-    name: str, exact: ImplicitNetwork, network: ImplicitNetwork, inputs: Tensor, on_device: Tensor
+    name: str, reference: ImplicitNetwork, network: ImplicitNetwork, inputs: Tensor, on_device: Tensor
 ) -> Iterator[Finding]:
-    injection = exact.inject(inputs)
-    state = exact.initial_state(injection)
+    injection = reference.inject(inputs)
+    state = reference.initial_state(injection)
     there, here = injection.to(on_device), state.to(on_device)
     yield Finding(f"{name}: inject", error(network.inject(on_device), injection), ROUNDING)
-    yield Finding(f"{name}: step", error(network.step(here, there), exact.step(state, injection)), ROUNDING)
-    yield Finding(f"{name}: readout", error(network.readout(here), exact.readout(state)), ROUNDING)
+    yield Finding(f"{name}: step", error(network.step(here, there), reference.step(state, injection)), ROUNDING)
+    yield Finding(f"{name}: readout", error(network.readout(here), reference.readout(state)), ROUNDING)
 
 
-def check_answers(
-    name: str, exact: ImplicitNetwork, network: ImplicitNetwork, inputs: Tensor, on_device: Tensor
+def check_predictions(
+    name: str, reference: ImplicitNetwork, network: ImplicitNetwork, inputs: Tensor, on_device: Tensor
 ) -> Iterator[Finding]:
     for solver in solvers_for(type(network)):
         for tolerance in (1e-1, 1e-3):
             expected, found = (
                 jfb.predict(one, rows, tolerance=tolerance, max_iterations=200, solver=SOLVERS[solver]())
-                for one, rows in ((exact, inputs), (network, on_device))
+                for one, rows in ((reference, inputs), (network, on_device))
             )
             counts = found.solution.iterations.cpu() - expected.solution.iterations
             same = counts == 0
             where = f"{name}: {solver} at {tolerance:g}"
-            # Rounding may fall on the very threshold.
-            yield Finding(f"{where}: share of other counts", float((~same).double().mean()), 0.02)
+            # A residual may round to the other side of the tolerance.
+            yield Finding(f"{where}: share of different counts", float((~same).double().mean()), 0.02)
             yield Finding(
                 f"{where}: logits", error(found.logits[same.to(on_device.device)], expected.logits[same]), 10 * ROUNDING
             )
@@ -109,24 +109,24 @@ def check_answers(
 
 def check_gradients(
     name: str,
-    exact: ImplicitNetwork,
+    reference: ImplicitNetwork,
     network: ImplicitNetwork,
     on_cpu: tuple[Tensor, Tensor],
     on_device: tuple[Tensor, Tensor],
 ) -> Iterator[Finding]:
-    search = Search(torch.finfo(torch.float32).tiny, 25)  # always so many: both sides differentiate at the same iterate
+    search = Search(torch.finfo(torch.float32).tiny, 25)  # always 25 iterations, so that both differentiate at the same iterate
     for gradient in GRADIENTS:
         directions = []
-        for one, (inputs, labels) in ((exact, on_cpu), (network, on_device)):
+        for one, (inputs, labels) in ((reference, on_cpu), (network, on_device)):
             one.zero_grad()
             state, _ = GRADIENTS[gradient]()(one, one.inject(inputs), search)
             F.cross_entropy(one.readout(state), labels).backward()
             directions.append(torch.cat([p.grad.flatten().cpu() for p in one.parameters() if p.grad is not None]))
-        yield Finding(f"{name}: {gradient} gradient", error(directions[1], directions[0]), KINKS)
+        yield Finding(f"{name}: {gradient} gradient", error(directions[1], directions[0]), GRADIENT_ERROR)
 
 
 def check_training(device: torch.device) -> Iterator[Finding]:
-    """A run on the device against one on the CPU, in float32; not augmented, as each device draws random numbers of its own."""
+    """Compare a run on the device with one on the CPU, in float32; not augmented, as random numbers depend on the device."""
     recipe = load_recipe("digits").changed({"optimisation.epochs": 2, "augment": {}})
     data = load_data(recipe, Console(quiet=True))
     losses = [
@@ -137,8 +137,8 @@ def check_training(device: torch.device) -> Iterator[Finding]:
 
 
 def main(
-    device: Annotated[str, typer.Option(help="auto (CUDA where there is one), cpu, cuda, cuda:1, ...")] = "auto",
-    rows: Annotated[int, typer.Option(min=10, help="Inputs of each network.")] = 64,
+    device: Annotated[str, typer.Option(help="auto (CUDA if available), cpu, cuda, cuda:1, ...")] = "auto",
+    rows: Annotated[int, typer.Option(min=10, help="Inputs per network.")] = 64,
 ) -> None:
     """Compare a device's float32 with float64 on the CPU."""
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
@@ -152,10 +152,10 @@ def main(
         title=f"{torch.cuda.get_device_name(on) if on.type == 'cuda' else 'CPU'}, torch {torch.__version__}",
     )
     for finding in findings:
-        table.add_row(finding.what, f"{finding.found:.1e}", f"{finding.allowed:.0e}", "" if finding.good else "[red]wrong[/red]")
+        table.add_row(finding.name, f"{finding.found:.1e}", f"{finding.allowed:.0e}", "" if finding.good else "[red]wrong[/red]")
     Console(width=100).print(table)
     wrong = [finding for finding in findings if not finding.good]
-    print(f"{len(findings) - len(wrong)} of {len(findings)} within bounds")
+    print(f"{len(findings) - len(wrong)} of {len(findings)} within limits")
     sys.exit(1 if wrong else 0)
 
 

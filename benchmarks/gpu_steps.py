@@ -1,12 +1,12 @@
-"""What one iteration costs on a device: by batch, by precision, and by how its kernels are launched.
+"""Time of one iteration on a device, by batch size, by precision, and by how its kernels are launched.
 
-For each batch size: microseconds an iteration (one ``step`` of all rows), TFLOP/s, and that as a share of the matrix peak of the
-same precision, which is measured here, too, with a square product. *eager* launches a kernel at a time; *compiled* is
-``torch.compile``; *graph* replays a captured CUDA graph. float32 is without TF32, tf32 lets the matrix units round their inputs
-to 10 bits, bfloat16 holds state and weights in 16 bits. What a way computes is compared with float64 on the CPU before it is
-timed. On a CPU, whose cores other programs share, time is processor time over threads.
+For each batch size: microseconds per iteration (one ``step`` of all rows), TFLOP/s, and their share of the measured peak, which
+is that of a square matrix product in the same precision. *eager* launches one kernel at a time; *compiled* is ``torch.compile``;
+*graph* replays a captured CUDA graph. float32 is without TF32; tf32 lets the matrix units round their inputs to 10 bits; bfloat16
+holds state and weights in 16 bits. Each result is compared with float64 on the CPU before it is timed. On a CPU, whose cores
+other programs share, the time is the CPU time divided by the number of threads.
 
-    python -m benchmarks.gpu_steps                                  # the cifar10 recipe's network, fresh
+    python -m benchmarks.gpu_steps                                  # the cifar10 recipe's network, untrained
     python -m benchmarks.gpu_steps model_store/authors_mnist/1 --batches 1,32,1024
 """
 
@@ -35,31 +35,31 @@ from training.device import choose_device
 from training.recipe import load_recipe
 
 BATCHES = (1, 4, 16, 64, 256, 1024, 4096)
-AHEAD = 10
-"""Iterations between two looks at the clock."""
+CALLS_PER_TIMING = 10
+"""Iterations between two readings of the clock."""
 
 
 class Precision(NamedTuple):
-    """How numbers are held and multiplied."""
+    """How numbers are stored and multiplied."""
 
     dtype: torch.dtype
     tf32: bool
-    allowed: float
+    max_error: float
     """Relative L2 error of one iteration."""
 
 
 PRECISIONS = {
-    "float32": Precision(torch.float32, tf32=False, allowed=1e-5),
-    "tf32": Precision(torch.float32, tf32=True, allowed=5e-3),
-    "bfloat16": Precision(torch.bfloat16, tf32=False, allowed=3e-2),
+    "float32": Precision(torch.float32, tf32=False, max_error=1e-5),
+    "tf32": Precision(torch.float32, tf32=True, max_error=5e-3),
+    "bfloat16": Precision(torch.bfloat16, tf32=False, max_error=3e-2),
 }
 
 
 @dataclass
 class Cell:
-    """One way at one batch size."""
+    """The measurement of one launch mode at one batch size."""
 
-    way: str
+    mode: str
     precision: str
     batch: int
     error: float = float("nan")
@@ -69,11 +69,11 @@ class Cell:
     tflops: float = float("nan")
     of_peak: float = float("nan")
     note: str = ""
-    """Why there are no numbers."""
+    """Why there is no measurement."""
 
 
 class Iteration:
-    """Iterates one batch: a network, a state and an injection that stay where they are on the device."""
+    """Iterates one batch in place: the network, the state and the injection keep their memory on the device."""
 
     def __init__(self, network: ImplicitNetwork, state: Tensor, injection: Tensor) -> None:
         self.network, self.state, self.injection = network, state.clone(), injection
@@ -97,7 +97,7 @@ class Iteration:
         iterate = self.eager()
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):  # libraries choose and allocate before the capture
+        with torch.cuda.stream(side):  # libraries select kernels and allocate memory before the capture
             for _ in range(3):
                 iterate()
         torch.cuda.current_stream().wait_stream(side)
@@ -107,7 +107,7 @@ class Iteration:
         return captured.replay
 
 
-WAYS: dict[str, Callable[[Iteration], Callable[[], None]]] = {
+MODES: dict[str, Callable[[Iteration], Callable[[], None]]] = {
     "eager": Iteration.eager,
     "compiled": Iteration.compiled,
     "graph": Iteration.graph,
@@ -116,7 +116,7 @@ WAYS: dict[str, Callable[[Iteration], Callable[[], None]]] = {
 
 @contextmanager
 def tensor_float(allowed: bool) -> Iterator[None]:
-    """Let matrix units round float32 to TF32, or not."""
+    """Allow or forbid matrix units to round float32 to TF32."""
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = allowed
     try:
         yield
@@ -124,22 +124,22 @@ def tensor_float(allowed: bool) -> Iterator[None]:
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
 
 
-def seconds_a_call(call: Callable[[], object], device: torch.device, seconds: float) -> float:
-    """The shortest mean over ``AHEAD`` calls, for about so many seconds of trying."""
+def seconds_per_call(call: Callable[[], object], device: torch.device, seconds: float) -> float:
+    """Return the shortest mean over ``CALLS_PER_TIMING`` calls, repeated for about ``seconds`` seconds."""
     shortest = float("inf")
     until = now(device) + seconds
     while True:
-        began = now(device)
-        for _ in range(AHEAD):
+        start = now(device)
+        for _ in range(CALLS_PER_TIMING):
             call()
         ended = now(device)
-        shortest = min(shortest, (ended - began) / AHEAD)
+        shortest = min(shortest, (ended - start) / CALLS_PER_TIMING)
         if ended >= until:
             return shortest
 
 
 def now(device: torch.device) -> float:
-    """Seconds, when everything before is done."""
+    """Return the time in seconds, once all queued work is done."""
     if device.type != "cuda":
         return time.process_time() / torch.get_num_threads()
     torch.cuda.synchronize(device)
@@ -147,16 +147,16 @@ def now(device: torch.device) -> float:
 
 
 def matrix_peak(precision: Precision, device: torch.device, seconds: float) -> float:
-    """FLOP/s of a square matrix product."""
+    """Measure FLOP/s of a square matrix product."""
     side = 8192 if device.type == "cuda" else 1024
     one, other = (torch.randn(side, side, device=device, dtype=precision.dtype) for _ in range(2))
     out = torch.empty_like(one)
     with tensor_float(precision.tf32):
-        return 2 * side**3 / seconds_a_call(lambda: torch.mm(one, other, out=out), device, seconds)
+        return 2 * side**3 / seconds_per_call(lambda: torch.mm(one, other, out=out), device, seconds)
 
 
 def measure(
-    network: ImplicitNetwork, inputs: Tensor, way: str, precision: str, peak: float, device: torch.device, seconds: float
+    network: ImplicitNetwork, inputs: Tensor, mode: str, precision: str, peak: float, device: torch.device, seconds: float
 ) -> Cell:
     """Check one iteration of a batch against float64, then time it.
 
@@ -165,9 +165,9 @@ def measure(
         inputs: on the CPU, float64 ``[batch, *input_shape]``.
         peak: FLOP/s of the precision's matrix products.
     """
-    cell = Cell(way, precision, len(inputs))
+    cell = Cell(mode, precision, len(inputs))
     chosen = PRECISIONS[precision]
-    few = min(len(inputs), 8)  # rows are independent, so a few of them are enough to compare
+    few = min(len(inputs), 8)  # rows are independent, so comparing a few is enough
     injection = network.inject(inputs[:few])
     expected = network.step(network.initial_state(injection), injection)
     on_device = copy.deepcopy(network).to(device, torch.float32)
@@ -178,32 +178,32 @@ def measure(
     iteration = Iteration(on_device, on_device.initial_state(there), there)
     with FlopCounterMode(display=False) as counter:
         on_device.step(iteration.state, there)
-    if way == "graph" and device.type != "cuda":
-        cell.note = "graphs are CUDA's"
+    if mode == "graph" and device.type != "cuda":
+        cell.note = "graphs need CUDA"
         return cell
     try:
         with tensor_float(chosen.tf32):
-            iterate = WAYS[way](iteration)
+            iterate = MODES[mode](iteration)
             for _ in range(3):
                 iterate()
             iteration.state.copy_(iteration.start)
             iterate()
             found = iteration.state[:few].cpu().double()
             cell.error = float((found - expected).norm() / expected.norm())
-            if not cell.error <= chosen.allowed:
-                cell.note = f"wrong: at most {chosen.allowed:g} allowed"
+            if not cell.error <= chosen.max_error:
+                cell.note = f"wrong: error must be at most {chosen.max_error:g}"
                 return cell
-            taken = seconds_a_call(iterate, device, seconds)
-    except (RuntimeError, torch.cuda.OutOfMemoryError) as problem:
-        cell.note = str(problem).splitlines()[0][:80]
+            taken = seconds_per_call(iterate, device, seconds)
+    except (RuntimeError, torch.cuda.OutOfMemoryError) as error:
+        cell.note = str(error).splitlines()[0][:80]
         return cell
     flops = counter.get_total_flops()
     cell.microseconds, cell.tflops, cell.of_peak = 1e6 * taken, flops / taken / 1e12, flops / taken / peak
     return cell
 
 
-def in_words(cell: Cell) -> list[str]:
-    """A row of the table, empty where nothing was measured."""
+def format_cells(cell: Cell) -> list[str]:
+    """Return a row of the table, with empty cells for missing measurements."""
     numbers = [
         (".0e", cell.error),
         (".1f", cell.microseconds),
@@ -215,7 +215,7 @@ def in_words(cell: Cell) -> list[str]:
 
 
 def write(path: Path, cells: list[Cell]) -> None:
-    """All cells as CSV."""
+    """Write all cells as CSV."""
     with path.open("w", newline="") as file:
         writer = csv.DictWriter(file, list(asdict(cells[0])))
         writer.writeheader()
@@ -224,19 +224,19 @@ def write(path: Path, cells: list[Cell]) -> None:
 
 def main(
     model: Annotated[
-        Path | None, typer.Argument(help="A version's folder; the cifar10 recipe's network, fresh, if left out.")
+        Path | None, typer.Argument(help="A version's folder; the cifar10 recipe's network, untrained, by default.")
     ] = None,
-    batches: Annotated[str, typer.Option(help="With commas.")] = ",".join(map(str, BATCHES)),
-    precisions: Annotated[str, typer.Option(help="With commas.")] = ",".join(PRECISIONS),
-    ways: Annotated[str, typer.Option(help="With commas.")] = ",".join(WAYS),
-    device: Annotated[str, typer.Option(help="auto (CUDA where there is one), cpu, cuda, cuda:1, ...")] = "auto",
-    seconds: Annotated[float, typer.Option(min=0.0, help="Of timing, each.")] = 0.5,
-    out: Annotated[Path | None, typer.Option(help="A CSV file to write the table to, too.")] = None,
+    batches: Annotated[str, typer.Option(help="Separated by commas.")] = ",".join(map(str, BATCHES)),
+    precisions: Annotated[str, typer.Option(help="Separated by commas.")] = ",".join(PRECISIONS),
+    modes: Annotated[str, typer.Option(help="Separated by commas.")] = ",".join(MODES),
+    device: Annotated[str, typer.Option(help="auto (CUDA if available), cpu, cuda, cuda:1, ...")] = "auto",
+    seconds: Annotated[float, typer.Option(min=0.0, help="Duration of each timing.")] = 0.5,
+    out: Annotated[Path | None, typer.Option(help="CSV file to write the table to.")] = None,
 ) -> None:
     """Check and time iterations."""
-    for given, known in ((precisions, PRECISIONS), (ways, WAYS)):
+    for name, given, known in (("precisions", precisions, PRECISIONS), ("modes", modes, MODES)):
         if unknown := set(given.split(",")) - set(known):
-            raise typer.BadParameter(f"{', '.join(sorted(unknown))}: expected some of {', '.join(known)}")
+            raise typer.BadParameter(f"--{name}: must be some of {', '.join(known)} (got {', '.join(sorted(unknown))})")
     on = choose_device(device)
     console = Console(width=110)
     torch.manual_seed(0)
@@ -252,18 +252,18 @@ def main(
     cells: list[Cell] = []
     for precision in precisions.split(","):
         peak = matrix_peak(PRECISIONS[precision], on, max(seconds, 0.1))
-        for way in ways.split(","):
+        for mode in modes.split(","):
             table = Table(
-                *("batch", "error", "µs an iteration", "µs a row", "TFLOP/s", "of peak", ""),
-                title=f"{model or 'cifar10, fresh'}, {precision}, {way}; {name}, matrix peak {peak / 1e12:.3g} TFLOP/s",
+                *("batch", "error", "µs per iteration", "µs per row", "TFLOP/s", "of peak", ""),
+                title=f"{model or 'cifar10, untrained'}, {precision}, {mode}; {name}, matrix peak {peak / 1e12:.3g} TFLOP/s",
             )
             for batch in map(int, batches.split(",")):
-                torch.compiler.reset()  # or torch.compile falls back to eager after some shapes
+                torch.compiler.reset()  # otherwise torch.compile falls back to eager after several shapes
                 inputs = high * torch.rand(batch, *shape, dtype=torch.float64)
-                cells.append(measure(network, inputs, way, precision, peak, on, seconds))
-                table.add_row(*in_words(cells[-1]))
+                cells.append(measure(network, inputs, mode, precision, peak, on, seconds))
+                table.add_row(*format_cells(cells[-1]))
                 if out:
-                    write(out, cells)  # each time: what runs out of time leaves what it has
+                    write(out, cells)  # each time, so that a run that is interrupted leaves its results
             console.print(table)
     sys.exit(1 if any(cell.note.startswith("wrong") for cell in cells) else 0)
 

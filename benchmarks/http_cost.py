@@ -1,8 +1,8 @@
-"""What a request costs outside of the engine's core: CPU time of the HTTP process and of the engine process, a request.
+"""Cost of a request outside the iterations: CPU time per request of the HTTP worker and of the engine.
 
-64 clients ask for one image of MNIST each, as JSON, and for one iteration, so that HTTP has as much to do as it can. CPU time is
-told because it depends less than throughput on what else the machine does. To compare two trees, give ``--tree`` twice: their
-servers take turns. With ``--clients 1`` the median latency is what a request takes that has no company.
+64 clients send one MNIST-sized image per request, as JSON, for one iteration, so that HTTP dominates. CPU time depends less
+than throughput on other work of the machine. To compare two trees, give ``--tree`` twice: their servers alternate. With
+``--clients 1`` the median latency is that of a request on an otherwise idle server.
 
     python -m benchmarks.http_cost model_store/authors_mnist/1 --tree . --tree ../before
 """
@@ -20,7 +20,7 @@ import uvloop
 
 from benchmarks.processes import processor_seconds
 from benchmarks.serving import load, server
-from benchmarks.serving.questions import Question, request
+from benchmarks.serving.requests import Request, encode
 from benchmarks.serving.rows import Row
 
 TOLERANCE = 0.1
@@ -28,23 +28,23 @@ TOLERANCE = 0.1
 
 def main(
     version: Annotated[Path, typer.Argument(help="Folder of the version of the authors' MNIST network.")],
-    tree: Annotated[list[Path] | None, typer.Option(help="Where the server's code is; may be repeated.")] = None,
+    tree: Annotated[list[Path] | None, typer.Option(help="Folder of the server's code; may be repeated.")] = None,
     rounds: int = 3,
     seconds: float = 4.0,
     max_iterations: int = 1,
-    clients: Annotated[int, typer.Option(help="That ask again as soon as they are answered.")] = 64,
-    flag: Annotated[list[str] | None, typer.Option(help="Of the server; may be repeated.")] = None,
+    clients: Annotated[int, typer.Option(help="Number of closed-loop clients.")] = 64,
+    flag: Annotated[list[str] | None, typer.Option(help="Additional flag of the server; may be repeated.")] = None,
 ) -> None:
-    """Print microseconds of CPU time a request and its median latency, medians over the rounds."""
+    """Print CPU time per request and the median latency, as medians over the rounds."""
     trees = [one.resolve() for one in tree or [Path.cwd()]]
     server_core, load_core = sorted(os.sched_getaffinity(0))[:2]
     os.sched_setaffinity(0, {load_core})
     server.adopt_orphans()
     images = np.random.default_rng(0).integers(0, 256, (200, 1, 28, 28)).tolist()
     row = Row("", (), {"max_iterations": max_iterations})
-    anything = frozenset(map(str, range(10)))
-    questions = [Question(image, TOLERANCE, anything) for image in images]
-    requests = [request(question, row) for question in questions]
+    any_label = frozenset(map(str, range(10)))
+    requests = [Request(image, TOLERANCE, any_label) for image in images]
+    encoded = [encode(request, row) for request in requests]
     found: dict[Path, list[tuple[float, float, float, float]]] = {one: [] for one in trees}
     with tempfile.TemporaryDirectory(prefix="jfb-http-") as temporary:
         store = Path(temporary) / "store" / "authors_mnist"
@@ -65,10 +65,10 @@ def main(
                     *(flag or []),
                 ]
                 command = [sys.executable, "-m", "app", *flags]
-                with server.running(command, port, server_core, requests[0], Path(temporary) / "log", tree=one):
-                    uvloop.run(load.closed(port, questions, requests, clients, 0.0, 1.0))
+                with server.running(command, port, server_core, encoded[0], Path(temporary) / "log", tree=one):
+                    uvloop.run(load.closed_loop(port, requests, encoded, clients, 0.0, 1.0))
                     before = _cpu()
-                    outcome = uvloop.run(load.closed(port, questions, requests, clients, 0.0, seconds))
+                    outcome = uvloop.run(load.closed_loop(port, requests, encoded, clients, 0.0, seconds))
                     http, engine = (1e6 * (b - a) / outcome.answered for a, b in zip(before, _cpu(), strict=True))
                 found[one].append((outcome.answered / seconds, outcome.percentile(TOLERANCE, 0.5), http, engine))
                 print(f"round {number + 1}  {one}: {_shown(*found[one][-1])}")
@@ -78,11 +78,11 @@ def main(
 
 
 def _shown(rate: float, latency: float, http: float, engine: float) -> str:
-    return f"{rate:.0f} requests/s, p50 {latency:.2f} ms, {http:.0f} µs in the HTTP process, {engine:.0f} µs in the engine's"
+    return f"{rate:.0f} requests/s, p50 {latency:.2f} ms, {http:.0f} µs in the HTTP worker, {engine:.0f} µs in the engine"
 
 
 def _cpu() -> tuple[float, float]:
-    """CPU seconds so far of the HTTP processes and of the engine's."""
+    """Return the CPU seconds so far of the HTTP worker, supervisor included, and of the engine."""
     seconds = [0.0, 0.0]
     for process in server.descendants():
         is_engine = b"app.engine" in Path(f"/proc/{process}/cmdline").read_bytes()

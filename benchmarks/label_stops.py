@@ -1,8 +1,8 @@
-"""Label stops against tolerances: the same engine, network and images, each request in one of the ways to stop.
+"""Label stops compared with tolerances, in the same engine with the same network and images.
 
-Every image is asked about once in each way, ``clients`` of them in flight at any time. The ways take turns in one process,
-and what is reported are medians over the rounds, of CPU time, because other work on the machine disturbs that less. A label
-is wrong where it is not that of a fixed point that was iterated on to 1e-6.
+Every image is run once per stop rule, with ``clients`` of them in flight at any time. The rules alternate in one process. Times
+are medians over the rounds, of CPU time, because other work on the machine disturbs it less. A label is wrong if it is not that
+of the fixed point at 1e-6.
 
     python -m training import authors mnist_fpn.safetensors --family mnist
     python -m training evaluate authors_mnist --recipe mnist --data DIR
@@ -37,7 +37,7 @@ CAP = 1000
 def drive(
     scheduler: Scheduler, images: np.ndarray, tolerance: float, stop: Stop, clients: int
 ) -> tuple[float, float, np.ndarray]:
-    """Have an engine answer every image once; return milliseconds of CPU time an image, mean iterations and the labels."""
+    """Run every image once; return milliseconds of CPU time per image, mean iterations and the labels."""
     labels, iterations = np.empty(len(images), np.int64), 0
     unsent = iter(range(len(images)))
 
@@ -47,55 +47,55 @@ def drive(
             request = Request("model", 1, images[number].tobytes(), [tolerance], [CAP], [None], stop=stop)
             scheduler.submit(RunningRequest(number, request, images.shape[1:]))
 
-    began = time.process_time()
+    start = time.process_time()
     for _ in range(clients):
         send()
     while scheduler.busy:
         for request in scheduler.tick(time.perf_counter()):
-            labels[request.id] = request.logits[0].argmax()
+            labels[request.number] = request.logits[0].argmax()
             iterations += request.iterations[0]
             send()
-    return 1000 * (time.process_time() - began) / len(images), iterations / len(images), labels
+    return 1000 * (time.process_time() - start) / len(images), iterations / len(images), labels
 
 
 def main(
     model: Annotated[Path, typer.Argument(help="A version's folder, with a guarantee or a calibration.")],
-    data: Annotated[str, typer.Option(help="Source of images: a hub id, a folder, or sklearn/digits.")],
+    data: Annotated[str, typer.Option(help="Source of the images: a hub id, a folder, or sklearn/digits.")],
     split: str = "test",
-    images: Annotated[int, typer.Option(help="How many, a round and way.")] = 1000,
+    images: Annotated[int, typer.Option(help="Number of images per round and stop rule.")] = 1000,
     slots: int = 32,
     clients: int = 64,
     rounds: int = 5,
     threads: int = 1,
 ) -> None:
-    """Print the ways to stop side by side."""
+    """Print a table with one row per stop rule."""
     torch.set_num_threads(threads)
     console = Console()
     checkpoint = jfb.load(model)
     network, serving = checkpoint.network, checkpoint.config.serving
     label_stop = jfb.LabelStop.of(network, serving)
     if label_stop is None:
-        raise typer.BadParameter(f"{model}: expected a model with label stops; python -m training evaluate calibrates them")
+        raise typer.BadParameter(f"{model} has no label stops: calibrate them with python -m training evaluate")
     inputs = read(DataRecipe(source=data), [split], console).splits[split].inputs[:images].float()
-    exact = jfb.predict(network, inputs, tolerance=1e-6, max_iterations=CAP, residual_norm=serving.residual_norm)
-    ways: dict[str, tuple[float, Stop]] = {
+    reference = jfb.predict(network, inputs, tolerance=1e-6, max_iterations=CAP, residual_norm=serving.residual_norm)
+    rules: dict[str, tuple[float, Stop]] = {
         f"tolerance {serving.tolerance:g} (the default)": (serving.tolerance, "tolerance"),
         "tolerance 0.0001": (1e-4, "tolerance"),
         f"label ({label_stop.kind})": (label_tolerance(serving), "label"),
     }
-    runs: dict[str, list[tuple[float, float, np.ndarray]]] = {way: [] for way in ways}
-    for number in range(rounds + 1):  # the first one warms up
-        for way, (tolerance, stop) in ways.items():
+    runs: dict[str, list[tuple[float, float, np.ndarray]]] = {rule: [] for rule in rules}
+    for number in range(rounds + 1):  # the first round is a warm-up
+        for rule, (tolerance, stop) in rules.items():
             solvers, shape = {"picard": Picard()}, checkpoint.config.input.shape
             batch = RunningBatch(TorchBackend(network), solvers, serving.residual_norm, shape, slots=slots, label_stop=label_stop)
             scheduler = Scheduler(batch, max_waiting_rows=clients)
             run = drive(scheduler, inputs.numpy(), tolerance, stop, clients)
-            runs[way] += [run] if number else []
+            runs[rule] += [run] if number else []
     title = f"{model}: {len(inputs)} images, {slots} slots, {clients} clients, {rounds} rounds"
-    table = Table("stop", "mean iterations", "CPU ms an image", "wrong labels", title=title)
-    for way, found in runs.items():
-        wrong = int((found[0][2] != exact.logits.argmax(1).numpy()).sum())
-        table.add_row(way, f"{found[0][1]:.1f}", f"{statistics.median(time for time, *_ in found):.2f}", str(wrong))
+    table = Table("stop", "mean iterations", "CPU ms per image", "wrong labels", title=title)
+    for rule, found in runs.items():
+        wrong = int((found[0][2] != reference.logits.argmax(1).numpy()).sum())
+        table.add_row(rule, f"{found[0][1]:.1f}", f"{statistics.median(time for time, *_ in found):.2f}", str(wrong))
     console.print(table)
 
 

@@ -1,4 +1,4 @@
-"""LockstepScheduler: what servers of networks of fixed depth do, to compare iteration-level batching with."""
+"""Lockstep batching, as in servers for networks of fixed depth: the baseline of iteration-level batching."""
 
 import numpy as np
 
@@ -6,10 +6,10 @@ from app.engine.scheduler import Scheduler
 
 
 class LockstepScheduler(Scheduler):
-    """A batch starts when the one before has ended, and ends as a whole.
+    """Admits a batch when the previous one has ended, and ends all its rows together.
 
-    That is when its worst row has converged at the strictest tolerance, or has reached the largest cap, of the batch. The batch
-    must have one solver and no low precision; deadlines and label stops only count once the batch has ended.
+    A batch ends when its slowest row has converged at the strictest tolerance, or has reached the largest cap, in the batch. The
+    batch must have one solver and no low precision; deadlines and label stops count only once the batch has ended.
     """
 
     def _admit(self, now: float) -> None:

@@ -1,4 +1,4 @@
-"""What iterations are worth on mazes: accuracy by cap, by tolerance, and on larger mazes with the same weights.
+"""Accuracy on mazes by cap and by tolerance, also on larger mazes with the same weights.
 
     python -m training train mazes
     OMP_NUM_THREADS=1 python -m benchmarks.mazes model_store/mazes/1
@@ -28,7 +28,7 @@ SEED = 1_000_000
 def main(
     folder: Annotated[Path, typer.Argument(help="The folder of a version.")],
     count: Annotated[int, typer.Option(help="Mazes per size.")] = 500,
-    sizes: Annotated[str, typer.Option(help="Cells a side, separated by commas.")] = "8,12,16,24",
+    sizes: Annotated[str, typer.Option(help="Cells per side, separated by commas.")] = "8,12,16,24",
 ) -> None:
     """Print the tables."""
     checkpoint = load(folder)

@@ -1,11 +1,11 @@
-"""The exported graph in ONNX Runtime, and its parts driven by ``jfb.solve``, against the engine and ``jfb.predict`` in PyTorch.
+"""The exported graph in ONNX Runtime, and its three parts under ``jfb.solve``, against the engine and ``jfb.predict`` in PyTorch.
 
     python -m benchmarks.onnx_whole_graph
 
-One thread, one process, the contenders taking turns; medians of the CPU time of many rounds, and ratios of medians. The
-network is an implicit ResNet for 28x28 images with stages of 24 and 40 channels, untrained. The engine is loaded as its process
-loads it, and given one request at a time, without a socket: what joins later is what it is made for, and ``benchmarks/engine.py``
-measures that.
+The contenders alternate in one process on one thread. Times are medians of the CPU time over many rounds; ratios are ratios of
+medians. The network is an untrained implicit ResNet for 28×28 images with stages of 24 and 40 channels. The scheduler is loaded
+as in the engine process and gets one request at a time, without a socket; ``benchmarks/engine.py`` measures concurrent
+requests.
 """
 
 import itertools
@@ -70,27 +70,27 @@ def main() -> None:
         while scheduler.busy:
             scheduler.tick(time.monotonic())
 
-    print("times, and as multiples of the speed of the engine")
+    print("times, and multiples of the engine's throughput")
     print(f"{'batch':>5} {'tolerance':>14} {'iterations':>16} {'engine':>10} {'model.onnx':>18} {'parts':>18} {'predict':>18}")
     for rows, tolerances in ((1, (1e-3, 1e-3)), (32, (1e-3, 1e-3)), (32, (1e-5, 1e-1))):
         inputs = 255 * torch.rand(rows, 1, 28, 28)
         tolerance = torch.from_numpy(np.geomspace(*tolerances, rows, dtype=np.float32))
         feed = {"inputs": inputs.numpy(), "tolerance": tolerance.numpy(), "max_iterations": np.full(rows, CAP)}
         iterations = jfb.predict(network, inputs, tolerance=tolerance, max_iterations=CAP).solution.iterations.float()
-        served, whole, driven, eager = medians(
+        engine_time, whole, three_parts, eager = medians(
             partial(serve, inputs.numpy(), tolerance.tolist()),
             partial(session.run, None, feed),
             partial(jfb.predict, parts, inputs, tolerance=tolerance, max_iterations=CAP),
             partial(jfb.predict, network, inputs, tolerance=tolerance, max_iterations=CAP),
         )
-        asked = " to ".join(f"{bound:g}" for bound in sorted(set(tolerances)))
+        bounds = " to ".join(f"{bound:g}" for bound in sorted(set(tolerances)))
         counts = f"{iterations.mean():.1f}, max {iterations.max():.0f}"
-        times = "".join(f"{1e3 * seconds:>8.2f} ms {served / seconds:>5.2f} x" for seconds in (whole, driven, eager))
-        print(f"{rows:>5} {asked:>14} {counts:>16} {1e3 * served:>7.2f} ms {times}")
+        times = "".join(f"{1e3 * seconds:>8.2f} ms {engine_time / seconds:>5.2f} x" for seconds in (whole, three_parts, eager))
+        print(f"{rows:>5} {bounds:>14} {counts:>16} {1e3 * engine_time:>7.2f} ms {times}")
 
 
 def medians(*contenders: Callable[[], object]) -> list[float]:
-    """CPU seconds a call, in which other work on the machine is not: each contender's median; a round runs all of them once."""
+    """Return the median CPU seconds per call of each contender; a round calls each once."""
     seconds: list[list[float]] = [[] for _ in contenders]
     for _ in range(ROUNDS):
         for contender, mine in zip(contenders, seconds, strict=True):

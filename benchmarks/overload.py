@@ -1,16 +1,17 @@
-"""Overload: what a server still does when it is asked for up to three times what it can do.
+"""Overload: goodput and latency of a server at up to three times its sustainable load.
 
-Closed-loop clients, as many as keep the slots full, show the sustainable load. Then requests are sent at a multiple of it,
-whether or not earlier ones were answered (open loop). All take the same number of iterations, so the engine is what is short.
-It is aimed at: at three times the sustainable load the goodput (answers 200 a second) is within 10 % of the sustainable, and
-what is admitted waits as long as the queue is: the rows in it over the rows that leave a second, and at most twice that, because
-the last rows of a request wait in an order that has half of the slots (``app.engine.queue``).
+Closed-loop clients, enough to keep the slots full, measure the sustainable load. Then requests are sent at a multiple of that
+rate, whether or not earlier ones have been answered (open loop). All requests take the same number of iterations, so the engine
+is the bottleneck. Targets at three times the sustainable load: the goodput (200 responses per second) is within 10 % of the
+sustainable load, and admitted requests wait for at most twice the queue time, which is the rows in the queue over the rows that
+leave per second. It is twice that because the last rows of a request wait in an order that gets half of the slots
+(``app.engine.queue``).
 
-The server's processes share one core, and the clients have another; with ``--apart`` the HTTP process shares that of the
-clients, so that the engine has one for itself, as on most machines. Machines are not steady, so each load is compared with the
-closed loop before and after it, and medians over rounds are told. What others take of the server's core counts against the
-goodput, but not against the answers for each second of CPU time that the server itself had, which are told beside it; those say
-something where the server is busy all the time, from the sustainable load on.
+The server's processes share one core, and the clients have another. With ``--apart`` the HTTP worker shares the clients' core,
+so that the engine has its own, as on most machines. Machines are not steady, so each load is compared with the closed loop
+before and after it, and the tables have medians over the rounds. Other programs on the server's core lower the goodput, but not
+the responses per second of the server's own CPU time, which are listed too; those are meaningful while the server is always
+busy, from the sustainable load on.
 
     python -m benchmarks.overload --rounds 5
     python -m benchmarks.overload --rounds 5 --apart
@@ -37,7 +38,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
-from benchmarks.processes import pin, processor_seconds
+from benchmarks.processes import children, pin, processor_seconds
 from benchmarks.serving.load import Connection
 from benchmarks.soak import ENDLESS, SETTINGS, Soak, running
 from jfb import checkpoint
@@ -55,14 +56,14 @@ CLIENTS = 8
 FULL = (int(str(SETTINGS["max_waiting_rows"])) + int(str(SETTINGS["slots"]))) / ROWS
 """Requests in a full server."""
 LOADS = (0.5, 1.0, 2.0, 3.0)
-RAMP, SECONDS = 1.0, 6.0
-"""Of one measurement; what is answered in the ramp is not counted."""
+RAMP_SECONDS, MEASURED_SECONDS = 1.0, 6.0
+"""Durations of one measurement; responses in the ramp do not count."""
 NAMES = ("http", "engine", "load")
-"""Of the processes whose CPU time is told."""
+"""Of the processes whose CPU time is measured."""
 
 
 class Client(Connection):
-    """A connection that also looks at one header."""
+    """A connection that also reads ``Retry-After``."""
 
     retry_after = 0
 
@@ -73,126 +74,128 @@ class Client(Connection):
 
 @dataclass
 class Load:
-    """What came of one load."""
+    """One load and its result."""
 
     server: Soak
     closed: bool
-    """Whether each client asks again when it is answered."""
+    """Whether each client sends its next request when it has a response."""
     goodput: float = 0.0
-    """Answers 200 a second, after the ramp."""
+    """200 responses per second, after the ramp."""
     cpu: dict[str, float] = field(default_factory=dict)
-    """Of the HTTP process, the engine and the clients in that time: seconds a second."""
+    """CPU seconds per second of the HTTP worker, the engine and the clients in that time."""
     statuses: Counter[int] = field(default_factory=Counter)
-    """0 is a connection that was lost."""
+    """Responses by status; 0 counts lost connections."""
     latencies: list[float] = field(default_factory=list)
-    """Milliseconds, of the admitted ones."""
-    refusals: list[float] = field(default_factory=list)
-    """Milliseconds, of the others."""
+    """Milliseconds, of admitted requests."""
+    rejections: list[float] = field(default_factory=list)
+    """Milliseconds, of rejected requests."""
     retry_after: list[int] = field(default_factory=list)
-    _asked: dict[Connection, float] = field(default_factory=dict)
+    _in_flight: dict[Connection, float] = field(default_factory=dict)
     _idle: list[Client] = field(default_factory=list)
     _connections: list[Client] = field(default_factory=list)
 
-    async def ask(self) -> None:
-        """Send a request over a connection that is idle, or a new one."""
+    async def send(self) -> None:
+        """Send a request over an idle connection, or a new one."""
         if self._idle:
             client = self._idle.pop()
         else:
             url = httpx.URL(self.server.url)
             connect = asyncio.get_running_loop().create_connection
-            _, client = await connect(lambda: Client(self._answered, self._lost), url.host, url.port)
+            _, client = await connect(lambda: Client(self._on_response, self._on_lost), url.host, url.port)
             self._connections.append(client)
         self._send(client)
 
     async def measure(self) -> None:
-        """See how many are answered once the ramp is over."""
-        await asyncio.sleep(RAMP)
-        answered, cpu, began = len(self.latencies), self._cpu(), time.perf_counter()
-        await asyncio.sleep(SECONDS)
-        seconds = time.perf_counter() - began
+        """Measure goodput and CPU time after the ramp."""
+        await asyncio.sleep(RAMP_SECONDS)
+        answered, cpu, start = len(self.latencies), self._cpu(), time.perf_counter()
+        await asyncio.sleep(MEASURED_SECONDS)
+        seconds = time.perf_counter() - start
         self.goodput = (len(self.latencies) - answered) / seconds
         self.cpu = {name: (after - cpu[name]) / seconds for name, after in self._cpu().items()}
         self.closed = False
 
     async def end(self) -> None:
-        """Wait for the last answers."""
-        while self._asked:
+        """Wait for the last responses, and close the connections."""
+        while self._in_flight:
             await asyncio.sleep(0.01)
         for client in self._connections:
             client.close()
 
     @property
     def per_cpu_second(self) -> float:
-        """Answers for each second of CPU time that the server had."""
+        """200 responses per second of the server's CPU time."""
         return self.goodput / (self.cpu["http"] + self.cpu["engine"])
 
     def _send(self, client: Client) -> None:
-        self._asked[client] = time.perf_counter()
-        client.ask(REQUEST)
+        self._in_flight[client] = time.perf_counter()
+        client.send(REQUEST)
 
-    def _answered(self, client: Connection, status: int, body: bytes) -> None:
+    def _on_response(self, client: Connection, status: int, body: bytes) -> None:
         assert isinstance(client, Client)
-        milliseconds = (time.perf_counter() - self._asked.pop(client)) * 1e3
+        milliseconds = (time.perf_counter() - self._in_flight.pop(client)) * 1e3
         self.statuses[status] += 1
         if status == 200:
             self.latencies.append(milliseconds)
         elif status == 429:
-            self.refusals.append(milliseconds)
+            self.rejections.append(milliseconds)
             self.retry_after.append(client.retry_after)
         if self.closed:
             self._send(client)
         else:
             self._idle.append(client)
 
-    def _lost(self) -> None:
+    def _on_lost(self) -> None:
         self.statuses[0] += 1
-        self._asked = {client: since for client, since in self._asked.items() if client.busy}
+        self._in_flight = {client: since for client, since in self._in_flight.items() if client.busy}
 
     def _cpu(self) -> dict[str, float]:
-        processes = {"http": self.server.process.pid, "engine": self.server.engine(), "load": os.getpid()}
+        (worker,) = children(self.server.process.pid, "app.cli.http_worker")
+        processes = {"http": worker, "engine": self.server.engine(), "load": os.getpid()}
         return {name: processor_seconds(pid) for name, pid in processes.items()}
 
 
 async def sustained(server: Soak) -> Load:
-    """As many clients as keep the server busy, each of which waits for its answer."""
+    """Run closed-loop clients, enough to keep the server busy."""
     load = Load(server, closed=True)
     for _ in range(CLIENTS):
-        await load.ask()
+        await load.send()
     await load.measure()
     await load.end()
     return load
 
 
 async def offered(server: Soak, rate: float) -> Load:
-    """So many requests a second."""
+    """Send ``rate`` requests per second."""
     load = Load(server, closed=False)
     measuring = asyncio.create_task(load.measure())
-    asked: list[asyncio.Task[None]] = []
-    began = time.monotonic()
+    sent: list[asyncio.Task[None]] = []
+    start = time.monotonic()
     while not measuring.done():
-        while len(asked) < (time.monotonic() - began) * rate:
-            asked.append(asyncio.create_task(load.ask()))
+        while len(sent) < (time.monotonic() - start) * rate:
+            sent.append(asyncio.create_task(load.send()))
         await asyncio.sleep(0.002)
-    await asyncio.gather(measuring, *asked)
+    await asyncio.gather(measuring, *sent)
     await load.end()
     return load
 
 
 async def measure(rounds: int, folder: Path, apart: bool) -> AsyncIterator[tuple[float, tuple[Load, Load], Load]]:
-    """Each load in each round: the multiple, the sustained loads before and after it, and what came of it."""
+    """Yield for each round and load: the multiple, the sustained loads before and after it, and its result."""
     network = build("implicit_mlp", (4,), 2, ENDLESS.architecture.arguments)
     assert isinstance(network, ImplicitMLP)
     nn.init.orthogonal_(network.latent.weight)
     with new_version(folder / "store", "slow") as version:
         checkpoint.save(version, ENDLESS, network)
     server_core, *others = sorted(os.sched_getaffinity(0))
-    os.sched_setaffinity(0, {server_core})  # which the server inherits
+    os.sched_setaffinity(0, {server_core})  # the server inherits this
     async with running(folder / "store", folder / "log", 0) as server:
         clients = {*others[:1]} or {server_core}
         os.sched_setaffinity(0, clients)
         if apart:
-            pin(server.process.pid, clients)
-        await sustained(server)  # to warm up
+            for worker in children(server.process.pid, "app.cli.http_worker"):
+                pin(worker, clients)
+        await sustained(server)  # warm-up
         before = await sustained(server)
         for _ in range(rounds):
             for multiple in LOADS:
@@ -206,7 +209,7 @@ def show(found: list[tuple[float, tuple[Load, Load], Load]], console: Console) -
     """Print medians over the rounds."""
     median = statistics.median
     speed = Table(
-        "load", "goodput /s", "of the sustained", "by CPU time", "200", "429", "lost", *(f"CPU {name}" for name in NAMES)
+        "load", "goodput /s", "of the sustained", "per CPU second", "200", "429", "lost", *(f"CPU {name}" for name in NAMES)
     )
     waits = Table("load", "p50 ms", "p99 ms", "p99 / queue", "429: p99 ms", "Retry-After s")
     for multiple in LOADS:
@@ -217,16 +220,16 @@ def show(found: list[tuple[float, tuple[Load, Load], Load]], console: Console) -
         kept_by_cpu = median(
             load.per_cpu_second / statistics.mean(one.per_cpu_second for one in around) for around, load in those
         )
-        answers = (str(sum(load.statuses[status] for load in loads)) for status in (200, 429, 0))
+        counts = (str(sum(load.statuses[status] for load in loads)) for status in (200, 429, 0))
         cpu = (f"{median(load.cpu[name] for load in loads):.0%}" for name in NAMES)
-        speed.add_row(f"{multiple:g} x", f"{goodput:.1f}", f"{kept:.0%}", f"{kept_by_cpu:.0%}", *answers, *cpu)
+        speed.add_row(f"{multiple:g} x", f"{goodput:.1f}", f"{kept:.0%}", f"{kept_by_cpu:.0%}", *counts, *cpu)
         p50, p99 = (median(np.percentile(load.latencies, share) for load in loads) for share in (50, 99))
         queue = median(np.percentile(load.latencies, 99) / (FULL / load.goodput * 1e3) for load in loads)
-        refusals = [milliseconds for load in loads for milliseconds in load.refusals]
-        told = [seconds for load in loads for seconds in load.retry_after]
+        rejections = [milliseconds for load in loads for milliseconds in load.rejections]
+        retry_after = [seconds for load in loads for seconds in load.retry_after]
         waits.add_row(
             *(f"{multiple:g} x", f"{p50:.0f}", f"{p99:.0f}", f"{queue:.2f}"),
-            *((f"{np.percentile(refusals, 99):.0f}", f"{min(told)} to {max(told)}") if told else ("", "")),
+            *((f"{np.percentile(rejections, 99):.0f}", f"{min(retry_after)} to {max(retry_after)}") if retry_after else ("", "")),
         )
     around = [one for _, pair, _ in found for one in pair]
     rates, costs = [one.goodput for one in around], [f"{median(one.cpu[name] for one in around):.0%}" for name in NAMES]
@@ -241,9 +244,7 @@ async def run(rounds: int, folder: Path, apart: bool, console: Console) -> None:
 
 def main(
     rounds: Annotated[int, typer.Option(min=1, help="How often each load is measured.")] = 5,
-    apart: Annotated[
-        bool, typer.Option(help="The engine has a core for itself; the HTTP process shares that of the clients.")
-    ] = False,
+    apart: Annotated[bool, typer.Option(help="Give the engine its own core; the HTTP worker shares the clients' core.")] = False,
 ) -> None:
     """Measure goodput and latency below and above the sustainable load."""
     torch.set_num_threads(1)

@@ -1,21 +1,21 @@
-"""Soak: everything at once, for a while, from a seed, against a real server; then everything is checked.
+"""Soak test: random requests and failures against a real server, from a seed, and a check of every response.
 
-Clients send good, warm-started, streamed, slow, bad and huge requests, some of them byte by byte, and some leave early.
-Meanwhile the engine is killed, versions are published, replaced, broken and removed, and the server is told to reload, at random
-moments. It is required that
+Clients send valid, warm-started, streamed, slow, invalid and huge requests, some of them in pieces, and some clients disconnect
+early. Meanwhile, at random times, the engine is killed, versions are published, replaced, broken and removed, and the server
+rescans its store. The requirements are:
 
-* each request gets exactly one answer, and its connection never breaks;
-* what trickles in within its time is answered like any other, and what does not is answered 408 and its connection closed, also
-  when its client goes on sending all the while;
-* every 200 is right: what ``jfb.predict`` computes offline with the version that the answer names;
-* bad and huge requests get their own 4xx, or 429 while the queue is full, and there is no 5xx but the announced ones: 503 with
-  Retry-After while there is no engine, and 504 for a deadline before the first iteration;
-* no row stays behind, and memory is flat.
+* Each request gets exactly one response, and its connection never breaks.
+* A request that arrives in pieces within the body timeout is answered like any other. One that does not is answered 408, and its
+  connection is closed even if its client keeps sending.
+* Every 200 is correct: it is what ``jfb.predict`` computes offline with the version that the response names.
+* Invalid and huge requests get their own 4xx, or 429 while the queue is full. The only 5xx are 503 with Retry-After while no
+  engine is ready, and 504 for a deadline before the first iteration.
+* No row is left in the server, and its memory does not grow.
 
     python -m benchmarks.soak --seconds 180 --seed 1
     python -m benchmarks.soak --seconds 180 --seed 1 --http-workers 2
 
-It ends with status 1, and says what was wrong, if anything was.
+It exits with status 1 and lists what is wrong if a requirement is not met.
 """
 
 import asyncio
@@ -47,6 +47,7 @@ from rich.table import Table
 from torch import nn
 
 import jfb
+from benchmarks.processes import children
 from jfb import ModelConfig, checkpoint
 from jfb.architectures import build
 from jfb.architectures.implicit_mlp import ImplicitMLP
@@ -86,7 +87,7 @@ ENDLESS = ModelConfig.model_validate(
         "classes": ["no", "yes"],
     }
 )
-BAD: list[tuple[int, dict[str, Any]]] = [
+INVALID: list[tuple[int, dict[str, Any]]] = [
     (400, {"content": b"{"}),
     (422, {"json": {"inputs": [[1, 2, 3]]}}),
     (422, {"json": {"inputs": [[[[17.0] * 8] * 8]]}}),
@@ -96,12 +97,12 @@ BAD: list[tuple[int, dict[str, Any]]] = [
     (413, {"json": {"inputs": IMAGES[:33].tolist()}}),
     (413, {"content": b" " * 100_001}),
 ]
-"""Bodies and what they are answered."""
+"""Invalid requests, with the expected status."""
 
 
 @dataclass
 class Answered:
-    """A 200 to be checked."""
+    """The content of a 200, to be checked."""
 
     version: int
     images: list[int]
@@ -112,75 +113,76 @@ class Answered:
 
 @dataclass
 class Soak:
-    """What happened so far."""
+    """A server under test, and what has happened so far."""
 
     url: str
     store: Path
     process: "subprocess.Popen[bytes]"
     random: random.Random
     sent: Counter[str] = field(default_factory=Counter)
-    answers: Counter[tuple[str, str]] = field(default_factory=Counter)
+    responses: Counter[tuple[str, str]] = field(default_factory=Counter)
     events: Counter[str] = field(default_factory=Counter)
-    right: list[Answered] = field(default_factory=list)
+    answered: list[Answered] = field(default_factory=list)
     wrong: list[str] = field(default_factory=list)
     networks: dict[int, jfb.Checkpoint] = field(default_factory=dict)
     resident: dict[str, list[float]] = field(default_factory=lambda: {"http": [], "engine": []})
 
-    # What clients do.
+    # The clients' requests.
 
     async def predict(self, client: httpx.AsyncClient) -> None:
-        """A good request: right, or refused for now."""
+        """Send a valid request."""
         images, tolerance = self._images(), self.random.choice(TOLERANCES)
         body = {"inputs": IMAGES[images].tolist(), "tolerance": tolerance, "max_iterations": CAP}
-        self._take("predict", await client.post("/predict", json=body), images, tolerance, is_warm=False)
+        self._record("predict", await client.post("/predict", json=body), images, tolerance, is_warm=False)
 
     async def warm(self, client: httpx.AsyncClient) -> None:
-        """One of a few sessions asks again."""
+        """Send a request of one of a few sessions."""
         images = self._images()
         body = {"inputs": IMAGES[images].tolist(), "tolerance": 1e-4, "max_iterations": CAP}
         body["session"] = f"{self.random.randrange(8)}"
-        self._take("warm", await client.post("/predict", json=body), images, 1e-4, is_warm=True)
+        self._record("warm", await client.post("/predict", json=body), images, 1e-4, is_warm=True)
 
     async def stream(self, client: httpx.AsyncClient) -> None:
-        """A good request whose iterations are watched."""
+        """Send a valid request for an event stream."""
         images = self._images()
         body = {"inputs": IMAGES[images].tolist(), "tolerance": 1e-2, "max_iterations": CAP}
-        answer = await client.post("/predict", json=body, headers={"accept": "text/event-stream"})
-        if answer.status_code != 200:
-            self._take("stream", answer, images, 1e-2, is_warm=False)
+        response = await client.post("/predict", json=body, headers={"accept": "text/event-stream"})
+        if response.status_code != 200:
+            self._record("stream", response, images, 1e-2, is_warm=False)
             return
-        name, data = answer.text.removesuffix("\n\n").rpartition("\n\n")[2].split("\n")
+        name, data = response.text.removesuffix("\n\n").rpartition("\n\n")[2].split("\n")
         if name == "event: error":
-            self.answers["stream", "error event"] += 1
+            self.responses["stream", "error event"] += 1
             return
         self._check("stream", name == "event: answer", f"the last event is {name}")
-        self.answers["stream", "200"] += 1
+        self.responses["stream", "200"] += 1
         content = json.loads(data.removeprefix("data: "))
-        self.right.append(Answered(content["version"], images, 1e-2, False, content["predictions"]))
+        self.answered.append(Answered(content["version"], images, 1e-2, False, content["predictions"]))
 
     async def slow(self, client: httpx.AsyncClient) -> None:
-        """More iterations than the deadline has room for."""
+        """Send a request that takes longer than its deadline."""
         body = {
             "inputs": [[0, 1, 2, 3]],
             "tolerance": 1e-30,
             "max_iterations": 100_000,
             "deadline_ms": self.random.choice([1, 50]),
         }
-        answer = await client.post("/models/slow/predict", json=body)
-        self._take("slow", answer, allowed=(504,))
-        if answer.status_code == 200:
-            self._check("slow", answer.json()["predictions"][0]["status"] == "deadline", answer.text)
+        response = await client.post("/models/slow/predict", json=body)
+        self._record("slow", response, allowed=(504,))
+        if response.status_code == 200:
+            self._check("slow", response.json()["predictions"][0]["status"] == "deadline", response.text)
 
     async def bad(self, client: httpx.AsyncClient) -> None:
-        """What is refused before the engine hears of it."""
-        status, content = self.random.choice(BAD)
-        answer = await client.post("/predict", headers={"content-type": "application/json"}, **content)
-        self.answers["bad", str(answer.status_code)] += 1
-        if answer.status_code != 429:  # a full queue refuses before it reads
-            self._check("bad", answer.status_code == status and "error" in answer.json(), f"expected {status}: {answer.text}")
+        """Send a request that the HTTP worker rejects."""
+        status, content = self.random.choice(INVALID)
+        response = await client.post("/predict", headers={"content-type": "application/json"}, **content)
+        self.responses["bad", str(response.status_code)] += 1
+        if response.status_code != 429:  # a full queue rejects before the body is read
+            is_expected = response.status_code == status and "error" in response.json()
+            self._check("bad", is_expected, f"must be {status} (got {response.status_code}: {response.text})")
 
     async def trickle(self, client: httpx.AsyncClient) -> None:
-        """A good request in pieces, of which the last is there in time."""
+        """Send a valid request in pieces, the last of them in time."""
         images, tolerance = self._images(), self.random.choice(TOLERANCES)
         body = json.dumps({"inputs": IMAGES[images].tolist(), "tolerance": tolerance, "max_iterations": CAP}).encode()
         whole = _post("/predict", len(body)) + body
@@ -189,56 +191,57 @@ class Soak:
             for begin, end in zip([0, *cuts], [*cuts, len(whole)], strict=True):
                 await _write(writer, whole[begin:end])
                 await asyncio.sleep(self.random.random() * BODY_TIMEOUT / 10)
-            self._take("trickle", await _read(reader), images, tolerance)
+            self._record("trickle", await _read(reader), images, tolerance)
 
     async def late(self, client: httpx.AsyncClient) -> None:
-        """A head or a body that goes on past its time, and is read from when that is long over; or nothing at all."""
+        """Keep sending headers or a body beyond the timeout, and read the response only then; or send nothing at all."""
         begin = self.random.choice([b"", b"POST /predict HTTP/1.1\r\nx-more: ", _post("/predict", 1000)])
         async with self._connected() as (reader, writer):
             if not begin:
-                self._check("late", await reader.read() == b"", "a connection that said nothing was told something")
-                self.answers["late", "closed"] += 1
+                self._check("late", await reader.read() == b"", "a connection that sent nothing got a response")
+                self.responses["late", "closed"] += 1
                 return
             await _write(writer, begin)
             until = time.monotonic() + 1.3 * BODY_TIMEOUT
             while time.monotonic() < until:
                 await _write(writer, b"a")
                 await asyncio.sleep(BODY_TIMEOUT / 20)
-            answer = await _read(reader)
-            self._take("late", answer, allowed=(408,))
-            self._check("late", answer.status_code in (408, 429, 503), f"{answer.status_code}: {answer.text}")
-            self._check("late", answer.status_code != 408 or await reader.read() == b"", "not closed after 408")
+            response = await _read(reader)
+            self._record("late", response, allowed=(408,))
+            self._check("late", response.status_code in (408, 429, 503), f"{response.status_code}: {response.text}")
+            self._check("late", response.status_code != 408 or await reader.read() == b"", "not closed after 408")
 
     async def leave(self, client: httpx.AsyncClient) -> None:
-        """A client that closes its connection in the midst of a long computation."""
+        """Disconnect in the middle of a long computation."""
         body = json.dumps({"inputs": [[0, 1, 2, 3]] * 4, "tolerance": 1e-30, "max_iterations": 100_000}).encode()
         async with self._connected() as (_, writer):
             await _write(writer, _post("/models/slow/predict", len(body)))
             await _write(writer, body[: self.random.choice([len(body), len(body) // 2])])
             await asyncio.sleep(self.random.random() * 0.2)
-        self.answers["leave", "left"] += 1
+        self.responses["leave", "left"] += 1
 
-    # What happens to the server.
+    # Events on the server.
 
     async def kill(self) -> None:
+        """Kill the engine process."""
         os.kill(self.engine(), signal.SIGKILL)
 
     async def publish(self) -> None:
-        """A new version takes the place of the oldest, or new weights that of the newest."""
+        """Publish a new version, and remove the oldest."""
         self.add_version()
-        gone = self.store / "digits" / ".gone"  # at once: a folder that is being emptied is a broken version
+        gone = self.store / "digits" / ".gone"  # renamed first: a half-deleted folder is a broken version
         (self.store / "digits" / str(list_versions(self.store / "digits")[0])).rename(gone)
         shutil.rmtree(gone)
         self.process.send_signal(signal.SIGHUP)
 
     async def touch(self) -> None:
-        """The same weights again, loaded anew."""
+        """Change the modification times of the weights, so that they are loaded again."""
         for path in (self.store / "digits").glob("*/model.safetensors"):
             os.utime(path)
         self.process.send_signal(signal.SIGHUP)
 
     async def break_one(self) -> None:
-        """A version that cannot be loaded comes, and goes after a while."""
+        """Add a version that cannot be loaded, and remove it after a second."""
         folder = self.store / "digits" / "999999"
         folder.mkdir()
         (folder / "config.json").write_text("{")
@@ -255,13 +258,13 @@ class Soak:
         version = list_versions(self.store / "digits")[-1]
         self.networks[version] = jfb.Checkpoint(PICTURES, network.eval())
 
-    # The course of it.
+    # The course of a test.
 
     async def client(self, until: float, client: httpx.AsyncClient) -> None:
-        """One client, which asks one thing after the other."""
+        """Run one client, which sends random requests one after the other."""
         kinds: list[tuple[Callable[[httpx.AsyncClient], Awaitable[None]], float]]
         kinds = [(self.predict, 10), (self.warm, 4), (self.stream, 2), (self.slow, 2), (self.bad, 4), (self.leave, 2)]
-        kinds += [(self.trickle, 0.5), (self.late, 0.25)]  # which take seconds
+        kinds += [(self.trickle, 0.5), (self.late, 0.25)]  # these take seconds
         while time.monotonic() < until:
             (kind,) = self.random.choices([kind for kind, _ in kinds], [weight for _, weight in kinds])
             name = kind.__name__
@@ -269,32 +272,35 @@ class Soak:
             try:
                 await kind(client)
             except (httpx.HTTPError, OSError, asyncio.IncompleteReadError) as error:
-                self.wrong.append(f"{name}: no answer: {error!r}")
+                self.wrong.append(f"{name}: no response: {error!r}")
             await asyncio.sleep(self.random.random() * 0.02)
 
-    async def trouble(self, until: float) -> None:
-        """Now and then something happens."""
+    async def disturb(self, until: float) -> None:
+        """Cause a random event every few seconds."""
         while time.monotonic() < until - 3:
             await asyncio.sleep(1 + self.random.random() * 3)
-            (what,) = self.random.choices([self.kill, self.publish, self.touch, self.break_one], [1, 10, 4, 4])
-            with suppress(OSError):  # there is no engine to be killed at the moment
-                await what()
-                self.events[what.__name__] += 1
+            (event,) = self.random.choices([self.kill, self.publish, self.touch, self.break_one], [1, 10, 4, 4])
+            with suppress(OSError):  # no engine is running at the moment
+                await event()
+                self.events[event.__name__] += 1
 
-    async def weigh(self, until: float) -> None:
-        """Look at the memory of the HTTP processes, together, and of the engine."""
+    async def sample_memory(self, until: float) -> None:
+        """Sample the memory of the supervisor and the HTTP workers together, and of the engine."""
         while time.monotonic() < until:
             with suppress(OSError):
                 engine = self.engine()
-                for name, pids in (("http", [self.process.pid, *self._children(b"app.cli.http_worker")]), ("engine", [engine])):
+                for name, pids in (
+                    ("http", [self.process.pid, *children(self.process.pid, "app.cli.http_worker")]),
+                    ("engine", [engine]),
+                ):
                     pages = sum(int(Path(f"/proc/{pid}/statm").read_text().split()[1]) for pid in pids)
                     self.resident[name].append(pages * os.sysconf("SC_PAGESIZE") / 2**20)
             await asyncio.sleep(0.25)
 
-    def check_answers(self) -> None:
+    def check_predictions(self) -> None:
         """Compare every 200 with ``jfb.predict``."""
         expected: dict[tuple[int, float], jfb.Prediction] = {}
-        for one in track(self.right, "checking", console=Console(stderr=True), transient=True):
+        for one in track(self.answered, "checking", console=Console(stderr=True), transient=True):
             key = one.version, one.tolerance
             if key not in expected:
                 network = self.networks[one.version].network
@@ -303,51 +309,53 @@ class Soak:
             for image, row in zip(one.images, one.predictions, strict=True):
                 iterations = int(offline.solution.iterations[image])
                 apart = float(np.abs(np.array(row["probabilities"]) - offline.logits[image].double().softmax(0).numpy()).max())
-                if one.is_warm:  # the same fixed point from elsewhere: the same answer within the tolerance
-                    is_right = row["status"] == "converged" and row["residual"] <= one.tolerance and apart < 0.01
+                if one.is_warm:  # another start has the same fixed point, within the tolerance
+                    is_correct = row["status"] == "converged" and row["residual"] <= one.tolerance and apart < 0.01
                 elif row["iterations"] == iterations:
-                    is_right = row["status"] == offline.solution.status[image] and apart < 1e-5
-                else:  # one more or less, where rounding falls on the threshold
-                    is_right = abs(row["iterations"] - iterations) == 1 and apart < one.tolerance
-                self._check("answer", is_right, f"{key}, image {image}: {row}, expected {iterations} iterations, {apart} apart")
+                    is_correct = row["status"] == offline.solution.status[image] and apart < 1e-5
+                else:  # one more or less, where rounding decides whether the residual meets the tolerance
+                    is_correct = abs(row["iterations"] - iterations) == 1 and apart < one.tolerance
+                self._check(
+                    "prediction", is_correct, f"{key}, image {image}: {row}, offline {iterations} iterations, {apart} apart"
+                )
 
     def check_memory(self) -> None:
-        """Late in the run it is what it was early on."""
+        """Check that the memory at the end of the run is at most 1.1 times that of its second quarter."""
         for name, values in self.resident.items():
             quarter = len(values) // 4
             early, late = statistics.median(values[quarter : 2 * quarter]), statistics.median(values[-quarter:])
-            self._check("memory", late < 1.1 * early, f"{name}: {early:.0f} MiB early on, {late:.0f} MiB at the end")
+            self._check("memory", late < 1.1 * early, f"{name}: {early:.0f} MiB in the second quarter, {late:.0f} MiB at the end")
 
     def _images(self) -> list[int]:
         return self.random.sample(range(len(IMAGES)), self.random.choice([1, 1, 1, 2, 8]))
 
-    def _take(
+    def _record(
         self,
         kind: str,
-        answer: httpx.Response,
+        response: httpx.Response,
         images: list[int] | None = None,
         tolerance: float = 0.0,
         *,
         is_warm: bool = False,
         allowed: tuple[int, ...] = (),
     ) -> None:
-        self.answers[kind, str(answer.status_code)] += 1
-        if answer.status_code == 200:
+        self.responses[kind, str(response.status_code)] += 1
+        if response.status_code == 200:
             if images is not None:
-                content = answer.json()
-                self.right.append(Answered(content["version"], images, tolerance, is_warm, content["predictions"]))
-        elif answer.status_code in (429, 503):
-            self._check(kind, int(answer.headers.get("retry-after", 0)) >= 1, f"no Retry-After: {answer.text}")
+                content = response.json()
+                self.answered.append(Answered(content["version"], images, tolerance, is_warm, content["predictions"]))
+        elif response.status_code in (429, 503):
+            self._check(kind, int(response.headers.get("retry-after", 0)) >= 1, f"no Retry-After: {response.text}")
         else:
-            self._check(kind, answer.status_code in allowed, f"{answer.status_code}: {answer.text}")
+            self._check(kind, response.status_code in allowed, f"{response.status_code}: {response.text}")
 
-    def _check(self, what: str, holds: bool, otherwise: str) -> None:
+    def _check(self, what: str, holds: bool, message: str) -> None:
         if not holds:
-            self.wrong.append(f"{what}: {otherwise}")
+            self.wrong.append(f"{what}: {message}")
 
     @asynccontextmanager
     async def _connected(self) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
-        """A connection on which bytes can be sent as one likes."""
+        """Open a plain connection to the server."""
         url = httpx.URL(self.url)
         async with asyncio.timeout(60):
             reader, writer = await asyncio.open_connection(url.host, url.port)
@@ -359,22 +367,18 @@ class Soak:
                     await writer.wait_closed()
 
     def engine(self) -> int:
-        """The engine's process id.
+        """Return the engine's process id.
 
         Raises:
-            ProcessLookupError: if there is no engine at the moment.
+            ProcessLookupError: if no engine is running at the moment.
         """
-        for child in self._children(b"app.engine"):
+        for child in children(self.process.pid, "app.engine"):
             return child
-        raise ProcessLookupError("there is no engine at the moment")
-
-    def _children(self, module: bytes) -> list[int]:
-        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
-        return [int(child) for child in children if module in Path(f"/proc/{child}/cmdline").read_bytes()]
+        raise ProcessLookupError("no engine is running")
 
 
 def _post(path: str, length: int) -> bytes:
-    """The head of a request."""
+    """Return the head of a request."""
     lines = (f"POST {path} HTTP/1.1", "host: soak", "content-type: application/json", f"content-length: {length}")
     return "\r\n".join((*lines, "", "")).encode()
 
@@ -385,7 +389,7 @@ async def _write(writer: asyncio.StreamWriter, data: bytes) -> None:
 
 
 async def _read(reader: asyncio.StreamReader) -> httpx.Response:
-    """The next answer."""
+    """Read the next response."""
     status, *lines = (await reader.readuntil(b"\r\n\r\n")).decode().removesuffix("\r\n\r\n").split("\r\n")
     headers = dict(line.lower().split(": ", 1) for line in lines)
     return httpx.Response(
@@ -395,7 +399,7 @@ async def _read(reader: asyncio.StreamReader) -> httpx.Response:
 
 @asynccontextmanager
 async def running(store: Path, log: Path, seed: int, http_workers: int = 1) -> AsyncIterator[Soak]:
-    """A server of the store, ready; its log goes to a file."""
+    """Start a server of the store, with its log in a file, and wait until it is ready."""
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
     settings = {**SETTINGS, "model_store": store, "port": port, "http_workers": http_workers}
@@ -414,7 +418,7 @@ async def running(store: Path, log: Path, seed: int, http_workers: int = 1) -> A
 
 
 async def ready(url: str) -> None:
-    """Return when the server is."""
+    """Wait until the server is ready."""
     async with httpx.AsyncClient(base_url=url) as client, asyncio.timeout(120):
         while True:
             with suppress(httpx.TransportError):
@@ -424,11 +428,11 @@ async def ready(url: str) -> None:
 
 
 async def run(seconds: float, seed: int, folder: Path, http_workers: int = 1) -> Soak:
-    """Soak a server, and check what it answered."""
+    """Run the clients and the events against a server, and check its responses."""
     store = folder / "store"
     network = build("implicit_mlp", (4,), 2, ENDLESS.architecture.arguments)
     assert isinstance(network, ImplicitMLP)
-    nn.init.orthogonal_(network.latent.weight)  # a rotation, which takes all the iterations there are
+    nn.init.orthogonal_(network.latent.weight)  # a rotation never converges, so each row takes max_iterations
     with new_version(store, "slow") as version:
         checkpoint.save(version, ENDLESS, network)
     async with running(store, folder / "log", seed, http_workers) as soak:
@@ -436,35 +440,37 @@ async def run(seconds: float, seed: int, folder: Path, http_workers: int = 1) ->
         limits = httpx.Limits(max_connections=CLIENTS)
         async with httpx.AsyncClient(base_url=soak.url, timeout=60, limits=limits) as client:
             clients = [soak.client(until, client) for _ in range(CLIENTS)]
-            await asyncio.gather(*clients, soak.trouble(until), soak.weigh(until))
+            await asyncio.gather(*clients, soak.disturb(until), soak.sample_memory(until))
             await ready(soak.url)
-            await asyncio.sleep(1)  # for the last who left
+            await asyncio.sleep(1)  # so that the engine drops the rows of the last clients that disconnected
             for line in (await client.get("/metrics")).text.splitlines():
                 if line.startswith(("jfb_engine_active_rows{", "jfb_engine_waiting_rows{")):
-                    soak._check("rows", line.endswith(" 0.0"), f"left behind: {line}")
+                    soak._check("rows", line.endswith(" 0.0"), f"rows left: {line}")
             again = await client.post("/predict", json={"inputs": IMAGES[:1].tolist()})
-            soak._check("end", again.status_code == 200, f"the server is not well: {again.text}")
-    soak._check("exit", soak.process.returncode == 0, f"the server ended with status {soak.process.returncode}")
+            soak._check("end", again.status_code == 200, f"status {again.status_code}: {again.text}")
+    soak._check("exit", soak.process.returncode == 0, f"the server exited with status {soak.process.returncode}")
     answered = Counter[str]()
-    for (kind, _), count in soak.answers.items():
+    for (kind, _), count in soak.responses.items():
         answered[kind] += count
-    soak._check("count", answered == soak.sent, f"{dict(soak.sent)} were sent, {dict(answered)} answered")
-    for word in ("a bug", "Traceback"):
+    soak._check("count", answered == soak.sent, f"sent {dict(soak.sent)}, answered {dict(answered)}")
+    for word in ("unhandled exception", "Traceback"):
         soak._check("log", word not in (folder / "log").read_text(), f"the log has {word!r}, see {folder / 'log'}")
-    soak.check_answers()
+    soak.check_predictions()
     soak.check_memory()
     return soak
 
 
 def report(soak: Soak, console: Console) -> None:
-    """Print what happened."""
-    table = Table("request", "answer", "count")
-    for (kind, status), count in sorted(soak.answers.items()):
+    """Print requests, events, memory and what is wrong."""
+    table = Table("request", "response", "count")
+    for (kind, status), count in sorted(soak.responses.items()):
         table.add_row(kind, status, str(count))
     console.print(table)
-    rows = sum(len(one.images) for one in soak.right)
-    console.print(f"{sum(soak.sent.values())} requests; {len(soak.right)} answers of {rows} rows were compared with jfb.predict")
-    console.print("happened: " + ", ".join(f"{name} {count}" for name, count in sorted(soak.events.items())))
+    rows = sum(len(one.images) for one in soak.answered)
+    console.print(
+        f"{sum(soak.sent.values())} requests; {len(soak.answered)} responses with {rows} rows were compared with jfb.predict"
+    )
+    console.print("events: " + ", ".join(f"{name} {count}" for name, count in sorted(soak.events.items())))
     for name, values in soak.resident.items():
         console.print(f"memory of {name}: {min(values):.0f} to {max(values):.0f} MiB, {values[-1]:.0f} MiB at the end")
     for wrong in soak.wrong[:20]:
@@ -473,11 +479,11 @@ def report(soak: Soak, console: Console) -> None:
 
 
 def main(
-    seconds: Annotated[float, typer.Option(min=5, help="How long.")] = 600,
-    seed: Annotated[int, typer.Option(help="Of what is sent and what happens.")] = 0,
-    http_workers: Annotated[int, typer.Option(min=1, help="HTTP processes of the server.")] = 1,
+    seconds: Annotated[float, typer.Option(min=5, help="Duration of the test.")] = 600,
+    seed: Annotated[int, typer.Option(help="Seed of the requests and events.")] = 0,
+    http_workers: Annotated[int, typer.Option(min=1, help="HTTP worker processes of the server.")] = 1,
 ) -> None:
-    """Soak a server of small models."""
+    """Run a soak test against a server of small models."""
     torch.set_num_threads(1)
     folder = Path(tempfile.mkdtemp(prefix="jfb-soak-"))
     try:

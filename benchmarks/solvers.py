@@ -1,6 +1,6 @@
 """Every solver of a model on the same inputs: iterations, processor time and labels, by tolerance.
 
-Inputs are solved in batches of 64 by a folded copy of the network, as in the server. The solvers take turns. Times are medians
+Inputs are solved in batches of 64 by a folded copy of the network, as in the server. The solvers alternate. Times are medians
 over the rounds, of processor time, inject and readout included. A label differs if it is not that of a fixed point at 1e-6.
 
     python -m training accelerate authors_mnist --recipe mnist --data DIR
@@ -36,18 +36,18 @@ def solve_all(
 ) -> tuple[float, Tensor, Tensor]:
     """Milliseconds of processor time per input, iterations ``[n]`` and labels ``[n]``."""
     norm = checkpoint.config.serving.residual_norm
-    began = time.process_time()
+    start = time.process_time()
     found = [
         jfb.predict(network, batch, tolerance=tolerance, max_iterations=CAP, residual_norm=norm, solver=solver)
         for batch in torch.split(inputs, BATCH_SIZE)
     ]
-    milliseconds = 1000 * (time.process_time() - began) / len(inputs)
+    milliseconds = 1000 * (time.process_time() - start) / len(inputs)
     iterations = torch.cat([prediction.solution.iterations for prediction in found])
     return milliseconds, iterations, torch.cat([prediction.logits.argmax(1) for prediction in found])
 
 
-def unlike(inputs: Tensor, low: float, high: float) -> dict[str, Tensor]:
-    """Inputs that no training set has."""
+def unusual_inputs(inputs: Tensor, low: float, high: float) -> dict[str, Tensor]:
+    """Return inputs unlike any in training."""
     noise = low + (high - low) * torch.rand(inputs[:200].shape, generator=torch.Generator().manual_seed(0))
     return {
         "blank": torch.full_like(inputs[:1], low),
@@ -60,9 +60,9 @@ def unlike(inputs: Tensor, low: float, high: float) -> dict[str, Tensor]:
 def rows_of(
     network: ImplicitNetwork, checkpoint: Checkpoint, inputs: Tensor, tolerances: Iterable[float], rounds: int
 ) -> Iterable[tuple[str, ...]]:
-    """A row of the table for each tolerance and solver."""
+    """Yield one row of the table per tolerance and solver."""
     solvers = checkpoint.solvers
-    exact = solve_all(network, checkpoint, inputs, Picard(), 1e-6)[2]
+    reference = solve_all(network, checkpoint, inputs, Picard(), 1e-6)[2]
     for tolerance in tolerances:
         runs = {name: solve_all(network, checkpoint, inputs, solver, tolerance) for name, solver in solvers.items()}
         times: dict[str, list[float]] = {name: [] for name in solvers}
@@ -79,18 +79,18 @@ def rows_of(
                 str(int(ordered[-1])),
                 f"{int((iterations - runs['picard'][1]).max()):+d}",
                 f"{statistics.median(times[name]):.3f}",
-                str(int((labels != exact).sum())),
+                str(int((labels != reference).sum())),
             )
 
 
 def main(
     model: Annotated[Path, typer.Argument(help="The folder of a version.")],
-    data: Annotated[str, typer.Option(help="A data set, as recipes name it.")],
-    split: Annotated[str, typer.Option(help="Of the data set.")] = "test",
-    images: Annotated[int, typer.Option(help="How many inputs.")] = 2000,
-    rounds: Annotated[int, typer.Option(help="How often each is timed.")] = 5,
+    data: Annotated[str, typer.Option(help="Source of the inputs: a hub id, a folder, or sklearn/digits.")],
+    split: Annotated[str, typer.Option(help="Split of the data set.")] = "test",
+    images: Annotated[int, typer.Option(help="Number of inputs.")] = 2000,
+    rounds: Annotated[int, typer.Option(help="How often each solver is timed.")] = 5,
 ) -> None:
-    """Print a Markdown table for the inputs, and one for inputs that no training set has."""
+    """Print a Markdown table for the inputs, and one for each kind of unusual input."""
     torch.set_num_threads(1)
     console = Console(soft_wrap=True)
     checkpoint = jfb.load(model)
@@ -111,9 +111,9 @@ def main(
     spec = checkpoint.config.input
     if spec.low is None or spec.high is None:
         return
-    for name, strange in unlike(inputs, spec.low, spec.high).items():
-        console.print(f"\n{name}: {len(strange)} inputs\n")
-        console.print(markdown(head, rows_of(network, checkpoint, strange, (TOLERANCES[0], TOLERANCES[-1]), 1)))
+    for name, unusual in unusual_inputs(inputs, spec.low, spec.high).items():
+        console.print(f"\n{name}: {len(unusual)} inputs\n")
+        console.print(markdown(head, rows_of(network, checkpoint, unusual, (TOLERANCES[0], TOLERANCES[-1]), 1)))
 
 
 def markdown(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:

@@ -1,14 +1,16 @@
-"""One training step, differentiated in several ways: ours, TorchDEQ's, and as the paper's authors' program does it.
+"""Time of one training step with this project's gradients, with TorchDEQ's, and with the method of the authors' program.
 
 A step is: inject, search, attach a gradient, read out, cross entropy, backward to every weight; no optimiser, no data loading.
-Same network, batches, initial states and tolerance for all, channels last in memory, in turn in one process, on one thread; what
-is reported are medians over the rounds, of CPU time, and of the ratios within a round.
+All methods have the same network, batches, initial states and tolerance, channels last in memory, and alternate in one process
+on one thread. The table has medians over the rounds, of CPU time, and of the ratios within a round.
 
-Ours stop each image by itself. The authors' program and TorchDEQ stop a batch when its slowest image has converged. TorchDEQ
-measures in L2 norms only; it is told to make as many iterations as that image needs by the network's own norm, which is where
-its rule would stop with that norm. Everything else of it is its default: fixed-point iteration forward and, for the implicit
-gradient, backward, to 1e-6 in at most 40. Its phantom gradient takes 5 steps damped by 0.5, as its paper recommends; with one
-step, its default, it is JFB.
+This project stops each image individually. The authors' program and TorchDEQ stop a batch when its slowest image has converged.
+TorchDEQ measures residuals in L2 norms only, so it runs the number of iterations that the slowest image needs in the network's
+own norm. Its other settings are its defaults: fixed-point iteration forward and, for the implicit gradient, backward, to 1e-6
+in at most 40 iterations. Its phantom gradient takes 5 steps damped by 0.5, as its paper recommends; with one step, its default,
+it is JFB.
+
+Needs torchdeq, in the version of ``benchmarks/serving/constraints.txt``.
 
     python -m training import authors mnist_fpn.safetensors --family mnist
     python -m benchmarks.training model_store/authors_mnist/1 --data ylecun/mnist
@@ -27,7 +29,6 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 from torch.nn import functional as F
-from torchdeq import get_deq
 
 import jfb
 from jfb import ImplicitNetwork, ResidualNorm
@@ -38,10 +39,10 @@ from training.loop.network import with_normalisation
 from training.recipe import DataRecipe, load_recipe
 
 Attach = Callable[[ImplicitNetwork, Tensor, Search, int], Tensor]
-"""From an injection, how to search, and the number of iterations of the slowest image, to a state with a graph."""
+"""Maps the injection, the search and the iterations of the slowest image to a state with a graph."""
 
 FRESH = {"channels": [24, 48], "pool": [2, 2], "contraction": 0.95}
-"""Of a network that is not stiff, and whose latent layer has most of the work."""
+"""Arguments of a network that is not stiff and spends most of its time in the latent layer."""
 
 PEER = "TorchDEQ, implicit"
 OURS = "jfb"
@@ -56,6 +57,8 @@ def jfb_in_bfloat16(network: ImplicitNetwork, injection: Tensor, search: Search,
 
 
 def torchdeq(**arguments: object) -> Attach:
+    from torchdeq import get_deq
+
     deq = get_deq(f_tol=0.0, **arguments)
 
     def attach(network: ImplicitNetwork, injection: Tensor, search: Search, slowest: int) -> Tensor:
@@ -67,7 +70,7 @@ def torchdeq(**arguments: object) -> Attach:
 
 
 def authors(network: ImplicitNetwork, injection: Tensor, search: Search, slowest: int) -> Tensor:
-    """Their program's forward pass: the whole batch until its slowest image has converged, then one step with a graph."""
+    """Run the forward pass of the authors' program: iterate until the slowest image has converged, then one step with a graph."""
     with torch.no_grad():
         fixed = injection.detach()
         state = previous = network.initial_state(fixed)
@@ -83,43 +86,50 @@ def authors(network: ImplicitNetwork, injection: Tensor, search: Search, slowest
     return network.step(state, injection)
 
 
-WAYS: dict[str, Attach] = {
-    OURS: ours(JFB()),
-    "jfb, search in bfloat16": jfb_in_bfloat16,
-    "jacobian": ours(Jacobian()),
-    "unrolled": ours(Unrolled()),
-    "authors' program": authors,
-    "TorchDEQ, 1 step": torchdeq(),
-    "TorchDEQ, phantom": torchdeq(grad=5, tau=0.5),
-    PEER: torchdeq(ift=True),
-}
+def make_methods() -> dict[str, Attach]:
+    """Return all methods by name.
+
+    Raises:
+        ImportError: if torchdeq is not installed.
+    """
+    return {
+        OURS: ours(JFB()),
+        "jfb, search in bfloat16": jfb_in_bfloat16,
+        "jacobian": ours(Jacobian()),
+        "unrolled": ours(Unrolled()),
+        "authors' program": authors,
+        "TorchDEQ, 1 step": torchdeq(),
+        "TorchDEQ, phantom": torchdeq(grad=5, tau=0.5),
+        PEER: torchdeq(ift=True),
+    }
 
 
 def measure(network: ImplicitNetwork, batches: list[tuple[Tensor, Tensor]], search: Search, title: str, console: Console) -> None:
-    """Make a step with every batch in every way, and print a table."""
+    """Time one step per batch and method, and print a table."""
+    methods = make_methods()
     network = network.to(memory_format=torch.channels_last).train().requires_grad_(True)
-    seconds: dict[str, list[float]] = {name: [] for name in WAYS}
+    seconds: dict[str, list[float]] = {name: [] for name in methods}
     means, largest = [], []
     for number, (inputs, labels) in enumerate([batches[0], *batches]):
         solution = search(network, network.inject(inputs))
         slowest = int(solution.iterations.amax())
-        for name in [*WAYS][number % len(WAYS) :] + [*WAYS][: number % len(WAYS)]:
+        for name in [*methods][number % len(methods) :] + [*methods][: number % len(methods)]:
             network.zero_grad()
-            began = time.process_time()
-            state = WAYS[name](network, network.inject(inputs), search, slowest)
+            start = time.process_time()
+            state = methods[name](network, network.inject(inputs), search, slowest)
             F.cross_entropy(network.readout(state), labels).backward()
-            if number:  # the first round warms up
-                seconds[name].append(time.process_time() - began)
+            if number:  # the first round is a warm-up
+                seconds[name].append(time.process_time() - start)
         means.append(float(solution.iterations.float().mean()))
         largest.append(slowest)
 
     table = Table(
         "",
-        "ms a step",
+        "ms per step",
         f"of {PEER}",
         f"of {OURS}",
-        title=f"{title}\n{len(batches)} batches of {len(batches[0][0])}, tolerance {search.tolerance:g} "
-        f"({search.residual_norm}): {statistics.mean(means):.1f} iterations an image, {statistics.mean(largest):.1f} the slowest",
+        title=f"{title}\n{len(batches)} batches of {len(batches[0][0])}, tolerance {search.tolerance:g} ({search.residual_norm})"
+        f": {statistics.mean(means):.1f} iterations per image, {statistics.mean(largest):.1f} the slowest",
     )
     for name, taken in seconds.items():
         ratios = [statistics.median(a / b for a, b in zip(taken, seconds[other], strict=True)) for other in (PEER, OURS)]
@@ -133,7 +143,7 @@ def main(
     batch_size: int = 100,
     rounds: int = 21,
 ) -> None:
-    """Print a table for the authors' network with their weights, which is stiff, and for two fresh ones, which are not."""
+    """Print a table for the authors' trained network, which is stiff, and for two untrained ones, which are not."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
     console = Console()
@@ -147,8 +157,8 @@ def main(
     measure(checkpoint.network, batches, search, "the authors' network, with their weights", console)
     recipe = load_recipe("mnist")
     for title, chosen in (
-        ("two convolutions before a latent layer of 48 channels, fresh", recipe.changed({"network.arguments": FRESH})),
-        ("the mnist recipe's network, fresh", recipe),
+        ("two convolutions before a latent layer of 48 channels, untrained", recipe.changed({"network.arguments": FRESH})),
+        ("the mnist recipe's network, untrained", recipe),
     ):
         arguments = with_normalisation(chosen, split).network.arguments
         fresh = build(chosen.network.name, config.input.shape, len(config.classes), arguments)

@@ -1,9 +1,10 @@
-"""Warm starts: iterations on films of slowly changing images, with a session and without.
+"""Warm starts: iterations on sequences of slowly changing images, with and without a session.
 
-Each image of the version's samples (a test input of each class) becomes films: it turns, or it moves, a little a frame. The
-engine solves every frame from nothing and, in a session, from where the frame before ended. Both meet the same tolerance.
+Each of the version's samples (one test input per class) becomes several sequences, in which it turns or moves a little per
+frame. The engine solves every frame from the initial state and, in a session, from the fixed point of the previous frame. Both
+meet the same tolerance.
 
-    python benchmarks/warm_start.py model_store/digits/1
+    python -m benchmarks.warm_start model_store/digits/1
 """
 
 import json
@@ -30,17 +31,17 @@ from app.engine_client.messages import Request
 from jfb.solvers import SOLVERS
 
 FRAMES = 30
-FILMS: dict[str, Callable[[Tensor, int], Tensor]] = {
-    "turns by 0.5° a frame": lambda images, k: rotate(images, torch.full((len(images),), 0.5 * k)),
-    "turns by 2° a frame": lambda images, k: rotate(images, torch.full((len(images),), 2.0 * k)),
-    "moves by 0.02 pixels a frame": lambda images, k: translate(images, torch.full((len(images), 2), 0.02 * k)),
-    "moves by 0.1 pixels a frame": lambda images, k: translate(images, torch.full((len(images), 2), 0.1 * k)),
+SEQUENCES: dict[str, Callable[[Tensor, int], Tensor]] = {
+    "turns by 0.5° per frame": lambda images, k: rotate(images, torch.full((len(images),), 0.5 * k)),
+    "turns by 2° per frame": lambda images, k: rotate(images, torch.full((len(images),), 2.0 * k)),
+    "moves by 0.02 pixels per frame": lambda images, k: translate(images, torch.full((len(images), 2), 0.02 * k)),
+    "moves by 0.1 pixels per frame": lambda images, k: translate(images, torch.full((len(images), 2), 0.1 * k)),
     "stands still": lambda images, k: images,
 }
 
 
 def solve(found: jfb.Checkpoint, frames: list[Tensor], tolerance: float, *, warm: bool) -> tuple[float, NDArray[np.floating]]:
-    """Mean iterations a row and frame after the first, and the logits ``[frames, rows, classes]``."""
+    """Return the mean iterations per row and frame, without the first frame, and the logits ``[frames, rows, classes]``."""
     serving = found.config.serving
     rows = len(frames[0])
     batch = RunningBatch(
@@ -55,7 +56,7 @@ def solve(found: jfb.Checkpoint, frames: list[Tensor], tolerance: float, *, warm
     for k, frame in enumerate(frames):
         rows = len(frame)
         limits = [tolerance] * rows, [1000] * rows, [None] * rows
-        request = Request("model", 1, frame.numpy().tobytes(), *limits, session="film" if warm else None)
+        request = Request("model", 1, frame.numpy().tobytes(), *limits, session="sequence" if warm else None)
         scheduler.submit(RunningRequest(k, request, found.config.input.shape))
         finished: list[RunningRequest] = []
         while not finished:
@@ -66,14 +67,14 @@ def solve(found: jfb.Checkpoint, frames: list[Tensor], tolerance: float, *, warm
 
 
 def main(
-    folder: Annotated[Path, typer.Argument(help="A version of an image model, with samples.json.")],
+    folder: Annotated[Path, typer.Argument(help="Version folder of an image model, with samples.json.")],
 ) -> None:
-    """Measure warm starts."""
+    """Print iterations with and without a session, by sequence and tolerance."""
     torch.set_num_threads(1)
     found = jfb.load(folder)
     still = torch.tensor([sample["input"] for sample in json.loads((folder / "samples.json").read_text())])
-    table = Table("film", "tolerance", "from nothing", "session", "saved", "labels that differ")
-    for name, frame in FILMS.items():
+    table = Table("sequence", "tolerance", "no session", "session", "saved", "labels that differ")
+    for name, frame in SEQUENCES.items():
         frames = [frame(still, k).float() for k in range(FRAMES)]
         for tolerance in (1e-2, 1e-3, 1e-5):
             cold, cold_logits = solve(found, frames, tolerance, warm=False)

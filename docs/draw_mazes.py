@@ -1,4 +1,4 @@
-"""Draws docs/mazes.png: a maze, and how far the network's flood has come after some iterations, with its answer at that time.
+"""Draws docs/mazes.png: a maze, and how far the network's flood has come after some iterations, with its answer at each.
 
 python -m training train mazes
 python docs/draw_mazes.py model_store/mazes/1
@@ -45,7 +45,7 @@ def example(network: jfb.ImplicitNetwork, size: int) -> tuple[Mazes, list[torch.
 @torch.no_grad()
 def main(
     folder: Annotated[Path, typer.Argument(help="The folder of a version.")],
-    size: Annotated[int, typer.Option(help="Cells a side.")] = 8,
+    size: Annotated[int, typer.Option(help="Cells per side.")] = 8,
     to: Annotated[Path, typer.Option(help="The picture.")] = Path("docs/mazes.png"),
 ) -> None:
     """Draw the picture."""

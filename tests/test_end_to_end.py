@@ -1,4 +1,4 @@
-"""The main job: a model that was trained by the command, served by the command, asked over a real socket."""
+"""The main job: a model is trained and served by the commands, and gets requests over a real socket."""
 
 import asyncio
 import json
@@ -93,18 +93,18 @@ def test_200_images_are_answered_the_same_alone_in_one_request_and_among_64_clie
         limits = httpx.Limits(max_connections=64)
         async with httpx.AsyncClient(base_url=server.url, limits=limits, timeout=60) as client:
 
-            async def ask(body: dict[str, Any]) -> dict[str, Any]:
+            async def predict(body: dict[str, Any]) -> dict[str, Any]:
                 async with clients:
                     answer = (await client.post("/predict", json=body)).json()["predictions"][0]
                     assert isinstance(answer, dict)
                     return answer
 
-            return await asyncio.gather(*map(ask, bodies))
+            return await asyncio.gather(*map(predict, bodies))
 
     among_others = asyncio.run(crowd())
     assert_same(among_others, offline)
 
-    # Nobody was iterated for a neighbour: the work is the sum of what the answers say.
+    # No row iterates for another: the step evaluations are the sum of the reported iterations.
     reported = sum(a["iterations"] for a in (*alone, *whole.json()["predictions"], *among_others))
     assert server.metric("jfb_engine_step_evaluations_total", model="digits") - evaluations == reported
 

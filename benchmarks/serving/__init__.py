@@ -1,10 +1,10 @@
-"""This server and others, serving the same network to the same clients: the package's ``__main__`` says how.
+"""This server and others, serving the same network to the same clients. The command is in ``__main__``.
 
-``rows``       who takes part, and how each is started
-``questions``  what is asked, and what the right answers are
-``load``       the clients: closed loops, and a Poisson process
-``server``     one server in its processes, all on one core
-``offline``    solvers without HTTP, beside each other
-``report``     medians, the table, the targets
-``rivals``     the other servers, a file each; they run in an environment of their own
+``rows``      the servers that are compared, and how each is started
+``requests``  what the clients send, and the labels that count as correct
+``load``      the clients: closed loops, and a Poisson process
+``server``    one server with all its processes on one core
+``offline``   solvers without HTTP
+``report``    medians, the table and the targets
+``rivals``    the other servers, one per file; they run in their own environment
 """

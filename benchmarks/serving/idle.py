@@ -1,4 +1,4 @@
-"""A server that computes nothing: ``python -m benchmarks.serving.idle PORT``, to see how much the clients can ask."""
+"""A server that computes nothing, to measure the clients' own limit: ``python -m benchmarks.serving.idle PORT``."""
 
 import asyncio
 import sys
@@ -7,13 +7,13 @@ import httptools
 import uvloop
 
 CONTENT = b'{"predictions":[{"label":"7","index":7,"iterations":1,"residual":0.1}]}'
-ANSWER = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n%s" % (len(CONTENT), CONTENT)
+RESPONSE = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n%s" % (len(CONTENT), CONTENT)
 
 
 class Idle(asyncio.Protocol):
-    """The same answer to every request."""
+    """Sends the same response to every request."""
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+    def connection_made(self, transport: asyncio.WriteTransport) -> None:  # type: ignore[override]
         self._transport = transport
         self._parser = httptools.HttpRequestParser(self)
 
@@ -21,11 +21,11 @@ class Idle(asyncio.Protocol):
         self._parser.feed_data(data)
 
     def on_message_complete(self) -> None:
-        self._transport.write(ANSWER)
+        self._transport.write(RESPONSE)
 
 
 async def main(port: int) -> None:
-    """Answer until a signal."""
+    """Serve until a signal arrives."""
     listening = await asyncio.get_running_loop().create_server(Idle, "127.0.0.1", port)
     await listening.serve_forever()
 

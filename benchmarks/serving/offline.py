@@ -1,13 +1,13 @@
-"""Solvers without HTTP, saturated: samples a second, half loose and half strict.
+"""Solvers without HTTP, saturated: samples per second, half loose and half strict.
 
-A contender a process, which prints one number: ``python -m benchmarks.serving.offline CONTENDER VERSION_FOLDER IMAGES.npy``.
-Every sample is injected, solved and read out.
+One process per contender prints one number: ``python -m benchmarks.serving.offline CONTENDER VERSION_FOLDER IMAGES.npy``. Each
+sample is injected, solved and read out.
 
-TorchDEQ measures in L2 norms only. Its absolute tolerance is chosen so that plain iteration stops about where the network's own
-norm would have stopped it: the median over some images of the L2 norm of their last movement.
+TorchDEQ measures residuals in L2 norms only. Its absolute tolerance is chosen so that plain iteration stops about where the
+network's own norm would stop it: the median, over some images, of the L2 norm of their last residual.
 """
 
-import sys
+import argparse
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 import jfb
-from benchmarks.serving.questions import LOOSE, STRICT
+from benchmarks.serving.requests import LOOSE, STRICT
 from jfb import ResidualNorm, residual
 
 Contender = Callable[[jfb.Checkpoint, Path, np.ndarray, np.ndarray], float]
@@ -27,10 +27,11 @@ CALIBRATED_ON = 64
 
 
 def engine(checkpoint: jfb.Checkpoint, folder: Path, images: np.ndarray, tolerances: np.ndarray) -> float:
-    """The engine's core with 64 clients; it draws the tolerances itself, half and half as well."""
-    from benchmarks.engine import How, drive, engine_of
+    """The scheduler with 64 clients; it draws its own tolerances, also half loose and half strict."""
+    from benchmarks.engine import ComputeOptions, drive, make_scheduler
 
-    return len(images) / drive(engine_of(folder, "iteration", None, 64, How(precision="auto")), images, 64).requests_per_second
+    scheduler = make_scheduler(folder, "iteration", None, 64, ComputeOptions(precision="auto"))
+    return len(images) / drive(scheduler, images, 64).requests_per_second
 
 
 def eager(checkpoint: jfb.Checkpoint, folder: Path, images: np.ndarray, tolerances: np.ndarray) -> float:
@@ -45,7 +46,7 @@ def eager(checkpoint: jfb.Checkpoint, folder: Path, images: np.ndarray, toleranc
 
 
 def lockstep(checkpoint: jfb.Checkpoint, folder: Path, images: np.ndarray, tolerances: np.ndarray) -> float:
-    """PyTorch as published, in batches that run until their worst row has ended."""
+    """PyTorch as published, in batches that iterate until their slowest row has converged."""
     from benchmarks.serving.rivals.lockstep import Lockstep
 
     network = Lockstep(folder)
@@ -68,7 +69,7 @@ def onnxruntime(checkpoint: jfb.Checkpoint, folder: Path, images: np.ndarray, to
 
 
 def torchdeq(solver: str, batch: int) -> Contender:
-    """A solver of TorchDEQ, in batches that run until their worst row has ended."""
+    """A solver of TorchDEQ, in batches that iterate until their slowest row has converged."""
 
     @torch.inference_mode()
     def contender(checkpoint: jfb.Checkpoint, folder: Path, images: np.ndarray, tolerances: np.ndarray) -> float:
@@ -80,14 +81,14 @@ def torchdeq(solver: str, batch: int) -> Contender:
         deq.eval()
         as_l2 = {tolerance: _in_l2(checkpoint, inputs[:CALIBRATED_ON], tolerance, norm) for tolerance in (LOOSE, STRICT)}
         began = time.perf_counter()
-        for rows, asked in zip(inputs.split(batch), torch.from_numpy(tolerances).split(batch), strict=True):
+        for rows, limits in zip(inputs.split(batch), torch.from_numpy(tolerances).split(batch), strict=True):
             injection = network.inject(rows)
             start = network.initial_state(injection)
 
             def step(state: torch.Tensor, injection: torch.Tensor = injection) -> torch.Tensor:
                 return network.step(state, injection)
 
-            states, _ = deq(step, start, solver_kwargs={"f_tol": as_l2[float(asked.min())]})
+            states, _ = deq(step, start, solver_kwargs={"f_tol": as_l2[float(limits.min())]})
             network.readout(states[-1])
         return time.perf_counter() - began
 
@@ -117,11 +118,11 @@ CONTENDERS: dict[str, Contender] = {
     "TorchDEQ, Anderson, batches of 32": torchdeq("anderson", BATCH),
 }
 OURS = "jfb's engine core"
-"""The one that needs this project's own environment; the others may run in the rivals'."""
+"""The one that needs this project's own environment; the others run in the rivals'."""
 
 
 def main(name: str, folder: str, file: str) -> None:
-    """Warm up, and print samples a second."""
+    """Warm up, and print samples per second."""
     torch.set_num_threads(1)
     checkpoint, images = jfb.load(Path(folder)), np.load(file)
     tolerances = np.random.default_rng(0).permutation(np.resize([LOOSE, STRICT], len(images)))
@@ -130,4 +131,9 @@ def main(name: str, folder: str, file: str) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("contender", choices=CONTENDERS)
+    parser.add_argument("folder", help="version folder")
+    parser.add_argument("images", help=".npy file")
+    arguments = parser.parse_args()
+    main(arguments.contender, arguments.folder, arguments.images)

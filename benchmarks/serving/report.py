@@ -1,11 +1,11 @@
-"""Medians, the table, and what was aimed at."""
+"""Medians, the table, and the targets."""
 
 import statistics
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from benchmarks.serving.load import Outcome
-from benchmarks.serving.questions import LOOSE, STRICT
+from benchmarks.serving.requests import LOOSE, STRICT
 from benchmarks.serving.rows import FASTAPI, LITSERVE, ONNX, OURS
 
 Figure = Callable[[Outcome], float]
@@ -19,37 +19,37 @@ FIGURES: dict[str, Figure] = {
     "iterations": lambda outcome: statistics.fmean(outcome.iterations) if outcome.iterations else float("nan"),
 }
 
-MOST = "requests/s"
-FAST = "loose p50, ms"
+THROUGHPUT = "requests/s"
+LATENCY = "loose p50, ms"
 TARGETS = (
-    ("64 clients", MOST, OURS, LITSERVE, 3.0),
-    ("64 clients", MOST, OURS, FASTAPI, 4.0),
-    ("64 clients", MOST, OURS, ONNX, 1.6),
-    ("64 clients", FAST, LITSERVE, OURS, 5.0),
-    ("1 client", FAST, FASTAPI, OURS, 3.0),
-    ("1 client", FAST, ONNX, OURS, 1.0),
+    ("64 clients", THROUGHPUT, OURS, LITSERVE, 3.0),
+    ("64 clients", THROUGHPUT, OURS, FASTAPI, 4.0),
+    ("64 clients", THROUGHPUT, OURS, ONNX, 1.6),
+    ("64 clients", LATENCY, LITSERVE, OURS, 5.0),
+    ("1 client", LATENCY, FASTAPI, OURS, 3.0),
+    ("1 client", LATENCY, ONNX, OURS, 1.0),
 )
-"""Load, figure, and which row shall have at least so many times what which other has."""
+"""Load, figure, two rows, and the target: at least this ratio of the first row's figure to the second's."""
 
 
 @dataclass
 class Results:
-    """Everything that was measured: what came of a load on a row, by round."""
+    """All measurements."""
 
     outcomes: dict[tuple[str, str], dict[int, Outcome]] = field(default_factory=dict)
-    """By load and row, and there by round."""
+    """By load and row, and then by round."""
     memory: dict[str, list[float]] = field(default_factory=dict)
     """MiB of a row's processes after its last load, by round."""
     skipped: dict[str, str] = field(default_factory=dict)
-    """Rows that could not take part, and why."""
+    """Rows that were left out, and why."""
     offline: dict[str, list[float]] = field(default_factory=dict)
-    """Samples a second, by contender."""
+    """Samples per second, by contender."""
 
     def add(self, load: str, row: str, number: int, outcome: Outcome) -> None:
         self.outcomes.setdefault((load, row), {})[number] = outcome
 
     def markdown(self, title: str) -> str:
-        """All of it, as tables."""
+        """Return all tables."""
         parts = [title, self._table(), self._targets(), self._offline()]
         parts += [f"Left out: {row}: {reason.strip().splitlines()[-1]}" for row, reason in self.skipped.items()]
         return "\n\n".join(part for part in parts if part) + "\n"
@@ -69,15 +69,15 @@ class Results:
         return _as_markdown(lines)
 
     def _targets(self) -> str:
-        lines = [["load", "figure", "", "measured", "aimed at", ""]]
-        for load, figure, more, less, aim in TARGETS:
+        lines = [["load", "figure", "", "measured", "target", ""]]
+        for load, figure, more, less, target in TARGETS:
             both = self.outcomes.get((load, more), {}), self.outcomes.get((load, less), {})
             rounds = sorted(both[0].keys() & both[1].keys())
             if rounds:
-                of = FIGURES[figure]
-                ratio = statistics.median(of(both[0][number]) / of(both[1][number]) for number in rounds)
-                met = "met" if ratio >= aim else "**missed**"
-                lines.append([load, figure, f"{more} / {less}", f"{ratio:.2f}", f"{aim:g}", met])
+                value = FIGURES[figure]
+                ratio = statistics.median(value(both[0][number]) / value(both[1][number]) for number in rounds)
+                met = "met" if ratio >= target else "**missed**"
+                lines.append([load, figure, f"{more} / {less}", f"{ratio:.2f}", f"{target:g}", met])
         return _as_markdown(lines) if len(lines) > 1 else ""
 
     def _offline(self) -> str:

@@ -1,4 +1,4 @@
-"""One server in its processes, all of them on one core."""
+"""One server with all its processes on one core."""
 
 import ctypes
 import os
@@ -25,23 +25,23 @@ _PR_SET_CHILD_SUBREAPER = 36
 
 
 class ServerFailed(Exception):  # noqa: N818
-    """It ended, or did not answer in time."""
+    """The server exited, or did not answer in time."""
 
 
 @dataclass(frozen=True)
 class RunningServer:
-    """Everything below the process that was started."""
+    """A server and all processes that it started."""
 
     port: int
     core: int
 
     def pin(self) -> None:
-        """Make sure of every thread that there is by now."""
+        """Pin every thread that exists by now to the core."""
         for process in descendants():
             pin(process, {self.core})
 
     def memory(self) -> float:
-        """MiB resident in all processes together; what they share counts in each."""
+        """MiB resident in all processes together; shared pages count in each."""
         pages = 0
         for process in descendants():
             try:
@@ -52,25 +52,25 @@ class RunningServer:
 
 
 def adopt_orphans() -> None:
-    """Have processes whose parents end become children of this one, so that none is lost sight of (Linux)."""
+    """Make this process the new parent of descendants whose parents exit, so that it can stop them (Linux)."""
     if ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0):
-        raise OSError("prctl: expected Linux")
+        raise OSError("prctl failed: this benchmark needs Linux")
 
 
 @contextmanager
-def running(
-    command: list[str], port: int, core: int, question: bytes, log: Path, *, tree: Path = ROOT
-) -> Iterator[RunningServer]:
-    """Start a server on a core, wait until it answers a question, and end it at the end, with all that it started.
+def running(command: list[str], port: int, core: int, request: bytes, log: Path, *, tree: Path = ROOT) -> Iterator[RunningServer]:
+    """Start a server on a core, wait until it answers a request, and stop it with all its processes at the end.
 
     Args:
-        command, port, core: how, and where.
-        question: the bytes of a request.
-        log: file for what it prints.
-        tree: where its Python modules are looked for.
+        command: starts the server.
+        port: that the server listens on.
+        core: for all its processes.
+        request: the bytes of one.
+        log: file for its output.
+        tree: folder of its Python modules.
 
     Raises:
-        ServerFailed: with the end of its log.
+        ServerFailed: if it exits or does not answer, with the end of its log.
     """
     environment = {**os.environ, **ONE_THREAD, **SILENT, "PYTHONPATH": str(tree)}
     with log.open("wb") as output:
@@ -85,7 +85,7 @@ def running(
             preexec_fn=lambda: os.sched_setaffinity(0, {core}),
         )
     try:
-        _wait_until_answered(process, port, question, log)
+        _wait_until_answered(process, port, request, log)
         server = RunningServer(port, core)
         server.pin()
         yield server
@@ -94,29 +94,29 @@ def running(
 
 
 def free_port() -> int:
-    """One that nobody listens on now."""
+    """Return a port that is free now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
         return port
 
 
-def _wait_until_answered(process: "subprocess.Popen[bytes]", port: int, question: bytes, log: Path) -> None:
-    body = question.partition(b"\r\n\r\n")[2]
+def _wait_until_answered(process: "subprocess.Popen[bytes]", port: int, request: bytes, log: Path) -> None:
+    body = request.partition(b"\r\n\r\n")[2]
     until = time.monotonic() + START_SECONDS
     while time.monotonic() < until:
         if process.poll() is not None:
             break
         try:
-            answer = httpx.post(
+            response = httpx.post(
                 f"http://127.0.0.1:{port}/predict", content=body, headers={"content-type": "application/json"}, timeout=30
             )
-            if answer.status_code == 200:
+            if response.status_code == 200:
                 return
         except httpx.TransportError:
             pass
         time.sleep(0.1)
-    raise ServerFailed(log.read_text(errors="replace")[-2000:] or "no answer, and no log")
+    raise ServerFailed(log.read_text(errors="replace")[-2000:] or "no response, and an empty log")
 
 
 def _stop(process: "subprocess.Popen[bytes]") -> None:
@@ -139,7 +139,7 @@ def _stop(process: "subprocess.Popen[bytes]") -> None:
 
 
 def _reap() -> None:
-    """Orphans that were adopted and have ended."""
+    """Collect adopted processes that have exited."""
     try:
         while os.waitpid(-1, os.WNOHANG)[0]:
             pass

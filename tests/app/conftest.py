@@ -51,7 +51,7 @@ def digits_server(digits_store: Path, tmp_path_factory: pytest.TempPathFactory) 
 
 @pytest.fixture(scope="session")
 def client(server: RunningServer) -> httpx.Client:
-    """Asks ``server``."""
+    """A client of ``server``."""
     return server.client
 
 

@@ -47,7 +47,7 @@ ray.shutdown()
 
 @dataclass
 class Cluster:
-    """A running cluster, and how to ask it."""
+    """A running cluster, and a client of it."""
 
     client: httpx.Client
     mark: bytes

@@ -1,4 +1,4 @@
-"""Lockstep batches, which benchmarks compare iteration-level batching with."""
+"""Lockstep batching, the baseline of the benchmarks."""
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ def lockstep(slots: int) -> LockstepScheduler:
     return LockstepScheduler(batch, max_waiting_rows=100)
 
 
-def test_in_lockstep_every_row_pays_for_the_worst_and_no_row_joins_before_the_batch_has_ended() -> None:
+def test_all_rows_iterate_as_long_as_the_slowest_and_no_row_joins_before_the_batch_has_ended() -> None:
     scheduler = lockstep(slots=2)
     for request in (make_request(1, [2]), make_request(2, [5]), make_request(3, [3])):
         scheduler.submit(request)
@@ -36,7 +36,7 @@ def test_in_lockstep_every_row_pays_for_the_worst_and_no_row_joins_before_the_ba
     assert scheduler.step_evaluations == scheduler.iterations == 13
 
 
-def test_a_lockstep_batch_ends_although_a_row_of_it_diverges_and_another_is_cancelled() -> None:
+def test_a_lockstep_batch_ends_when_one_row_diverges_and_another_is_cancelled() -> None:
     scheduler = lockstep(slots=4)
     scheduler.submit(make_request(1, [4]))
     scheduler.submit(make_request(2, [4], ratio=1e38))

@@ -1,4 +1,4 @@
-"""A short soak test: every request has one right answer."""
+"""A short soak test: every request gets exactly one correct response."""
 
 import subprocess
 import sys
@@ -10,7 +10,7 @@ import pytest
 @pytest.mark.slow
 @pytest.mark.timeout(240)
 @pytest.mark.parametrize(("seconds", "http_workers"), [pytest.param(60, 1, marks=pytest.mark.long), (15, 2)])
-def test_nothing_goes_wrong_while_everything_happens_at_once(seconds: int, http_workers: int) -> None:
+def test_a_soak_with_engine_kills_and_model_changes_reports_nothing_wrong(seconds: int, http_workers: int) -> None:
     flags = [f"--seconds={seconds}", "--seed=7", f"--http-workers={http_workers}"]
     root = Path(__file__).parents[2]
     command = [sys.executable, "-m", "benchmarks.soak", *flags]

@@ -97,7 +97,7 @@ def test_up_trains_a_first_model_and_serves_it(composed: Composed) -> None:
     assert answer.status_code == 200, answer.text
     (row,) = answer.json()["predictions"]
     assert (answer.json()["model"], row["label"], row["status"]) == ("digits", "7", "converged")
-    wait_until(lambda: "healthy" in json.dumps(composed.inspect("server")["State"]), 30, "the health check has looked")
+    wait_until(lambda: "healthy" in json.dumps(composed.inspect("server")["State"]), 30, "the health check has run")
 
 
 def test_another_up_does_not_train_again(composed: Composed) -> None:

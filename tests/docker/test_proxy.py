@@ -92,8 +92,8 @@ def test_a_replica_stops_without_a_failed_request_and_without_replicas_the_proxy
 
     staying.process.kill()
     staying.process.wait()
-    refused = proxy.post("/predict", json=body).status_code
-    assert refused in (502, 503)  # in bounded time
+    status = proxy.post("/predict", json=body).status_code
+    assert status in (502, 503)  # in bounded time
 
 
 def _is_ready(client: httpx.Client) -> bool:

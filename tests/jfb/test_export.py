@@ -25,7 +25,7 @@ from jfb.onnx.network import OnnxNetwork
 from tests.jfb.networks import small_mlp, small_resnet
 from tests.jfb.onnx.folders import foreign_folder, our_folder
 
-logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it tells of operators of libraries that are not installed
+logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it warns of operators of libraries that are not installed
 
 pytestmark = pytest.mark.slow
 

@@ -10,7 +10,7 @@ from tests.jfb.networks import Affine, affine, small_resnet
 
 
 class Recording(Affine):
-    """Counts the rows that each evaluation of ``step`` is given."""
+    """Counts the rows of each evaluation of ``step``."""
 
     def __init__(self, matrix: Tensor) -> None:
         super().__init__(matrix)

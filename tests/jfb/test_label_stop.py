@@ -157,7 +157,7 @@ class Threshold(Affine):
 @pytest.mark.parametrize(
     ("threshold", "label", "guaranteed", "estimated"),
     [
-        (2.1, 1, 1, 2),  # u_k never passes it, which a bound that is exact knows at once; an estimate wants to see it shrink
+        (2.1, 1, 1, 2),  # u_k never passes it, which an exact bound shows at once; an estimate needs an iteration that moves less
         (0.5, 0, 2, 2),  # u_1 = 1 is over it by no more than the bound
         (1.9, 0, 6, 6),  # u_5 is over it, by less than the bound
         (2.0, 1, None, None),  # the label of the limit is open for ever

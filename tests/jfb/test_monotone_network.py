@@ -1,4 +1,4 @@
-"""Monotone operator networks: what holds whatever their weights are, their gradients, and how they are kept."""
+"""Monotone operator networks: their guarantees for any weights, their gradients, and their storage."""
 
 from pathlib import Path
 from typing import Any

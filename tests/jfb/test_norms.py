@@ -33,7 +33,7 @@ def test_rows_are_measured_apart_and_a_bad_row_is_not_finite(norm: ResidualNorm)
     assert measured[3] == 0, "a state that stays at zero does not move, in any norm"
 
 
-def test_a_state_too_large_to_measure_is_not_taken_for_converged() -> None:
+def test_a_state_too_large_to_measure_does_not_count_as_converged() -> None:
     huge = torch.full((1, 2), 1e30)
     assert not residual(huge, huge * 1.000001, ResidualNorm.RELATIVE).isfinite().item()
 

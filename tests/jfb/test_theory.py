@@ -168,7 +168,7 @@ def test_an_inexact_fixed_point_costs_little_until_it_is_far() -> None:
 
 
 @pytest.mark.parametrize("gamma", [0.5, 0.9])
-def test_the_neumann_gradient_nears_the_exact_one_by_a_factor_of_gamma_a_term(gamma: float) -> None:
+def test_the_neumann_gradient_nears_the_exact_one_by_a_factor_of_gamma_per_term(gamma: float) -> None:
     """Eq. 22. With W orthogonal the remainder shrinks by γ exactly, with any W at least by the bound of it."""
     terms = range(0, 12)
     network, inputs = orthogonal_mlp(gamma), one_input()

@@ -71,7 +71,7 @@ def test_all_problems_of_a_file_are_reported_at_once(tmp_path: Path) -> None:
         ("augment: {rotate: 200}", "augment.rotate"),
     ],
 )
-def test_wrong_values_are_refused_with_the_key(tmp_path: Path, addition: str, expected: str) -> None:
+def test_wrong_values_are_rejected_with_the_key(tmp_path: Path, addition: str, expected: str) -> None:
     assert expected in refusal(tmp_path, MINIMAL + addition + "\n")
 
 
@@ -89,7 +89,7 @@ def test_an_unknown_architecture_is_an_error_that_lists_the_known_ones(tmp_path:
 
 
 @pytest.mark.parametrize("text", ["", "just words", "- a\n- list", "data: {source: [unclosed"])
-def test_a_file_that_is_not_a_recipe_is_refused(tmp_path: Path, text: str) -> None:
+def test_a_file_that_is_not_a_recipe_is_rejected(tmp_path: Path, text: str) -> None:
     assert refusal(tmp_path, text)
 
 

@@ -18,11 +18,11 @@ from jfb.solvers.mixing import MAX_GAIN
 from training.errors import ModelError
 
 MAX_CHANNELS = 512
-"""Of a state: A has a row and a column for each."""
+"""Of a state: A has one row and one column per channel."""
 STEPS = 300
 BATCH_SIZE = 48
 UNROLLED = 20
-"""Iterations that the loss looks at, of which the first few are given away."""
+"""Iterations per training step; the loss starts at ``COUNTED_FROM``."""
 COUNTED_FROM = 5
 LEARNING_RATE = 0.01
 MAX_GRADIENT = 1.0
@@ -30,7 +30,7 @@ FIRST_GAIN, FIRST_MOMENTUM = 1.45, 0.18
 MAX_SECONDS = 100.0
 """The learning rate falls with the steps or with the time, whichever is used up first."""
 FLOOR = 1e-6
-"""Of a residual, in sizes of its state: below it, float32 rounding is all that is seen."""
+"""Of a residual, in sizes of its state: below it, only float32 rounding remains."""
 WORST_ROWS = 0.5
 """Weight of the soft maximum over the rows of a batch."""
 MAX_RATE, MIN_RATE = 0.98, 0.3

@@ -55,7 +55,7 @@ def _table(accelerated: Accelerated, before: str) -> Table:
                 f"{tolerance:g}",
                 f"{name} (default before)" if name == before else name,
                 f"{times.iterations_at[name][place]:.1f}",
-                str(times.most_iterations_at[name][place]),
+                str(times.max_iterations_at[name][place]),
                 f"{times.microseconds_at[name][place]:.0f}",
             )
     return table

@@ -78,7 +78,7 @@ def train(
             soft_wrap=True,
         )
         folder = last_run(runs, chosen.name, 60 * snapshot_minutes) if resume else None
-        processes.wait_for_all()  # every process must have looked before the first one writes
+        processes.wait_for_all()  # every process must have checked this before the first one writes
         if resume and folder is None:
             console.print(f"nothing to resume in {runs / chosen.name}: starting a new run", soft_wrap=True)
         if folder is None and processes.first:

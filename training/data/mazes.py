@@ -1,6 +1,6 @@
 """Mazes with coloured exits: a task whose answer has to be reached step by step.
 
-An image of ``2 size − 1`` pixels a side shows ``size × size`` cells with walls between them, four exits of four colours, and a
+An image of ``2 size − 1`` pixels per side shows ``size × size`` cells with walls between them, four exits of four colours, and a
 source. Every cell is connected to exactly one exit, by exactly one path; the class is the colour of the source's exit.
 """
 
@@ -40,7 +40,7 @@ class MazesRecipe(Strict):
     """Arguments of the source ``mazes`` in a recipe."""
 
     size: int = Field(default=8, ge=MIN_SIZE, le=MAX_SIZE)
-    """Cells a side; images have ``2 size − 1`` pixels a side."""
+    """Cells per side; images have ``2 size − 1`` pixels per side."""
     train: int = Field(default=8000, ge=1)
     """Mazes in the training split."""
     test: int = Field(default=2000, ge=1)
@@ -72,7 +72,7 @@ class Mazes:
         return Mazes(self.pixels[rows], self.labels[rows], self.path_length[rows], self.flood_depth[rows])
 
 
-@lru_cache(maxsize=8)  # the stages of a curriculum and the steps of a command share them; to generate 10,000 takes a second
+@lru_cache(maxsize=8)  # the stages of a curriculum and the steps of a command share them; generating 10,000 takes one second
 def generate_splits(recipe: MazesRecipe) -> dict[str, Mazes]:
     """Generate the splits ``train`` and ``test``."""
     test = distinct_mazes(recipe.size, recipe.test, seed=2 * recipe.seed)
@@ -83,7 +83,7 @@ def distinct_mazes(size: int, count: int, *, seed: int, without: Mazes | None = 
     """Generate mazes no two of which are equal, nor equal to one of others, up to rotations and reflections.
 
     Args:
-        size: cells a side, from 3 to 64.
+        size: cells per side, from 3 to 64.
         count: of mazes, at least 1.
         seed: the same seed gives the same mazes; those of a smaller count are the first ones of a larger.
         without: mazes that must not occur.

@@ -30,7 +30,7 @@ class SolverTimes:
     """Per input, solver and tolerance: mean over inputs, median over rounds."""
     iterations_at: dict[str, list[float]]
     """Per input, solver and tolerance: mean over inputs."""
-    most_iterations_at: dict[str, list[int]]
+    max_iterations_at: dict[str, list[int]]
     """Per solver and tolerance: those of the slowest input."""
     microseconds: dict[str, float]
     """Per input and solver: the mean over tolerances."""
@@ -107,7 +107,7 @@ def time_solvers(
         tolerances=tolerances,
         microseconds_at=microseconds_at,
         iterations_at=iterations_at,
-        most_iterations_at={name: [int(found.max()) for found in counts[name]] for name in solvers},
+        max_iterations_at={name: [int(found.max()) for found in counts[name]] for name in solvers},
         microseconds=microseconds,
         iterations={name: statistics.mean(found) for name, found in iterations_at.items()},
         recommended=fastest if clearly else serving.solver,

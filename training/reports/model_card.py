@@ -171,7 +171,7 @@ def _solvers(evaluation: dict[str, Any] | None) -> str:
             f"{tolerance:g}",
             f"{name} (default)" if name == default else name,
             f"{times['iterations_at'][name][place]:.1f}",
-            str(times["most_iterations_at"][name][place]),
+            str(times["max_iterations_at"][name][place]),
             f"{times['microseconds_at'][name][place]:.0f}",
         )
         for place, tolerance in enumerate(times["tolerances"])

@@ -1,5 +1,5 @@
-"""The other servers: one a file, run as ``python -m benchmarks.serving.rivals.NAME VERSION_FOLDER PORT``.
+"""The other servers, one per file, run as ``python -m benchmarks.serving.rivals.NAME VERSION_FOLDER PORT``.
 
-All compute the network as it was published, with PyTorch, but for ``fastapi_onnxruntime``. The folder is a version of our store,
-to which the benchmark has added the ONNX graphs of the three maps.
+All compute the published network with PyTorch, except ``fastapi_onnxruntime``. The folder is a version of a model store, to
+which the benchmark has added the ONNX graphs of the three maps.
 """

@@ -1,6 +1,6 @@
-"""BentoML with adaptive batching: batches of up to 32, which run until their worst row has ended.
+"""BentoML with adaptive batching: batches of up to 32, which iterate until their slowest row has converged.
 
-A method that is batched takes one argument, a list, so a body is ``{"questions": [{"inputs": ..., "tolerance": ...}]}``.
+A batched method takes one argument, a list, so a body is ``{"requests": [{"inputs": ..., "tolerance": ...}]}``.
 """
 
 import os
@@ -10,14 +10,14 @@ from typing import Any
 import bentoml
 from pydantic import BaseModel
 
-from benchmarks.serving.rivals.lockstep import LARGEST_BATCH, Lockstep
+from benchmarks.serving.rivals.lockstep import MAX_BATCH_SIZE, Lockstep
 
 FOLDER = "SERVING_BENCHMARK_FOLDER"
-"""The environment variable that tells BentoML's own process which folder it is."""
+"""Environment variable that passes the version's folder to BentoML's own process."""
 
 
-class Question(BaseModel):
-    """One request."""
+class Request(BaseModel):
+    """The body of one request."""
 
     inputs: list[list[list[list[float]]]]
     tolerance: float
@@ -25,14 +25,14 @@ class Question(BaseModel):
 
 @bentoml.service(workers=1, traffic={"timeout": 120, "max_concurrency": 4096})
 class Batches:
-    """The whole batch at once."""
+    """Computes whole batches."""
 
     def __init__(self) -> None:
         self.network = Lockstep(os.environ[FOLDER])
 
-    @bentoml.api(batchable=True, max_batch_size=LARGEST_BATCH, max_latency_ms=60_000)
-    def predict(self, questions: list[Question]) -> list[dict[str, Any]]:
-        return self.network([question.model_dump() for question in questions])
+    @bentoml.api(batchable=True, max_batch_size=MAX_BATCH_SIZE, max_latency_ms=60_000)
+    def predict(self, requests: list[Request]) -> list[dict[str, Any]]:
+        return self.network([request.model_dump() for request in requests])
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""FastAPI as most people begin: a pydantic model, PyTorch, one request at a time with its own tolerance."""
+"""FastAPI as in most first versions: a pydantic model, PyTorch, one request at a time with its own tolerance."""
 
 import sys
 
@@ -9,7 +9,7 @@ from pydantic import BaseModel
 from benchmarks.serving.rivals.lockstep import Lockstep
 
 
-class Question(BaseModel):
+class Request(BaseModel):
     """The body of a request."""
 
     inputs: list[list[list[list[float]]]]
@@ -21,9 +21,9 @@ app = FastAPI()
 
 
 @app.post("/predict")
-async def predict(question: Question) -> dict[str, list[dict[str, object]]]:
-    """In the event loop, not in threads: on one core these would take the computation from each other."""
-    return {"predictions": network([question.model_dump()])}
+async def predict(request: Request) -> dict[str, list[dict[str, object]]]:
+    """Compute in the event loop, not in threads, which would compete for the one core."""
+    return {"predictions": network([request.model_dump()])}
 
 
 uvicorn.run(app, port=int(sys.argv[2]), access_log=False)

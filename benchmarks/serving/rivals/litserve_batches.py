@@ -1,15 +1,15 @@
-"""LitServe with dynamic batching: batches of up to 32, which run until their worst row has ended."""
+"""LitServe with dynamic batching: batches of up to 32, which iterate until their slowest row has converged."""
 
 import sys
 from typing import Any
 
 import litserve
 
-from benchmarks.serving.rivals.lockstep import LARGEST_BATCH, SECONDS_TO_WAIT, Lockstep
+from benchmarks.serving.rivals.lockstep import BATCH_WAIT_SECONDS, MAX_BATCH_SIZE, Lockstep
 
 
 class Batches(litserve.LitAPI):
-    """The whole batch at once; requests are decoded one by one, answers need no encoding."""
+    """Computes whole batches."""
 
     def setup(self, device: str) -> None:
         self.network = Lockstep(sys.argv[1])
@@ -31,6 +31,6 @@ class Batches(litserve.LitAPI):
 
 
 if __name__ == "__main__":
-    api = Batches(max_batch_size=LARGEST_BATCH, batch_timeout=SECONDS_TO_WAIT)
+    api = Batches(max_batch_size=MAX_BATCH_SIZE, batch_timeout=BATCH_WAIT_SECONDS)
     server = litserve.LitServer(api, accelerator="cpu", workers_per_device=1, timeout=False)
     server.run(port=int(sys.argv[2]), generate_client_file=False, log_level="warning", access_log=False)

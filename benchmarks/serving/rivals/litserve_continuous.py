@@ -1,6 +1,6 @@
-"""LitServe with its ``ContinuousBatchingLoop``, which was made for tokens: rows join and leave between two calls of ``step``.
+"""LitServe with its ``ContinuousBatchingLoop``, which was made for tokens: rows join and leave between calls of ``step``.
 
-A call iterates until at least one row has ended, because the loop sleeps 10 ms after one that has nothing to say.
+Each call iterates until at least one row has ended, because the loop sleeps 10 ms after a call without outputs.
 """
 
 import sys
@@ -14,13 +14,13 @@ from litserve.loops import ContinuousBatchingLoop, Output
 from litserve.utils import LitAPIStatus
 from torch import Tensor
 
-from benchmarks.serving.rivals.lockstep import LARGEST_BATCH, Lockstep, answers
+from benchmarks.serving.rivals.lockstep import MAX_BATCH_SIZE, Lockstep, predictions
 from jfb import residual
 
 
 @dataclass
 class Rows:
-    """Those in the batch, each in its place of every list and tensor."""
+    """The rows in the batch, in the same order in every list and tensor."""
 
     ids: list[str] = field(default_factory=list)
     tolerance: Tensor = field(default_factory=lambda: torch.empty(0))
@@ -30,7 +30,7 @@ class Rows:
 
 
 class Continuous(litserve.LitAPI):
-    """Each row stops by itself."""
+    """Ends each row on its own."""
 
     def setup(self, device: str) -> None:
         self.network = Lockstep(sys.argv[1])
@@ -47,14 +47,14 @@ class Continuous(litserve.LitAPI):
         self.joining[uid] = request
 
     def has_capacity(self) -> bool:
-        return len(self.rows.ids) + len(self.joining) < LARGEST_BATCH
+        return len(self.rows.ids) + len(self.joining) < MAX_BATCH_SIZE
 
     def has_active_requests(self) -> bool:
         return bool(self.rows.ids or self.joining)
 
     @torch.inference_mode()
     def step(self, previous: list[Output] | None) -> list[Output]:
-        """Take in who waits, and iterate until somebody has ended."""
+        """Admit waiting rows, and iterate until at least one row has ended."""
         rows, network = self.rows, self.network.network
         self._join()
         assert rows.state is not None
@@ -63,16 +63,16 @@ class Continuous(litserve.LitAPI):
             previous_state, rows.state = rows.state, network.step(rows.state, rows.injection)
             rows.iterations += 1
             moved = residual(previous_state, rows.state, self.network.norm)
-            ended = (moved <= rows.tolerance) | (rows.iterations >= self.network.most_iterations)
+            ended = (moved <= rows.tolerance) | (rows.iterations >= self.network.max_iterations)
             if ended.any():
                 break
         logits, classes = network.readout(rows.state[ended]).numpy(), self.network.classes
-        predictions = answers(logits, rows.iterations[ended].tolist(), moved[ended].tolist(), classes)
+        results = predictions(logits, rows.iterations[ended].tolist(), moved[ended].tolist(), classes)
         outputs = []
-        for place, prediction in zip(ended.nonzero()[:, 0].tolist(), predictions, strict=True):
+        for place, result in zip(ended.nonzero()[:, 0].tolist(), results, strict=True):
             uid = rows.ids[place]
             outputs += [
-                Output(uid, {"predictions": [prediction]}, LitAPIStatus.OK),
+                Output(uid, {"predictions": [result]}, LitAPIStatus.OK),
                 Output(uid, "", LitAPIStatus.FINISH_STREAMING),
             ]
         kept = ~ended
@@ -98,6 +98,6 @@ class Continuous(litserve.LitAPI):
 
 
 if __name__ == "__main__":
-    api = Continuous(max_batch_size=LARGEST_BATCH, stream=True, loop=ContinuousBatchingLoop())
+    api = Continuous(max_batch_size=MAX_BATCH_SIZE, stream=True, loop=ContinuousBatchingLoop())
     server = litserve.LitServer(api, accelerator="cpu", workers_per_device=1, timeout=False)
     server.run(port=int(sys.argv[2]), generate_client_file=False, log_level="warning", access_log=False)

@@ -1,4 +1,4 @@
-"""What every batching rival computes: a batch of requests, until its worst row has converged at its strictest tolerance."""
+"""Lockstep batches, which all batching rivals compute: iterate until the slowest row has converged at the strictest tolerance."""
 
 from pathlib import Path
 from typing import Any
@@ -9,13 +9,13 @@ import torch
 import jfb
 from jfb import residual
 
-LARGEST_BATCH = 32
-SECONDS_TO_WAIT = 0.005
-"""For a batch to fill; at 64 clients it is full at once, and 32 requests take thirty times as long to compute."""
+MAX_BATCH_SIZE = 32
+BATCH_WAIT_SECONDS = 0.005
+"""For a batch to fill; with 64 clients it fills at once, and 32 requests take thirty times as long to compute."""
 
 
 class Lockstep:
-    """The network, asked for batches of request bodies ``{"inputs": [one image], "tolerance": number}``."""
+    """The network, called with batches of request bodies ``{"inputs": [one image], "tolerance": number}``."""
 
     def __init__(self, folder: Path | str) -> None:
         torch.set_num_threads(1)
@@ -23,24 +23,24 @@ class Lockstep:
         self.network = found.network
         self.classes = found.config.classes
         self.norm = found.config.serving.residual_norm
-        self.most_iterations = found.config.serving.max_iterations
+        self.max_iterations = found.config.serving.max_iterations
 
     @torch.inference_mode()
     def __call__(self, bodies: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """An answer for each body."""
+        """Return one prediction per body."""
         tolerance = min(body["tolerance"] for body in bodies)
         injection = self.network.inject(torch.from_numpy(np.concatenate([np.asarray(b["inputs"], np.float32) for b in bodies])))
         state = self.network.initial_state(injection)
-        for iterations in range(1, self.most_iterations + 1):  # noqa: B007
+        for iterations in range(1, self.max_iterations + 1):  # noqa: B007
             previous, state = state, self.network.step(state, injection)
             moved = residual(previous, state, self.norm)
             if float(moved.max()) <= tolerance:
                 break
-        return answers(self.network.readout(state).numpy(), [iterations] * len(bodies), moved.tolist(), self.classes)
+        return predictions(self.network.readout(state).numpy(), [iterations] * len(bodies), moved.tolist(), self.classes)
 
 
-def answers(logits: np.ndarray, iterations: list[int], moved: list[float], classes: list[str]) -> list[dict[str, Any]]:
-    """The same fields that this project's server answers with."""
+def predictions(logits: np.ndarray, iterations: list[int], moved: list[float], classes: list[str]) -> list[dict[str, Any]]:
+    """Return the same fields as this project's server."""
     powers = np.exp(logits - logits.max(1, keepdims=True))
     rows = zip(logits.argmax(1).tolist(), (powers / powers.sum(1, keepdims=True)).tolist(), iterations, moved, strict=True)
     return [

@@ -1,4 +1,4 @@
-"""Ray Serve with ``@serve.batch``: batches of up to 32, which run until their worst row has ended."""
+"""Ray Serve with ``@serve.batch``: batches of up to 32, which iterate until their slowest row has converged."""
 
 import signal
 import sys
@@ -8,17 +8,17 @@ import ray
 from ray import serve
 from starlette.requests import Request
 
-from benchmarks.serving.rivals.lockstep import LARGEST_BATCH, SECONDS_TO_WAIT, Lockstep
+from benchmarks.serving.rivals.lockstep import BATCH_WAIT_SECONDS, MAX_BATCH_SIZE, Lockstep
 
 
 @serve.deployment(max_ongoing_requests=1024)
 class Batches:
-    """The whole batch at once."""
+    """Computes whole batches."""
 
     def __init__(self, folder: str) -> None:
         self.network = Lockstep(folder)
 
-    @serve.batch(max_batch_size=LARGEST_BATCH, batch_wait_timeout_s=SECONDS_TO_WAIT)
+    @serve.batch(max_batch_size=MAX_BATCH_SIZE, batch_wait_timeout_s=BATCH_WAIT_SECONDS)
     async def predict(self, bodies: list[dict[str, Any]]) -> list[dict[str, Any]]:
         return self.network(bodies)
 

@@ -52,7 +52,7 @@ def test_the_table_says_what_the_server_answers(server: RunningServer, images: l
 
 
 @pytest.mark.parametrize("watch", [[], ["--watch"]])
-def test_what_goes_wrong_is_said_in_a_line(server: RunningServer, images: list[Path], watch: list[str]) -> None:
+def test_errors_are_reported_in_one_line(server: RunningServer, images: list[Path], watch: list[str]) -> None:
     for arguments, words in (
         (["--url", "http://127.0.0.1:1"], "could not reach "),
         (["--url", "nonsense"], "could not reach "),
@@ -66,7 +66,7 @@ def test_what_goes_wrong_is_said_in_a_line(server: RunningServer, images: list[P
         assert said.stdout == ""
 
 
-def test_a_server_that_wants_a_key_gets_it(store: Path, images: list[Path], tmp_path: Path) -> None:
+def test_a_server_that_requires_a_key_gets_it(store: Path, images: list[Path], tmp_path: Path) -> None:
     with running_server(store, tmp_path / "log", default_model="digits", api_keys="secret") as running:
         running.wait_until_ready()
         assert "401: authorization" in predict(images[0], "--url", running.url).stderr

@@ -1,4 +1,4 @@
-"""A network whose every iteration is known in closed form, and which fails where it is told to."""
+"""A network whose every iteration is known in closed form, and which raises for chosen rows."""
 
 import time
 from collections.abc import Callable, Sequence

@@ -27,7 +27,7 @@ def running_request(
     session: str | None = None,
     streamed: bool = False,
 ) -> RunningRequest:
-    """What the scheduler is given, for a model whose rows are of the inputs' shape."""
+    """A request as the scheduler gets it, for a model whose rows have the shape of the inputs."""
     return RunningRequest(
         number,
         Request(
@@ -59,7 +59,7 @@ async def predict(engines: Engines, inputs: NDArray[np.float32], tolerance: floa
 
 
 def slow(engines: Engines, cap: int, rows: int = 1, deadline: float | None = None) -> "asyncio.Task[Result]":
-    """A request that takes exactly ``cap`` iterations, under way."""
+    """A request that takes exactly ``cap`` iterations, in flight."""
     inputs = np.ones((rows, 4), dtype=np.float32).tobytes()
     request = Request("slow", 1, inputs, [1e-30] * rows, [cap] * rows, [deadline] * rows)
     return asyncio.create_task(engines.predict(request))

@@ -1,4 +1,4 @@
-"""Whatever is submitted and cancelled, in whatever order: every request comes out once and is right."""
+"""Random orders of submitting and cancelling: every request finishes once, with the correct result."""
 
 from hypothesis import settings
 from hypothesis import strategies as st

@@ -1,4 +1,4 @@
-"""The choice of backends: who gives other answers is refused, who is fastest is taken, and low precision only where it pays."""
+"""The choice of backends: wrong results are rejected, the fastest is used, and low precision only where it is faster."""
 
 from pathlib import Path
 
@@ -56,7 +56,7 @@ def a_backend() -> TorchBackend:
     return TorchBackend(small_resnet().float())
 
 
-def test_a_backend_that_answers_otherwise_or_fails_is_refused_with_the_reason() -> None:
+def test_a_backend_with_other_results_or_an_error_is_rejected_with_the_reason() -> None:
     network = small_resnet().float()
     choice = choose({"torch": TorchBackend(network), "wrong": Wrong(network), "broken": Broken(network)}, PROBE)
     assert choice.refused.keys() == {"wrong", "broken"}
@@ -82,7 +82,7 @@ def test_the_fastest_is_taken_at_each_batch_size_and_the_slots_are_the_smallest_
     assert quick.best_slots == 8, "no step is faster in a larger batch, but what else a tick costs is shared by more rows"
 
 
-def test_what_is_wanted_is_taken_even_if_it_is_slower_and_refused_aloud_if_it_is_wrong() -> None:
+def test_a_configured_backend_is_used_even_if_it_is_slower_and_rejected_with_an_error_if_it_is_wrong() -> None:
     clock = Clock()
     backends = {"torch": Timed(clock, 1.0, 1.0), "slow": Timed(clock, 9.0, 9.0)}
     assert set(choose(backends, PROBE, only="slow", clock=clock).table["step"]) == {"slow"}
@@ -114,7 +114,7 @@ def test_low_precision_is_used_only_where_it_pays_is_near_and_is_not_forbidden()
         choose({"torch": full}, PROBE, low_precision=far, precision="mixed", clock=clock)
 
 
-def test_low_precision_that_rounds_by_the_size_of_the_batch_is_refused() -> None:
+def test_low_precision_that_rounds_by_the_size_of_the_batch_is_rejected() -> None:
     class Company(Timed):
         def step(self, state: Tensor, injection: Tensor) -> Tensor:
             return super().step(state, injection) + 1e-6 * (state.shape[0] == 2)
@@ -159,7 +159,7 @@ def test_onnx_is_a_candidate_once_the_parts_are_in_the_folder(version: Path) -> 
 
 
 @pytest.mark.slow
-def test_graphs_of_other_weights_are_refused(version: Path) -> None:
+def test_graphs_of_other_weights_are_rejected(version: Path) -> None:
     """Parts that were exported before the weights were replaced."""
     other = jfb.Checkpoint(ModelConfig.model_validate(DIGITS.model_dump()), network_of(DIGITS, 2).eval())
     backends = candidates(other, version, torch.device("cpu"), "auto")

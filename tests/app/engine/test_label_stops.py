@@ -94,7 +94,7 @@ class CountingReadouts(TorchBackend):
         return super().readout(state)
 
 
-def test_only_the_rows_that_asked_are_read_out_in_every_iteration() -> None:
+def test_only_the_rows_of_streamed_requests_are_read_out_in_every_iteration() -> None:
     backend = CountingReadouts(Geometric(), dtype=torch.float64)
     # The logits are u and −u, and u is at most 2 away from its limit, so a safety of 1,000 settles no label for a while.
     scheduler = make_scheduler(slots=4, backend=backend, label_stop=LabelStop(Kind.ESTIMATE, 2.0, safety=1000.0))
@@ -108,7 +108,7 @@ def test_only_the_rows_that_asked_are_read_out_in_every_iteration() -> None:
     assert backend.rows == 3 + 2 + 6, "what was read out to be judged is the answer"
 
 
-def test_a_settled_label_ends_a_row_and_is_told_with_margin_and_bound() -> None:
+def test_a_settled_label_ends_a_row_and_is_reported_with_margin_and_bound() -> None:
     scheduler = make_scheduler(label_stop=LabelStop(Kind.ESTIMATE, 2.0, safety=8.0))
     scheduler.submit(make_request(1, [30, 1], stop="label"))
     (request,) = tick_until_idle(scheduler)
@@ -141,7 +141,7 @@ def test_a_readout_that_raises_while_labels_are_judged_fails_its_own_request_alo
     assert requests[1].status == [Status.LABEL_STABLE]
 
 
-def test_what_cannot_be_judged_is_refused() -> None:
+def test_what_cannot_be_judged_is_rejected() -> None:
     with pytest.raises(ValueError, match=r"stop: must be 'tolerance' with solver picard \(got 'label'\)"):
         make_scheduler().submit(make_request(1, [1], stop="label"))
     solvers = {"peaceman_rachford": PeacemanRachford(), "picard": Picard()}

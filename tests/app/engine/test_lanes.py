@@ -56,7 +56,7 @@ def make_batch(slots: int, *, mixed: bool = False) -> RunningBatch:
 def test_every_row_gets_what_predict_gives_it_with_its_solver_in_any_company(slots: int, mixed: bool) -> None:
     inputs = np.random.default_rng(0).uniform(0, 1, (60, *SHAPE)).astype(np.float32)
     scheduler = Scheduler(make_batch(slots, mixed=mixed), max_waiting_rows=60)
-    asked = list(
+    submitted = list(
         zip(
             range(60),
             cycle([1e-1, 1e-4, 1e-3]),
@@ -65,10 +65,10 @@ def test_every_row_gets_what_predict_gives_it_with_its_solver_in_any_company(slo
             strict=False,
         )
     )
-    for id, tolerance, solver, cap in asked:
+    for id, tolerance, solver, cap in submitted:
         scheduler.submit(running_request(id, inputs[id : id + 1], [tolerance], [cap], [None], solver=solver))
     requests = {request.number: request for request in tick_until_idle(scheduler)}
-    for id, tolerance, solver, cap in asked:
+    for id, tolerance, solver, cap in submitted:
         expected = predict(
             NETWORK,
             torch.from_numpy(inputs[id : id + 1]),
@@ -95,7 +95,7 @@ def test_a_batch_never_holds_more_than_its_slots() -> None:
     assert request.iterations == [9] * 20
 
 
-def test_what_is_said_of_a_row_in_low_precision_is_always_of_float32() -> None:
+def test_what_is_reported_of_a_row_in_low_precision_is_always_of_float32() -> None:
     """Cancelled, at its deadline or at its cap: no row ends with a residual that was measured in bfloat16."""
     scheduler = Scheduler(make_batch(8, mixed=True), max_waiting_rows=8)
     inputs = np.random.default_rng(1).uniform(0, 1, (3, *SHAPE)).astype(np.float32)
@@ -115,7 +115,7 @@ def test_what_is_said_of_a_row_in_low_precision_is_always_of_float32() -> None:
     assert not scheduler.busy
 
 
-def test_a_solver_that_is_not_offered_is_refused_by_name() -> None:
+def test_a_solver_that_is_not_offered_is_rejected_by_name() -> None:
     scheduler = Scheduler(make_batch(1), max_waiting_rows=1)
     with pytest.raises(ValueError, match=r"solver: must be one of picard, anderson \(got 'newton'\)"):
         scheduler.submit(running_request(1, np.zeros((1, *SHAPE), dtype=np.float32), [1.0], [1], [None], solver="newton"))

@@ -151,7 +151,7 @@ def request(id: int, rows: int = 1, model: str = "digits", cap: int = 50, inputs
     return Request(model, 1, inputs, [tolerance] * rows, [cap] * rows, [None] * rows, id=id)
 
 
-def test_a_broken_model_is_refused_with_the_reason_while_the_others_are_served(client: Connection) -> None:
+def test_a_broken_model_is_rejected_with_the_reason_while_the_others_are_served(client: Connection) -> None:
     state = client.state()
     assert [(served.model, served.version) for served in state.served] == [
         ("digits", 1),

@@ -53,7 +53,7 @@ def test_a_large_request_gets_half_of_the_slots_however_many_small_ones_follow()
     assert 70 <= large <= 100
 
 
-def test_rows_past_their_deadline_are_taken_out_and_are_no_ones_turn() -> None:
+def test_rows_past_their_deadline_leave_the_queue_and_take_no_turn() -> None:
     waiting = queue(a_request(1, 2, deadline=5.0), a_request(2, 1, deadline=6.0), a_request(3, 1))
     assert waiting.first_deadline == 5.0
     assert [(request.number, rows.tolist()) for request, rows in waiting.take_late(5.5)] == [(1, [0, 1])]

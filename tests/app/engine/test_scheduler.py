@@ -210,7 +210,7 @@ def test_cancelling_what_has_ended_or_never_was_does_nothing() -> None:
     assert [request.number for request in tick_until_idle(scheduler)] == [2]
 
 
-def test_a_request_that_does_not_fit_into_the_queue_whole_is_refused_and_leaves_no_trace() -> None:
+def test_a_request_that_does_not_fit_into_the_queue_whole_is_rejected_and_leaves_no_trace() -> None:
     scheduler = make_scheduler(slots=2, max_waiting_rows=5)
     scheduler.submit(make_request(1, [3] * 4))
     with pytest.raises(QueueFull) as refusal:
@@ -224,7 +224,7 @@ def test_a_request_that_does_not_fit_into_the_queue_whole_is_refused_and_leaves_
     assert sorted(request.number for request in tick_until_idle(scheduler)) == [1, 3, 4]
 
 
-def test_a_request_larger_than_the_queue_is_refused() -> None:
+def test_a_request_larger_than_the_queue_is_rejected() -> None:
     with pytest.raises(QueueFull):
         make_scheduler(slots=50, max_waiting_rows=5).submit(make_request(1, [1] * 6))
 
@@ -351,14 +351,14 @@ ROW = np.zeros((1, 2), dtype=np.float32)
         ((ROW, [1.0], [1], [float("nan")]), "deadline: must be seconds or null"),
     ],
 )
-def test_a_request_that_makes_no_sense_is_refused_with_the_name_of_the_field(
+def test_a_request_that_makes_no_sense_is_rejected_with_the_name_of_the_field(
     arguments: tuple[np.ndarray, list[float], list[int], list[float | None]], message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):
         running_request(1, *arguments)
 
 
-def test_inputs_of_another_shape_are_refused() -> None:
+def test_inputs_of_another_shape_are_rejected() -> None:
     three = Request("model", 1, np.zeros((1, 3), dtype="<f4").tobytes(), [1.0], [1], [None])
     with pytest.raises(ValueError, match=r"inputs: must be 8 bytes, 1 float32 rows of shape \[2\] \(got 12\)"):
         RunningRequest(1, three, make_scheduler().input_shape)

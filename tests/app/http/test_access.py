@@ -1,4 +1,4 @@
-"""Every route and the key it wants; and routes that have not decided cannot be made."""
+"""Every route and the key that it requires; a route that declares none cannot be created."""
 
 from pathlib import Path
 from typing import Any
@@ -53,7 +53,7 @@ def app(tmp_path_factory: pytest.TempPathFactory) -> FastAPI:
     return create_app(Settings(), RunFolder(tmp_path_factory.mktemp("run"), 1))
 
 
-def test_every_route_wants_the_key_that_it_should(app: FastAPI) -> None:
+def test_every_route_requires_the_expected_key(app: FastAPI) -> None:
     ours = [route for route in routes(app) if isinstance(route, AccessRoute)]
     assert {f"{method} {route.path}": route.access for route in ours for method in route.methods} == ACCESS
     others = {route.path for route in routes(app) if not isinstance(route, AccessRoute)}

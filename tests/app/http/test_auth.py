@@ -1,4 +1,4 @@
-"""API keys: who may ask what, and what else the server does to be left alone."""
+"""API keys and what each allows, and other protection of the server."""
 
 import signal
 import socket
@@ -33,7 +33,7 @@ def keys_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def locked(store: Path, keys_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[RunningServer, str]]:
-    """A server that wants keys, has its metrics elsewhere, lets one origin in and gives bodies half a second."""
+    """A server with API keys, a metrics port, one allowed origin and a body timeout of half a second."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         metrics_port = probe.getsockname()[1]
@@ -53,15 +53,15 @@ def locked(store: Path, keys_file: Path, tmp_path_factory: pytest.TempPathFactor
 
 
 @pytest.fixture(scope="module")
-def asked(locked: tuple[RunningServer, str]) -> httpx.Client:
+def gated(locked: tuple[RunningServer, str]) -> httpx.Client:
     return locked[0].client
 
 
 @pytest.mark.parametrize("key", ["first", "second", "from-file", "also-from-file", "boss"])
-def test_every_key_opens_what_users_may_ask(asked: httpx.Client, key: str) -> None:
-    assert asked.post(PATH, json=ROW, headers=bearing(key)).status_code == 200
-    assert asked.get("/models", headers=bearing(key)).status_code == 200
-    assert asked.get("/v2/models/slow", headers=bearing(key)).status_code == 200
+def test_every_key_gives_access_to_what_users_may_do(gated: httpx.Client, key: str) -> None:
+    assert gated.post(PATH, json=ROW, headers=bearing(key)).status_code == 200
+    assert gated.get("/models", headers=bearing(key)).status_code == 200
+    assert gated.get("/v2/models/slow", headers=bearing(key)).status_code == 200
 
 
 @pytest.mark.parametrize(
@@ -90,21 +90,21 @@ def test_every_key_opens_what_users_may_ask(asked: httpx.Client, key: str) -> No
         ("POST", LOAD),
     ],
 )
-def test_without_a_key_nothing_is_told(asked: httpx.Client, headers: dict[str, str], method: str, path: str) -> None:
-    answer = asked.request(method, path, headers=headers)
+def test_without_a_key_every_request_is_rejected(gated: httpx.Client, headers: dict[str, str], method: str, path: str) -> None:
+    answer = gated.request(method, path, headers=headers)
     rejected(answer, 401, "authorization: ", "Bearer")
     assert answer.headers["www-authenticate"] == "Bearer"
 
 
-def test_users_may_not_load_or_unload_and_admins_may(asked: httpx.Client) -> None:
+def test_users_may_not_load_or_unload_and_admins_may(gated: httpx.Client) -> None:
     for path in (LOAD, LOAD.replace("load", "unload")):
-        rejected(asked.post(path, headers=bearing("first")), 403, "authorization: ", "admin key")
-    assert asked.post(LOAD, headers=bearing("boss")).json() == [{"name": "slow", "version": "1", "state": "READY", "reason": ""}]
+        rejected(gated.post(path, headers=bearing("first")), 403, "authorization: ", "admin key")
+    assert gated.post(LOAD, headers=bearing("boss")).json() == [{"name": "slow", "version": "1", "state": "READY", "reason": ""}]
 
 
-def test_health_needs_no_key_and_the_pages_come_with_what_keeps_them_safe(asked: httpx.Client) -> None:
-    assert asked.get("/v2/health/live").status_code == asked.get("/v2/health/ready").status_code == 200
-    page = asked.get("/docs")
+def test_health_needs_no_key_and_the_pages_have_security_headers(gated: httpx.Client) -> None:
+    assert gated.get("/v2/health/live").status_code == gated.get("/v2/health/ready").status_code == 200
+    page = gated.get("/docs")
     assert page.status_code == 200
     assert page.headers["x-content-type-options"] == "nosniff"
     assert page.headers["x-frame-options"] == "DENY"
@@ -119,15 +119,15 @@ def test_metrics_and_health_live_on_their_own_port_and_metrics_there_only(locked
     rejected(server.client.get("/metrics"), 404)
 
 
-def test_only_the_origins_that_were_named_may_ask_from_a_browser(asked: httpx.Client, client: httpx.Client) -> None:
-    def preflight(asking: httpx.Client, origin: str) -> httpx.Response:
-        wish = {"origin": origin, "access-control-request-method": "POST", "access-control-request-headers": "authorization"}
-        return asking.options("/predict", headers=wish)
+def test_only_configured_origins_may_send_requests_from_a_browser(gated: httpx.Client, client: httpx.Client) -> None:
+    def preflight(sender: httpx.Client, origin: str) -> httpx.Response:
+        headers = {"origin": origin, "access-control-request-method": "POST", "access-control-request-headers": "authorization"}
+        return sender.options("/predict", headers=headers)
 
     friend, stranger = "https://friend.example", "https://stranger.example"
-    assert preflight(asked, friend).headers["access-control-allow-origin"] == friend
-    assert "access-control-allow-origin" not in preflight(asked, stranger).headers
-    answer = asked.get("/models", headers=bearing("first") | {"origin": friend})
+    assert preflight(gated, friend).headers["access-control-allow-origin"] == friend
+    assert "access-control-allow-origin" not in preflight(gated, stranger).headers
+    answer = gated.get("/models", headers=bearing("first") | {"origin": friend})
     assert answer.headers["access-control-allow-origin"] == friend
     # Off unless it is set.
     assert "access-control-allow-origin" not in preflight(client, friend).headers
@@ -228,7 +228,7 @@ def test_keys_are_read_again_on_sighup_and_a_broken_file_changes_nothing(
         assert (status("from-file"), status("first"), status("boss")) == (401, 200, 200)
         keys_file.unlink()
         server.process.send_signal(signal.SIGHUP)
-        wait_until(lambda: "previous keys kept" in server.log.read_text(), 10, "the server has looked")
+        wait_until(lambda: "previous keys kept" in server.log.read_text(), 10, "the key file is read again")
         assert status("brand-new") == 200
     finally:
         keys_file.write_text(before)
@@ -236,7 +236,7 @@ def test_keys_are_read_again_on_sighup_and_a_broken_file_changes_nothing(
         wait_until(lambda: status("from-file") == 200, 10, "the old keys are back")
 
 
-def test_without_keys_everybody_may_ask_and_load(client: httpx.Client) -> None:
+def test_without_keys_every_client_may_predict_and_load(client: httpx.Client) -> None:
     assert client.post(PATH, json=ROW, headers=bearing("whatever")).status_code == 200
     assert client.post(LOAD).status_code == 200
 

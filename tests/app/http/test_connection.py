@@ -26,7 +26,7 @@ CLOSE = b"connection: close\r\n"
 
 @pytest.fixture(scope="module")
 def hasty(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
-    """A server that gives heads and bodies a second, and bodies 250,000 bytes."""
+    """A server with a timeout of one second for heads and bodies, and a limit of 250,000 bytes."""
     log = tmp_path_factory.mktemp("hasty") / "log"
     with running_server(store, log, body_timeout=BODY_TIMEOUT, max_body_bytes=250_000) as running:
         running.wait_until_ready()
@@ -99,14 +99,14 @@ def test_heads_that_arrive_piece_by_piece_on_a_connection_that_was_used_are_late
 
 
 def test_a_connection_may_be_idle_for_longer_than_usual_clients_keep_one(hasty: RunningServer) -> None:
-    """Or it would be closed at the moment at which such a client asks again: httpx takes one up to the fifth second."""
+    """Otherwise it could close while a client sends its next request: httpx reuses a connection for up to five seconds."""
     rejected = PREDICT.replace(b"slow", b"none") + LENGTH + b"\r\n"
-    with connected(hasty) as used, connected(hasty) as refused:
+    with connected(hasty) as used, connected(hasty) as rejected_once:
         used.sendall(PREDICT + LENGTH + b"\r\n" + BODY)
-        refused.sendall(rejected + BODY)
-        assert (answered(used), answered(refused)) == (200, 404)
+        rejected_once.sendall(rejected + BODY)
+        assert (answered(used), answered(rejected_once)) == (200, 404)
         time.sleep(5.5)
-        for sock in (used, refused):
+        for sock in (used, rejected_once):
             sock.sendall(PREDICT + LENGTH + b"\r\n" + BODY)
             assert answered(sock) == 200
 

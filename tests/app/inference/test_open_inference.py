@@ -1,4 +1,4 @@
-"""The framing of binary tensors: whatever lengths a client states, the answer is a 4xx and comes at once."""
+"""The framing of binary tensors: for any lengths that a client states, the response is an immediate 4xx."""
 
 import json
 import socket
@@ -41,7 +41,7 @@ def test_without_the_header_the_whole_body_is_json_and_with_it_the_rest_is_tenso
 
 
 @pytest.mark.parametrize("length", ["", "-1", "+2", "2.0", "0x2", "two", " 2", "3", "9" * 30, "9" * 5000, "²", "٢"])
-def test_header_lengths_that_are_none_or_too_long_are_refused(length: str) -> None:
+def test_header_lengths_that_are_none_or_too_long_are_rejected(length: str) -> None:
     with pytest.raises(ApiError, match=HEADER):
         open_inference.split(b"{}", length)
 
@@ -105,7 +105,7 @@ def test_lengths_that_do_not_fit_are_400(server: RunningServer, content: object,
     rejected(framed(server, content, tail), 400, *parts)
 
 
-def test_a_body_shorter_than_announced_ends_with_the_connection_and_holds_up_nobody(server: RunningServer) -> None:
+def test_a_body_shorter_than_announced_ends_with_the_connection_and_delays_no_other_request(server: RunningServer) -> None:
     url = httpx.URL(server.url)
     header = json.dumps(GOOD).encode()
     head = f"POST {INFER} HTTP/1.1\r\nhost: t\r\ncontent-length: {len(header) + 260}\r\n{HEADER}: {len(header)}\r\n\r\n"

@@ -1,4 +1,4 @@
-"""Bad requests: each gets a 4xx in the one form, naming the field, what was expected and what was got."""
+"""Invalid requests: each gets a 4xx with one error message, which names the field, the allowed values and the given one."""
 
 import base64
 import io
@@ -207,7 +207,7 @@ def test_npy_bodies_that_are_not_a_batch(client: httpx.Client, body: bytes, part
     rejected(client.post("/predict", content=body, headers=NPY), 422, "body", *parts)
 
 
-def test_a_npy_header_that_promises_terabytes_is_refused_before_they_are_allocated(client: httpx.Client) -> None:
+def test_a_npy_header_that_promises_terabytes_is_rejected_before_they_are_allocated(client: httpx.Client) -> None:
     rejected(client.post("/predict", content=npy((2**40, 1, 8, 8)), headers=NPY), 413, "body: ", "at most 1024 rows")
 
 
@@ -245,8 +245,8 @@ def test_images_that_cannot_be_read_or_are_bombs(client: httpx.Client, body: byt
     rejected(client.post("/predict", json={"images": [base64.b64encode(body).decode()]}), 422, "images[0]: ", *parts)
 
 
-def test_a_true_picture_that_is_tiny_as_a_file_and_huge_in_memory_is_refused_before_it_is_decoded(server: RunningServer) -> None:
-    def most_memory() -> int:
+def test_a_true_picture_that_is_tiny_as_a_file_and_huge_in_memory_is_rejected_before_it_is_decoded(server: RunningServer) -> None:
+    def peak_memory() -> int:
         """The most that the process ever had, in kilobytes."""
         (line,) = [
             line for line in Path(f"/proc/{server.worker_pid()}/status").read_text().splitlines() if line.startswith("VmHWM")
@@ -256,10 +256,10 @@ def test_a_true_picture_that_is_tiny_as_a_file_and_huge_in_memory_is_refused_bef
     file = io.BytesIO()
     Image.new("1", (20_000, 20_000)).save(file, "PNG")
     assert file.tell() < 100_000
-    before = most_memory()
+    before = peak_memory()
     answer = server.client.post("/predict", content=file.getvalue(), headers={"content-type": "image/png"})
     rejected(answer, 422, "body: ", "pixels")
-    assert most_memory() - before < 20_000  # decoded, it would be 400,000 and more
+    assert peak_memory() - before < 20_000  # decoded, it would be 400,000 and more
 
 
 def test_unknown_content_types_are_415_and_the_known_ones_are_listed(client: httpx.Client) -> None:

@@ -42,7 +42,7 @@ def test_a_model_is_described(client: httpx.Client) -> None:
     assert (slow["input"]["low"], slow["metrics"], slow["refused"], slow["default"]) == (None, None, {}, False)
 
 
-def test_the_list_has_every_model_and_what_was_refused(client: httpx.Client, strict_server: RunningServer) -> None:
+def test_the_list_has_every_model_and_what_was_rejected(client: httpx.Client, strict_server: RunningServer) -> None:
     listed = client.get("/models").json()
     assert listed["default"] == "digits"
     assert listed["models"] == [client.get(f"/models/{name}").json() for name in ("digits", "slow", "wild")]
@@ -111,7 +111,7 @@ def test_docs_show_the_description(client: httpx.Client) -> None:
 
 
 def test_every_example_in_the_description_works(client: httpx.Client, description: dict[str, Any]) -> None:
-    asked = 0
+    examples_sent = 0
     for path, operations in description["paths"].items():
         if path.endswith(("/load", "/unload")):
             continue  # what they do to a model, other tests would notice
@@ -123,8 +123,8 @@ def test_every_example_in_the_description_works(client: httpx.Client, descriptio
             for body in bodies:
                 answer = client.request(method, path.format(**values), json=body)
                 assert answer.status_code == 200, (path, answer.text)
-                asked += 1
-    assert asked >= 11
+                examples_sent += 1
+    assert examples_sent >= 11
 
 
 def test_the_description_names_every_reference_and_every_error_as_it_is_sent(description: dict[str, Any]) -> None:

@@ -128,7 +128,7 @@ def test_a_tolerance_that_is_named_ends_rows_too(own_server: RunningServer) -> N
     loose = own_server.predict({"inputs": INPUTS.tolist(), "stop": "label", "tolerance": 0.9}).json()["predictions"]
     assert {row["iterations"] for row in loose} <= {1, 2}
     assert {row["status"] for row in loose} == {"converged"}
-    # An estimate wants to see an iteration that moves less.
+    # An estimate needs one iteration that moves less.
     assert all(row["stability"]["bound"] is None for row in loose if row["iterations"] == 1)
     assert all(row["stability"]["margin"] >= 0 for row in loose)
 
@@ -162,7 +162,7 @@ def test_the_open_inference_protocol_has_it_too(own_server: RunningServer) -> No
     assert [output["name"] for output in metadata["outputs"]] == ["logits", "iterations", "residual", "converged"]
 
 
-def test_a_model_says_what_it_offers_and_refuses_what_it_does_not(own_server: RunningServer) -> None:
+def test_a_model_says_what_it_offers_and_rejects_what_it_does_not(own_server: RunningServer) -> None:
     def error(answer: httpx.Response) -> str:
         assert answer.status_code == 422
         text: str = answer.json()["error"]

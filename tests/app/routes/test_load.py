@@ -17,7 +17,7 @@ from tests.app.running import RunningServer, running_server, wait_until
 INPUTS = np.random.default_rng(5).integers(0, 17, size=(192, 1, 8, 8)).astype(np.float32)
 
 
-def test_64_clients_with_mixed_tolerances_get_what_jfb_predict_computes_and_nobody_is_iterated_for_a_neighbour(
+def test_64_clients_with_mixed_tolerances_get_what_jfb_predict_computes_and_no_row_iterates_for_another(
     server: RunningServer, store: Path
 ) -> None:
     tolerances = np.where(np.arange(len(INPUTS)) % 2, 1e-1, 1e-4)

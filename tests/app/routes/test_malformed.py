@@ -1,4 +1,4 @@
-"""Whatever bytes a client sends: never a 5xx, and a good request beside them succeeds."""
+"""Arbitrary bytes from a client: never a 5xx, and a valid request at the same time succeeds."""
 
 import io
 import json
@@ -44,14 +44,14 @@ def damaged(draw: st.DrawFn, whole: bytes) -> bytes:
 
 
 def check(server: RunningServer, content: bytes, headers: dict[str, str], query: str = "") -> httpx.Response:
-    """Send a request and a good one beside it."""
+    """Send a request, and a valid one at the same time."""
     with ThreadPoolExecutor(2) as pool:
         bad = pool.submit(server.client.post, f"/predict{query}", content=content, headers=headers)
         good = pool.submit(server.predict, GOOD)
     assert good.result().status_code == 200
     answer = bad.result()
     error = answer.json().get("error", "")
-    # A deadline of a nanosecond is a good request that cannot be met: 504 is the answer to it.
+    # A deadline of one nanosecond is valid but cannot be met: its response is 504.
     assert answer.status_code < 500 or (answer.status_code == 504 and error.startswith("deadline_ms: ")), answer.text
     assert answer.status_code == 200 or ": " in error
     return answer

@@ -8,7 +8,7 @@ from tests.app.running import running_server
 from tests.jfb.onnx.folders import foreign_folder, solution
 
 
-def test_a_folder_of_graphs_is_served_and_a_broken_one_beside_it_is_refused_without_harm(tmp_path: Path) -> None:
+def test_a_folder_of_graphs_is_served_and_a_broken_one_in_the_same_store_is_rejected(tmp_path: Path) -> None:
     store = tmp_path / "store"
     foreign_folder(store / "affine" / "1")
     foreign_folder(store / "broken" / "1", step=b"\x08\x08garbage")

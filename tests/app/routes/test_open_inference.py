@@ -1,4 +1,4 @@
-"""The Open Inference Protocol, asked with Triton's own clients and over bare HTTP."""
+"""The Open Inference Protocol, with Triton's own clients and over plain HTTP."""
 
 import asyncio
 import json
@@ -69,7 +69,7 @@ def check_published(name: str, answer: httpx.Response) -> Any:
 
 
 @pytest.fixture(scope="module")
-def asking(server: RunningServer) -> Iterator[triton.InferenceServerClient]:
+def v2_client(server: RunningServer) -> Iterator[triton.InferenceServerClient]:
     """Triton's client."""
     with triton.InferenceServerClient(server.url.removeprefix("http://")) as client:
         yield client
@@ -97,15 +97,17 @@ def assert_same(result: triton.InferResult, rows: list[dict[str, Any]]) -> None:
     assert powers / powers.sum(1, keepdims=True) == pytest.approx(np.array([row["probabilities"] for row in rows]), abs=1e-5)
 
 
-def test_tritonclient_finds_the_server_and_its_models_live_ready_and_described(asking: triton.InferenceServerClient) -> None:
-    assert asking.is_server_live()
-    assert asking.is_server_ready()
-    assert asking.is_model_ready("digits")
-    assert asking.is_model_ready("digits", "1")
-    assert not asking.is_model_ready("digits", "9")
-    assert not asking.is_model_ready("none")
-    assert asking.get_server_metadata()["extensions"] == ["binary_tensor_data", "model_repository"]
-    assert asking.get_model_metadata("digits") == {
+def test_tritonclient_finds_the_server_and_its_models_live_ready_and_described(
+    v2_client: triton.InferenceServerClient,
+) -> None:
+    assert v2_client.is_server_live()
+    assert v2_client.is_server_ready()
+    assert v2_client.is_model_ready("digits")
+    assert v2_client.is_model_ready("digits", "1")
+    assert not v2_client.is_model_ready("digits", "9")
+    assert not v2_client.is_model_ready("none")
+    assert v2_client.get_server_metadata()["extensions"] == ["binary_tensor_data", "model_repository"]
+    assert v2_client.get_model_metadata("digits") == {
         "name": "digits",
         "versions": ["1", "2"],
         "platform": "jfb_safetensors",
@@ -131,7 +133,7 @@ def test_tritonclient_finds_the_server_and_its_models_live_ready_and_described(a
     ("datatype", "dtype"), [("FP32", np.float32), ("FP16", np.float16), ("UINT8", np.uint8), ("INT64", np.int64)]
 )
 def test_tritonclient_gets_what_the_native_api_answers(
-    asking: triton.InferenceServerClient,
+    v2_client: triton.InferenceServerClient,
     client: httpx.Client,
     digits: NDArray[np.float64],
     binary_in: bool,
@@ -141,19 +143,19 @@ def test_tritonclient_gets_what_the_native_api_answers(
 ) -> None:
     outputs = [triton.InferRequestedOutput(name, binary_out) for name in ("logits", "iterations", "residual", "converged")]
     inputs = [tensor("inputs", digits.astype(dtype), datatype, binary=binary_in)]
-    assert_same(asking.infer("digits", inputs, outputs=outputs), native(client, digits))
+    assert_same(v2_client.infer("digits", inputs, outputs=outputs), native(client, digits))
 
 
 def test_tolerance_and_cap_are_parameters_for_all_rows(
-    asking: triton.InferenceServerClient, client: httpx.Client, digits: NDArray[np.float64]
+    v2_client: triton.InferenceServerClient, client: httpx.Client, digits: NDArray[np.float64]
 ) -> None:
     inputs = [tensor("inputs", digits.astype(np.float32), "FP32")]
     for parameters in ({"tolerance": 1e-5}, {"max_iterations": 2}, {"tolerance": 1e-1, "max_iterations": 30}):
-        assert_same(asking.infer("digits", inputs, parameters=parameters), native(client, digits, **parameters))
+        assert_same(v2_client.infer("digits", inputs, parameters=parameters), native(client, digits, **parameters))
 
 
 def test_tolerance_and_cap_are_inputs_with_one_entry_per_row_which_go_before_parameters(
-    asking: triton.InferenceServerClient, client: httpx.Client, digits: NDArray[np.float64]
+    v2_client: triton.InferenceServerClient, client: httpx.Client, digits: NDArray[np.float64]
 ) -> None:
     tolerance = np.array([1e-1, 1e-4] * 4, np.float32)
     cap = np.array([1, 60, 60, 2] * 2)
@@ -162,15 +164,15 @@ def test_tolerance_and_cap_are_inputs_with_one_entry_per_row_which_go_before_par
         tensor("inputs", digits.astype(np.float32), "FP32"),
         tensor("max_iterations", cap, "INT64"),
     ]
-    result = asking.infer("digits", inputs, parameters={"max_iterations": 7})
+    result = v2_client.infer("digits", inputs, parameters={"max_iterations": 7})
     assert_same(result, native(client, digits, tolerance=tolerance.tolist(), max_iterations=cap.tolist()))
 
 
-def test_only_the_outputs_that_were_asked_for_are_sent_in_their_order_and_each_as_it_wants(
-    asking: triton.InferenceServerClient, digits: NDArray[np.float64]
+def test_only_the_requested_outputs_are_sent_in_the_requested_order_and_format(
+    v2_client: triton.InferenceServerClient, digits: NDArray[np.float64]
 ) -> None:
     outputs = [triton.InferRequestedOutput("converged", False), triton.InferRequestedOutput("logits", True)]
-    result = asking.infer(
+    result = v2_client.infer(
         "digits", [tensor("inputs", digits.astype(np.float32), "FP32")], outputs=outputs, request_id="forty-two"
     )
     response = result.get_response()
@@ -181,51 +183,51 @@ def test_only_the_outputs_that_were_asked_for_are_sent_in_their_order_and_each_a
     assert response["outputs"][1]["parameters"] == {"binary_data_size": 8 * 10 * 4}
 
 
-def test_a_version_can_be_named(asking: triton.InferenceServerClient, digits: NDArray[np.float64]) -> None:
+def test_a_version_can_be_named(v2_client: triton.InferenceServerClient, digits: NDArray[np.float64]) -> None:
     inputs = [tensor("inputs", digits.astype(np.float32), "FP32")]
-    first, second = (asking.infer("digits", inputs, model_version=version) for version in ("1", "2"))
+    first, second = (v2_client.infer("digits", inputs, model_version=version) for version in ("1", "2"))
     assert (first.get_response()["model_version"], second.get_response()["model_version"]) == ("1", "2")
     assert not np.allclose(first.as_numpy("logits"), second.as_numpy("logits"))
 
 
 @pytest.mark.parametrize("algorithm", ["gzip", "deflate"])
 def test_tritonclient_may_compress_what_it_sends(
-    asking: triton.InferenceServerClient, client: httpx.Client, digits: NDArray[np.float64], algorithm: str
+    v2_client: triton.InferenceServerClient, client: httpx.Client, digits: NDArray[np.float64], algorithm: str
 ) -> None:
     inputs = [tensor("inputs", digits.astype(np.float32), "FP32")]
-    result = asking.infer("digits", inputs, request_compression_algorithm=algorithm, response_compression_algorithm=algorithm)
+    result = v2_client.infer("digits", inputs, request_compression_algorithm=algorithm, response_compression_algorithm=algorithm)
     assert_same(result, native(client, digits))
 
 
 def test_many_tritonclient_requests_at_once(
-    asking: triton.InferenceServerClient, client: httpx.Client, digits: NDArray[np.float64]
+    v2_client: triton.InferenceServerClient, client: httpx.Client, digits: NDArray[np.float64]
 ) -> None:
     one = [[tensor("inputs", digits[k : k + 1].astype(np.float32), "FP32")] for k in range(8)]
-    pending = [asking.async_infer("digits", inputs) for inputs in one]
+    pending = [v2_client.async_infer("digits", inputs) for inputs in one]
     rows = native(client, digits)
     for k, promise in enumerate(pending):
         assert_same(promise.get_result(), rows[k : k + 1])
 
 
 def test_the_asyncio_tritonclient_works_too(server: RunningServer, client: httpx.Client, digits: NDArray[np.float64]) -> None:
-    async def ask() -> triton.InferResult:
-        async with triton_aio.InferenceServerClient(server.url.removeprefix("http://")) as asking:
-            assert await asking.is_server_ready()
-            assert await asking.is_model_ready("digits")
-            assert (await asking.get_model_metadata("digits", "1"))["name"] == "digits"
-            assert (await asking.get_model_repository_index())[0]["name"] == "digits"
+    async def infer() -> triton.InferResult:
+        async with triton_aio.InferenceServerClient(server.url.removeprefix("http://")) as v2_client:
+            assert await v2_client.is_server_ready()
+            assert await v2_client.is_model_ready("digits")
+            assert (await v2_client.get_model_metadata("digits", "1"))["name"] == "digits"
+            assert (await v2_client.get_model_repository_index())[0]["name"] == "digits"
             with pytest.raises(InferenceServerException, match="none"):
-                await asking.infer("none", [tensor("inputs", digits.astype(np.float32), "FP32")])
-            plain = await asking.infer("digits", [tensor("inputs", digits.astype(np.float32), "FP32", binary=False)])
+                await v2_client.infer("none", [tensor("inputs", digits.astype(np.float32), "FP32")])
+            plain = await v2_client.infer("digits", [tensor("inputs", digits.astype(np.float32), "FP32", binary=False)])
             assert plain.as_numpy("logits").shape == (8, 10)
-            return await asking.infer("digits", [tensor("inputs", digits.astype(np.float32), "FP32")])
+            return await v2_client.infer("digits", [tensor("inputs", digits.astype(np.float32), "FP32")])
 
-    assert_same(asyncio.run(ask()), native(client, digits))
+    assert_same(asyncio.run(infer()), native(client, digits))
 
 
-def test_tritonclient_tells_what_was_wrong(asking: triton.InferenceServerClient) -> None:
+def test_tritonclient_reports_what_was_wrong(v2_client: triton.InferenceServerClient) -> None:
     with pytest.raises(InferenceServerException, match=r"within \[0, 16\]") as error:
-        asking.infer("digits", [tensor("inputs", np.full((1, 1, 8, 8), 17, np.uint8), "UINT8")])
+        v2_client.infer("digits", [tensor("inputs", np.full((1, 1, 8, 8), 17, np.uint8), "UINT8")])
     assert error.value.status() == "400"
 
 
@@ -342,8 +344,8 @@ def test_unknown_models_and_versions_are_404_and_versions_that_are_no_numbers_40
 def test_deadlines_are_kept_and_tritons_timeout_is_one_in_microseconds(client: httpx.Client) -> None:
     slow = {"inputs": [{"name": "inputs", "datatype": "FP32", "shape": [1, 4], "data": [0, 1, 2, 3]}]}
     for deadline in ({"deadline_ms": 100}, {"timeout": 100_000}):
-        asked = slow | {"parameters": {"tolerance": 1e-30, "max_iterations": 1000, **deadline}}
-        outputs = client.post("/v2/models/slow/infer", json=asked).json()["outputs"]
+        body = slow | {"parameters": {"tolerance": 1e-30, "max_iterations": 1000, **deadline}}
+        outputs = client.post("/v2/models/slow/infer", json=body).json()["outputs"]
         assert outputs[3]["data"] == [False]
     rejected(client.post("/v2/models/slow/infer", json=slow | {"parameters": {"timeout": 0}}), 400, "deadline_ms: ", "above 0")
     rejected(client.post("/v2/models/slow/infer", json=slow | {"parameters": {"deadline_ms": 1e-6}}), 504, "deadline_ms: ")
@@ -371,9 +373,9 @@ def test_a_compressed_body_is_judged_by_its_true_size_and_must_be_whole(strict_s
 
 
 def test_the_index_lists_every_version_with_what_is_wrong_with_it(
-    asking: triton.InferenceServerClient, client: httpx.Client
+    v2_client: triton.InferenceServerClient, client: httpx.Client
 ) -> None:
-    index = asking.get_model_repository_index()
+    index = v2_client.get_model_repository_index()
     assert [(entry["name"], entry["version"], entry["state"]) for entry in index] == [
         ("digits", "1", "READY"),
         ("digits", "2", "READY"),
@@ -388,14 +390,18 @@ def test_the_index_lists_every_version_with_what_is_wrong_with_it(
     rejected(client.post("/v2/repository/index", json={"ready": 1}), 400, "ready: ")
 
 
-def test_tritonclient_unloads_and_loads_a_model(asking: triton.InferenceServerClient, client: httpx.Client) -> None:
-    asking.unload_model("wild")
-    assert not asking.is_model_ready("wild")
-    assert asking.get_model_repository_index()[-1] == {"name": "wild", "state": "UNAVAILABLE", "reason": "unloaded on request"}
-    asking.load_model("wild")
-    assert asking.is_model_ready("wild")
+def test_tritonclient_unloads_and_loads_a_model(v2_client: triton.InferenceServerClient, client: httpx.Client) -> None:
+    v2_client.unload_model("wild")
+    assert not v2_client.is_model_ready("wild")
+    assert v2_client.get_model_repository_index()[-1] == {
+        "name": "wild",
+        "state": "UNAVAILABLE",
+        "reason": "unloaded on request",
+    }
+    v2_client.load_model("wild")
+    assert v2_client.is_model_ready("wild")
     with pytest.raises(InferenceServerException, match="none"):
-        asking.load_model("none")
+        v2_client.load_model("none")
     with pytest.raises(InferenceServerException, match="config"):
-        asking.load_model("wild", config="{}")
+        v2_client.load_model("wild", config="{}")
     rejected(client.post("/v2/repository/models/wild/load", content=b"{"), 400, "body: ", "JSON")

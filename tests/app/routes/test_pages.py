@@ -45,17 +45,17 @@ def page_of(browser: Browser, url: str, **options: object) -> Iterator[tuple[Pag
     """A page of a fresh profile, with what its console says; it may request nothing except from its server."""
     context = browser.new_context(**{"viewport": DESKTOP, "color_scheme": "dark"} | options)  # type: ignore[arg-type]
     context.set_default_timeout(15_000)
-    page, said, asked = context.new_page(), [], []  # type: ignore[var-annotated]
+    page, said, requested = context.new_page(), [], []  # type: ignore[var-annotated]
     page.on("console", lambda message: said.append(f"{message.type}: {message.text}"))
     page.on("pageerror", lambda error: said.append(f"pageerror: {error}"))
-    page.on("request", lambda request: asked.append(request.url))
+    page.on("request", lambda request: requested.append(request.url))
     try:
         page.goto(url)
         yield page, said
     finally:
         context.close()
     origin = f"{url.partition('//')[0]}//{httpx.URL(url).netloc.decode()}/"
-    assert [one for one in asked if not one.startswith((origin, "blob:", "data:"))] == []
+    assert [one for one in requested if not one.startswith((origin, "blob:", "data:"))] == []
 
 
 @pytest.fixture
@@ -114,7 +114,7 @@ def test_a_smaller_tolerance_costs_more_iterations_and_a_cap_ends_them(page: Pag
     assert iterations(page) == 2
 
 
-def test_the_solver_and_the_stop_are_what_is_asked(page: Page, digits_server: RunningServer) -> None:
+def test_the_solver_and_the_stop_are_those_of_the_request(page: Page, digits_server: RunningServer) -> None:
     sample = digits_server.client.get("/models/digits/samples").json()[3]
     expected = {
         (solver, stop): digits_server.predict(
@@ -182,7 +182,7 @@ def test_a_file_dropped_on_the_page_is_answered(page: Page, tmp_path: Path) -> N
     browser = page.context.new_cdp_session(page)
 
     def drag(kind: str) -> None:
-        """As the browser is told by the system when a file is dragged over it."""
+        """Dispatch the event of a file that is dragged over the page."""
         data = {"items": [], "files": [str(tmp_path / "one.png")], "dragOperationsMask": 1}
         browser.send("Input.dispatchDragEvent", {"type": kind, **where, "data": data})
 
@@ -251,7 +251,7 @@ def test_a_replay_ends_where_it_began(page: Page) -> None:
     assert iterations(page) == count
 
 
-def test_a_stopped_server_is_said_to_be_unreachable(browser: Browser, store: Path, tmp_path: Path) -> None:
+def test_a_stopped_server_is_reported_as_unreachable(browser: Browser, store: Path, tmp_path: Path) -> None:
     with running_server(store, tmp_path / "log", default_model="digits") as running:
         running.wait_until_ready()
         with page_of(browser, running.url) as (page, _):
@@ -264,7 +264,7 @@ def test_a_stopped_server_is_said_to_be_unreachable(browser: Browser, store: Pat
             page.goto("about:blank")
 
 
-def test_a_server_with_keys_asks_for_one(browser: Browser, store: Path, tmp_path: Path) -> None:
+def test_a_server_with_keys_requires_one(browser: Browser, store: Path, tmp_path: Path) -> None:
     with running_server(store, tmp_path / "log", default_model="digits", api_keys="secret") as running:
         running.wait_until_ready()
         with page_of(browser, running.url) as (page, _):
@@ -281,7 +281,7 @@ def test_a_server_with_keys_asks_for_one(browser: Browser, store: Path, tmp_path
             expect(page.locator("#said")).to_contain_text("iteration")
 
 
-def test_a_full_queue_is_said_and_asked_again(browser: Browser, strict_server: RunningServer) -> None:
+def test_a_full_queue_is_reported_and_retried(browser: Browser, strict_server: RunningServer) -> None:
     with page_of(browser, strict_server.url) as (page, _):
         page.locator("#model").select_option("slow")
         with connection(strict_server, ENDLESS | {"inputs": [[0, 1, 2, 3]] * 4}):
@@ -363,12 +363,12 @@ def test_pages_hold_no_script_but_their_own(digits_server: RunningServer) -> Non
 @pytest.mark.skipif("JFB_SCREENSHOTS" not in os.environ, reason="pictures are written when JFB_SCREENSHOTS names a folder")
 def test_screenshots_for_the_documentation(browser: Browser, digits_server: RunningServer) -> None:
     folder = Path(os.environ["JFB_SCREENSHOTS"])
-    looks = {
+    screenshots = {
         "playground": {},
         "playground-light": {"color_scheme": "light"},
         "playground-phone": {"viewport": PHONE, "is_mobile": True, "has_touch": True, "device_scale_factor": 2},
     }
-    for name, options in looks.items():
+    for name, options in screenshots.items():
         with page_of(browser, digits_server.url, **options) as (page, _):
             expect(page.locator("#said")).to_contain_text("iteration")
             for digit in "0123456789":

@@ -53,7 +53,7 @@ def test_an_answer_is_what_jfb_predict_computes_offline(client: httpx.Client, st
     assert [row["status"] for row in rows] == offline.solution.status
 
 
-def test_each_route_asks_the_model_and_version_that_it_names(client: httpx.Client, digits: NDArray[np.float64]) -> None:
+def test_each_route_uses_the_model_and_version_that_it_names(client: httpx.Client, digits: NDArray[np.float64]) -> None:
     body = {"inputs": digits.tolist()}
     first = client.post("/models/digits/versions/1/predict", json=body)
     second = client.post("/models/digits/versions/2/predict", json=body)
@@ -95,8 +95,8 @@ def test_a_cap_of_one_is_exactly_one_iteration(client: httpx.Client, digits: NDA
 def test_a_npy_body_of_any_real_dtype_and_order_is_answered_like_json(
     client: httpx.Client, digits: NDArray[np.float64], dtype: str, order: str
 ) -> None:
-    asked = np.asarray(digits.astype(dtype), order=order)  # type: ignore[call-overload]
-    answer = client.post("/predict", content=npy(asked), headers=NPY, params={"tolerance": 0.01})
+    inputs = np.asarray(digits.astype(dtype), order=order)  # type: ignore[call-overload]
+    answer = client.post("/predict", content=npy(inputs), headers=NPY, params={"tolerance": 0.01})
     assert answer.json() == client.post("/predict", json={"inputs": digits.tolist(), "tolerance": 0.01}).json()
 
 
@@ -155,7 +155,7 @@ def test_a_deadline_that_leaves_no_row_an_iteration_is_504(client: httpx.Client,
     assert answer.json()["error"].startswith("deadline_ms: ")
 
 
-def test_a_row_without_an_iteration_has_nulls_beside_one_that_has_time(client: httpx.Client, digits: NDArray[np.float64]) -> None:
+def test_a_row_without_an_iteration_has_nulls_and_another_has_a_label(client: httpx.Client, digits: NDArray[np.float64]) -> None:
     late, good = predictions(client.post("/predict", json={"inputs": digits[:2].tolist(), "deadline_ms": [1e-6, 60_000]}))
     assert late == {"label": None, "index": None, "probabilities": None, "iterations": 0, "residual": None, "status": "deadline"}
     assert good["status"] == "converged"

@@ -80,7 +80,7 @@ def test_a_new_version_is_served_after_sighup_and_one_that_is_removed_goes(own: 
     assert own.predict(BODY).json()["version"] == others[-1]
     shutil.rmtree(own_store / "digits" / str(oldest))
     own.process.send_signal(signal.SIGHUP)
-    wait_until(lambda: versions(own) == [*others, newest], 30, "the store was looked at")
+    wait_until(lambda: versions(own) == [*others, newest], 30, "the store was scanned")
     answer = own.predict(BODY)
     assert answer.json()["version"] == newest
     assert_right(answer, probabilities(own_store / "digits" / str(newest)))
@@ -96,9 +96,9 @@ def test_a_new_version_is_found_by_polling_and_a_broken_one_is_not_tried_over_an
         (own_store / "digits" / "3").mkdir()
         (own_store / "digits" / "3" / "config.json").write_text("{")
         publish(own_store, 12)
-        wait_until(lambda: versions(server) == [1, 2, 4], 30, "the store was looked at")
-        publish(own_store, 13)  # that this is found shows that there was another look
-        wait_until(lambda: versions(server) == [1, 2, 4, 5], 30, "the store was looked at again")
+        wait_until(lambda: versions(server) == [1, 2, 4], 30, "the store was scanned")
+        publish(own_store, 13)  # finding this version shows that the store was scanned again
+        wait_until(lambda: versions(server) == [1, 2, 4, 5], 30, "the store was scanned again")
         assert server.log.read_text().count("model refused") == 1
         assert "not JSON" in server.client.get("/models/digits").json()["refused"]["3"]
 
@@ -136,7 +136,7 @@ def test_reloads_under_load_drop_no_request_and_every_answer_is_that_of_the_vers
     assert len({answer.json()["version"] for answer in answers}) >= 6
 
 
-def test_a_broken_version_is_refused_with_the_reason_while_the_old_one_serves(own: RunningServer, own_store: Path) -> None:
+def test_a_broken_version_is_rejected_with_the_reason_while_the_old_one_serves(own: RunningServer, own_store: Path) -> None:
     *_, other, replaced = versions(own)
     folder, broken = own_store / "digits" / str(replaced), own_store / "digits" / str(replaced + 1)
     expected = probabilities(folder)
@@ -187,9 +187,9 @@ def test_an_unloaded_model_finishes_what_it_has_and_stays_away_until_it_is_loade
         assert own.predict(ENDLESS, path).status_code == 404
         assert index(own)["slow/"] == ("UNAVAILABLE", "unloaded on request")
         assert in_flight.result(timeout=60).json()["predictions"][0]["iterations"] == 20_000
-    looks = own.log.read_text().count("model store rescanned")
+    scans = own.log.read_text().count("model store rescanned")
     own.process.send_signal(signal.SIGHUP)
-    wait_until(lambda: own.log.read_text().count("model store rescanned") > looks, 10, "the store was looked at")
+    wait_until(lambda: own.log.read_text().count("model store rescanned") > scans, 10, "the store was scanned")
     assert own.predict(ENDLESS, path).status_code == 404
 
     os.kill(own.engine_pid(), signal.SIGKILL)

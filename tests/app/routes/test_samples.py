@@ -58,7 +58,7 @@ def test_a_model_without_samples_has_an_empty_list(server: RunningServer) -> Non
     assert server.client.get("/models/nothing/samples").status_code == 404
 
 
-def test_the_examples_ask_about_a_sample(digits_server: RunningServer) -> None:
+def test_the_examples_use_a_sample(digits_server: RunningServer) -> None:
     sample = digits_server.client.get("/models/digits/samples").json()[0]
     description = digits_server.client.get("/openapi.json").json()["paths"]
     examples = description["/predict"]["post"]["requestBody"]["content"]["application/json"]["examples"]
@@ -73,7 +73,7 @@ def test_the_examples_ask_about_a_sample(digits_server: RunningServer) -> None:
 
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="needs curl")
-def test_the_line_that_is_printed_asks_about_a_sample(digits_store: Path, tmp_path: Path) -> None:
+def test_the_printed_command_uses_a_sample(digits_store: Path, tmp_path: Path) -> None:
     with running_server(digits_store, tmp_path / "log") as running:
         running.wait_until_ready()
         wait_until(lambda: "Try: curl" in running.log.read_text(), 10, "the banner is printed")

@@ -15,7 +15,7 @@ def film(frames: int) -> NDArray[np.float64]:
     return np.stack([first + (last - first) * 0.01 * k for k in range(frames)])
 
 
-def ask(client: httpx.Client, picture: NDArray[np.float64], **more: object) -> dict[str, object]:
+def predict(client: httpx.Client, picture: NDArray[np.float64], **more: object) -> dict[str, object]:
     answer = client.post("/predict", json={"inputs": picture.tolist(), "tolerance": 1e-5, "max_iterations": 200, **more})
     assert answer.status_code == 200, answer.text
     prediction: dict[str, object] = answer.json()["predictions"][0]
@@ -23,8 +23,8 @@ def ask(client: httpx.Client, picture: NDArray[np.float64], **more: object) -> d
 
 
 def test_a_session_takes_fewer_iterations_to_the_same_answers(client: httpx.Client) -> None:
-    cold = [ask(client, picture) for picture in film(10)]
-    warm = [ask(client, picture, session="film") for picture in film(10)]
+    cold = [predict(client, picture) for picture in film(10)]
+    warm = [predict(client, picture, session="film") for picture in film(10)]
     for one, other in zip(cold, warm, strict=True):
         assert other["status"] == "converged"
         assert other["residual"] <= 1e-5  # type: ignore[operator]
@@ -37,9 +37,9 @@ def test_a_session_takes_fewer_iterations_to_the_same_answers(client: httpx.Clie
 
 def test_the_same_picture_again_takes_one_iteration(client: httpx.Client) -> None:
     picture = film(1)[0]
-    assert ask(client, picture, session="still")["iterations"] > 5  # type: ignore[operator]
-    assert ask(client, picture, session="still")["iterations"] == 1
-    assert ask(client, picture, session="another")["iterations"] > 5  # type: ignore[operator]
+    assert predict(client, picture, session="still")["iterations"] > 5  # type: ignore[operator]
+    assert predict(client, picture, session="still")["iterations"] == 1
+    assert predict(client, picture, session="another")["iterations"] > 5  # type: ignore[operator]
 
 
 def test_a_session_may_stand_in_the_query_string(client: httpx.Client) -> None:
@@ -69,6 +69,6 @@ def test_a_session_is_a_parameter_of_the_open_inference_protocol_too(client: htt
 
 
 @pytest.mark.parametrize("session", ["", "x" * 129, 7, ["a"], True])
-def test_a_session_that_is_no_short_text_is_refused(client: httpx.Client, session: object) -> None:
+def test_a_session_that_is_no_short_text_is_rejected(client: httpx.Client, session: object) -> None:
     body = {"inputs": film(1)[0].tolist(), "session": session}
     rejected(client.post("/predict", json=body), 422, "session: ", "1 to 128 characters")

@@ -36,11 +36,11 @@ def test_each_iteration_of_each_row_is_an_event_and_the_answer_is_the_last(
     assert name == "answer"
     assert last == answer
     assert {name for name, _ in iterations} == {"iteration"}
-    told = sorted((event["row"], event["iteration"]) for _, event in iterations)  # type: ignore[type-var]
-    assert told == [(row, k + 1) for row, one in enumerate(answer["predictions"]) for k in range(one["iterations"])]
+    reported = sorted((event["row"], event["iteration"]) for _, event in iterations)  # type: ignore[type-var]
+    assert reported == [(row, k + 1) for row, one in enumerate(answer["predictions"]) for k in range(one["iterations"])]
 
 
-def test_what_is_told_of_the_last_iteration_of_a_row_is_its_answer(client: httpx.Client, digits: NDArray[np.float64]) -> None:
+def test_the_last_iteration_that_is_reported_of_a_row_is_its_answer(client: httpx.Client, digits: NDArray[np.float64]) -> None:
     *iterations, (_, last) = events(client, {"inputs": digits[:3].tolist(), "tolerance": 1e-4})
     for row, prediction in enumerate(last["predictions"]):  # type: ignore[arg-type, var-annotated]
         mine = [event for _, event in iterations if event["row"] == row]
@@ -82,7 +82,7 @@ def test_a_client_that_leaves_without_reading_ends_it_too(strict_server: Running
     assert "unhandled exception" not in strict_server.log.read_text()
 
 
-def test_a_request_that_is_refused_has_its_status_and_no_event(client: httpx.Client, digits: NDArray[np.float64]) -> None:
+def test_a_request_that_is_rejected_has_its_status_and_no_event(client: httpx.Client, digits: NDArray[np.float64]) -> None:
     for body, status in (
         ({"inputs": digits.tolist(), "tolerance": -1}, 422),
         ({"inputs": digits.tolist(), "deadline_ms": 1e-6}, 504),
@@ -103,7 +103,7 @@ def test_a_full_queue_is_429_for_events_too(strict_server: RunningServer) -> Non
     wait_until(lambda: rows(strict_server, "active") == 0, 10, "its rows are gone")
 
 
-def test_a_row_that_diverges_is_told_without_labels(client: httpx.Client) -> None:
+def test_a_row_that_diverges_is_reported_without_labels(client: httpx.Client) -> None:
     *iterations, (_, last) = events(client, {"inputs": [[1, 0.5]]}, "/models/wild/predict")
     assert iterations[-1][1]["residual"] is None
     assert iterations[-1][1]["top"] == []

@@ -1,4 +1,4 @@
-"""Engines that crash, and requests that make a model raise: who notices, and who does not."""
+"""Engines that crash, and requests that make a model raise: which requests fail, and which do not."""
 
 import os
 import re
@@ -15,8 +15,8 @@ from tests.app.running import RunningServer, running_server, wait_until
 from tests.jfb.onnx.folders import foreign_folder, graph, solution
 
 
-def test_an_engine_that_cannot_start_is_tried_ever_more_rarely_and_everyone_can_see_it(store: Path, tmp_path: Path) -> None:
-    def trouble(server: RunningServer) -> str:
+def test_an_engine_that_cannot_start_is_restarted_with_back_off_and_reported(store: Path, tmp_path: Path) -> None:
+    def readiness_error(server: RunningServer) -> str:
         answer = server.client.get("/v2/health/ready")
         assert answer.status_code == 503
         assert int(answer.headers["retry-after"]) >= 1
@@ -24,8 +24,8 @@ def test_an_engine_that_cannot_start_is_tried_ever_more_rarely_and_everyone_can_
         return error
 
     with running_server(store, tmp_path / "log", device="nonsense") as server:
-        wait_until(lambda: "2 times in a row" in trouble(server), 60, "it has failed twice")
-        assert re.search(r"exited \d times in a row \(status \d\) and is restarted in [\d.]+ s", trouble(server))
+        wait_until(lambda: "2 times in a row" in readiness_error(server), 60, "it has failed twice")
+        assert re.search(r"exited \d times in a row \(status \d\) and is restarted in [\d.]+ s", readiness_error(server))
         assert server.metric("jfb_engine_consecutive_exits") >= 2
         assert server.metric("jfb_engine_ready") == 0
         assert server.client.get("/v2/health/live").status_code == 200

@@ -31,7 +31,7 @@ def server(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ru
 
 
 def anew(server: RunningServer, method: str, path: str, **more: object) -> httpx.Response:
-    """Ask over a connection of its own."""
+    """Send a request over a new connection."""
     headers = {"connection": "close"} | more.pop("headers", {})  # type: ignore[operator]
     return server.client.request(method, path, headers=headers, **more)  # type: ignore[arg-type]
 

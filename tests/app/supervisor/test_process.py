@@ -23,7 +23,7 @@ def test_a_client_that_disconnects_has_its_rows_dropped(strict_server: RunningSe
     assert strict_server.predict({"inputs": [[0, 0, 0, 0]], "max_iterations": 2}, "/models/slow/predict").status_code == 200
 
 
-def test_half_a_request_holds_up_nobody(strict_server: RunningServer) -> None:
+def test_half_a_request_delays_no_other_request(strict_server: RunningServer) -> None:
     url = httpx.URL(strict_server.url)
     with socket.create_connection((url.host, url.port or 80)) as sock:
         sock.sendall(
@@ -49,7 +49,7 @@ def test_a_full_queue_is_429_with_the_seconds_to_wait_and_what_fits_is_still_tak
     wait_until(lambda: rows(strict_server, "active") == 0, 10, "its rows are gone")
 
 
-def test_while_the_queue_is_full_requests_are_refused_before_their_inputs_are_read(strict_server: RunningServer) -> None:
+def test_while_the_queue_is_full_requests_are_rejected_before_their_inputs_are_read(strict_server: RunningServer) -> None:
     url = httpx.URL(strict_server.url)
     head = b"POST /models/slow/predict HTTP/1.1\r\nhost: t\r\ncontent-type: application/json\r\ncontent-length: 99\r\n\r\n"
 
@@ -109,7 +109,7 @@ def test_the_line_that_the_server_prints_works_when_pasted(running: str, request
 
 def test_an_empty_store_is_live_but_never_ready(tmp_path: Path) -> None:
     with running_server(tmp_path, tmp_path / "log") as server:
-        wait_until(lambda: "model_store: " in server.client.get("/v2/health/ready").text, 60, "the engine has looked")
+        wait_until(lambda: "model_store: " in server.client.get("/v2/health/ready").text, 60, "the engine has scanned the store")
         assert server.client.get("/v2/health/ready").status_code == 503
         assert server.client.get("/v2/health/live").status_code == 200
         assert server.predict({}).status_code == 400
@@ -117,7 +117,7 @@ def test_an_empty_store_is_live_but_never_ready(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_server_that_is_told_to_stop_finishes_what_is_in_flight(store: Path, tmp_path: Path, number: signal.Signals) -> None:
+def test_a_signal_finishes_the_requests_in_flight(store: Path, tmp_path: Path, number: signal.Signals) -> None:
     with running_server(store, tmp_path / "log", max_iterations_limit=1_000_000) as server, ThreadPoolExecutor(1) as pool:
         server.wait_until_ready()
         engine = server.engine_pid()

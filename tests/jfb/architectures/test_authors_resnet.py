@@ -42,7 +42,7 @@ def test_iterations_and_logits_are_the_authors_for_each_image_stopping_by_itself
     ours, theirs = found.solution.iterations.numpy(), reference[f"iterations_{tolerance}"]
     assert np.abs(ours - theirs).max() <= 1
     off = np.flatnonzero(ours != theirs)
-    if len(off):  # another processor rounds otherwise, which may matter only where the residual is nearly the tolerance
+    if len(off):  # another processor may round differently, which matters only where the residual is close to the tolerance
         earlier = torch.from_numpy(np.minimum(ours, theirs)[off])
         there = predict(network, images[off], tolerance=1e-30, max_iterations=earlier, residual_norm=ResidualNorm.CHANNEL_MAX)
         assert there.solution.residual.numpy() == pytest.approx(float(tolerance), rel=0.01), "more than rounding explains"

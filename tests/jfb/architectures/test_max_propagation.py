@@ -250,7 +250,7 @@ def test_a_saved_network_is_loaded_with_its_guarantee(tmp_path: Path) -> None:
         ((1, 4, 4), {"contraction": 1.0}, r"contraction: must be a number in \(0, 1\)"),
     ],
 )
-def test_arguments_out_of_range_are_refused(shape: tuple[int, ...], arguments: dict[str, float], message: str) -> None:
+def test_arguments_out_of_range_are_rejected(shape: tuple[int, ...], arguments: dict[str, float], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         build("max_propagation", shape, 3, arguments)
 

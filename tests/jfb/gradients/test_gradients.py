@@ -73,7 +73,7 @@ def cosine(a: Tensor, b: Tensor) -> float:
 
 
 def slope(network: ImplicitNetwork, labels: Tensor, state: Callable[[], Tensor], along: Tensor, h: float = 1e-6) -> float:
-    """The finite difference of the loss, where the parameters move along a vector and the state is what is given then."""
+    """The finite difference of the loss along a direction of the parameters, with the state that ``state`` returns there."""
 
     @torch.no_grad()
     def loss_at(distance: float) -> float:
@@ -112,7 +112,7 @@ def test_the_jfb_gradient_is_the_finite_difference_of_one_step_from_where_the_se
 
 
 @pytest.mark.parametrize("iterations", [1, 4])
-def test_the_unrolled_and_the_explicit_gradient_are_the_finite_difference_of_so_many_layers(
+def test_the_unrolled_and_the_explicit_gradient_are_the_finite_difference_of_that_many_layers(
     iterations: int, case: tuple[ImplicitNetwork, Tensor, Tensor]
 ) -> None:
     network, inputs, labels = case

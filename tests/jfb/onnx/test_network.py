@@ -150,7 +150,7 @@ def test_a_graph_that_computes_another_shape_than_it_declares_is_found_when_load
     """ONNX's checker cannot see it: the shape is computed."""
     nodes = [
         make_node("Shape", ["state"], ["shape"]),
-        make_node("NonZero", ["shape"], ["places"]),  # [1, 2], but only running it tells
+        make_node("NonZero", ["shape"], ["places"]),  # [1, 2], which only running it shows
         make_node("Squeeze", ["places"], ["one"]),
         make_node("Gather", ["state", "one"], ["logits"], axis=1),  # two columns of three
     ]

@@ -79,7 +79,7 @@ def test_options_out_of_range_are_rejected(arguments: dict[str, float], message:
 
 
 @pytest.mark.parametrize("size", [1, 4, 255, 256, 512, 513, 2592, 4096, 65536, 3 * 5 * 7 * 11 * 13])
-def test_entries_are_looked_at_everywhere_in_a_state(size: int) -> None:
+def test_entries_are_checked_everywhere_in_a_state(size: int) -> None:
     step = stride(size)
     looked_at = -(-size // step)
     assert looked_at >= min(size, SKETCH)
@@ -88,7 +88,7 @@ def test_entries_are_looked_at_everywhere_in_a_state(size: int) -> None:
 
 @pytest.mark.parametrize("contiguous", [True, False])
 def test_a_large_state_is_solved_by_a_part_of_its_entries_in_as_few_iterations(contiguous: bool) -> None:
-    """An affine map of 32 channels at 9 by 9 positions, each with a rate of its own up to 0.95, whatever its memory format."""
+    """An affine map of 32 channels at 9 by 9 positions, each with its own rate of up to 0.95, in any memory format."""
     rates = 0.95 * torch.rand(1, 32, 9, 9, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 
     class Rates(Affine):

@@ -155,13 +155,13 @@ def test_its_tensors_make_it_again() -> None:
         ({"more": torch.zeros(2)}, r"tensors: must be matrix, momentum, rate \(got matrix, momentum, more, rate\)"),
     ],
 )
-def test_tensors_that_make_no_solver_are_refused(changes: dict[str, Tensor], message: str) -> None:
+def test_tensors_that_make_no_solver_are_rejected(changes: dict[str, Tensor], message: str) -> None:
     tensors = Mixing(torch.eye(3), torch.zeros(3), 0.5).tensors
     with pytest.raises(ValueError, match=message):
         Mixing.from_tensors(tensors | changes)
 
 
-def test_it_refuses_states_with_another_number_of_channels() -> None:
+def test_it_rejects_states_with_another_number_of_channels() -> None:
     solver = Mixing(torch.eye(3), torch.zeros(3), 0.5)
     with pytest.raises(ValueError, match=r"matrix: must have as many rows as the state has channels, 4 \(got 3\)"):
         solver.start(torch.zeros(2, 4))

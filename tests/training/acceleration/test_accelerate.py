@@ -95,7 +95,7 @@ def test_it_is_not_made_the_default_where_it_is_not_faster(
     assert "the default solver is still picard" in capsys.readouterr().out
 
 
-def test_a_monotone_network_is_refused_with_the_reason_and_nothing_is_written(
+def test_a_monotone_network_is_rejected_with_the_reason_and_nothing_is_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = model(tmp_path)

@@ -106,6 +106,6 @@ def test_classes_are_even_and_long_paths_occur() -> None:
 @pytest.mark.parametrize(
     ("size", "count", "message"), [(2, 1, "size: must be"), (65, 1, "size: must be"), (4, 0, "count: must be")]
 )
-def test_what_cannot_be_generated_is_refused(size: int, count: int, message: str) -> None:
+def test_what_cannot_be_generated_is_rejected(size: int, count: int, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         distinct_mazes(size, count, seed=0)

@@ -160,14 +160,14 @@ def test_the_models_own_tolerance_and_cap_are_in_the_table(network: jfb.Implicit
         ({"caps": (0,)}, r"--caps must be at least 1 \(got \[0\]\)"),
     ],
 )
-def test_tolerances_and_caps_out_of_range_are_refused(
+def test_tolerances_and_caps_out_of_range_are_rejected(
     change: dict[str, tuple[float, ...]], message: str, network: jfb.ImplicitNetwork, console: Console
 ) -> None:
     with pytest.raises(ModelError, match=message):
         evaluate(network, config(), fruit(), device=CPU, console=console, **change)  # type: ignore[arg-type]
 
 
-def test_data_of_another_shape_or_other_classes_is_refused(network: jfb.ImplicitNetwork, console: Console) -> None:
+def test_data_of_another_shape_or_other_classes_is_rejected(network: jfb.ImplicitNetwork, console: Console) -> None:
     data = fruit()
     longer = Data(data.train, data.validation, data.test, CLASSES, InputSpec(shape=(5,), kind="vector"))
     renamed = Data(data.train, data.validation, data.test, CLASSES[::-1], data.input)

@@ -129,7 +129,7 @@ def forged(path: Path, size: tuple[int, ...], *, entries: int, content: int) -> 
     return path
 
 
-def test_a_tensor_larger_than_its_bytes_is_refused(tmp_path: Path) -> None:
+def test_a_tensor_larger_than_its_bytes_is_rejected(tmp_path: Path) -> None:
     assert read_tensors(forged(tmp_path / "good", (2, 2), entries=4, content=16))["weight"].shape == (2, 2)
     with pytest.raises(ForeignFileError, match="larger than its storage of 4 entries"):
         read_tensors(forged(tmp_path / "long", (2, 3), entries=4, content=16))
@@ -139,7 +139,7 @@ def test_a_tensor_larger_than_its_bytes_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("keep", [0, 10, 1000, -30])
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
-def test_a_truncated_file_is_refused_by_name(keep: int, suffix: str, tmp_path: Path) -> None:
+def test_a_truncated_file_is_rejected_by_name(keep: int, suffix: str, tmp_path: Path) -> None:
     path = tmp_path / f"theirs{suffix}"
     if suffix == ".pth":
         as_the_authors_save(authors_state(Family.MNIST), path)
@@ -151,7 +151,7 @@ def test_a_truncated_file_is_refused_by_name(keep: int, suffix: str, tmp_path: P
     assert not (tmp_path / "store").exists(), "nothing is left in the store"
 
 
-def test_weights_of_another_family_are_refused_with_what_differs(tmp_path: Path) -> None:
+def test_weights_of_another_family_are_rejected_with_what_differs(tmp_path: Path) -> None:
     save_file(authors_state(Family.MNIST), tmp_path / "mnist.safetensors")
     with pytest.raises(ForeignFileError, match=r"not the weights of the svhn network: .* is missing.* \(and \d+ more\)"):
         import_authors(tmp_path / "mnist.safetensors", Family.SVHN, tmp_path / "store", "theirs")

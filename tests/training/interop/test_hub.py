@@ -110,7 +110,7 @@ def test_a_folder_as_the_hub_gives_it_becomes_the_next_version_with_all_its_file
     assert (folder / "model.safetensors").read_bytes() == (published / "model.safetensors").read_bytes()
 
 
-def test_a_folder_that_is_not_a_model_is_refused_and_leaves_nothing_in_the_store(published: Path, tmp_path: Path) -> None:
+def test_a_folder_that_is_not_a_model_is_rejected_and_leaves_nothing_in_the_store(published: Path, tmp_path: Path) -> None:
     (tmp_path / "snapshot").mkdir()
     shutil.copy(published / "config.json", tmp_path / "snapshot")
     (tmp_path / "snapshot" / "model.safetensors").write_bytes(b"nothing")

@@ -61,7 +61,7 @@ def test_a_run_interrupted_in_any_stage_gives_the_same_weights(brief: Recipe, co
     assert_equal(train(brief, data, device=CPU, console=console, folder=folder), whole)
 
 
-def test_a_network_that_does_not_take_a_stages_inputs_is_refused_before_it_trains(brief: Recipe, console: Console) -> None:
+def test_a_network_that_does_not_take_a_stages_inputs_is_rejected_before_it_trains(brief: Recipe, console: Console) -> None:
     recipe = brief.changed({"network": {"name": "implicit_resnet", "arguments": {"channels": [4]}}})
     with pytest.raises(RecipeError, match=r"curriculum.0: inputs must have the shape \[3, 9, 9\], because implicit_resnet"):
         train(recipe, load_data(recipe, console), device=CPU, console=console)
@@ -69,7 +69,7 @@ def test_a_network_that_does_not_take_a_stages_inputs_is_refused_before_it_train
     train(averaging, load_data(averaging, console), device=CPU, console=console)
 
 
-def test_data_without_the_recipes_stages_is_refused(brief: Recipe, console: Console) -> None:
+def test_data_without_the_recipes_stages_is_rejected(brief: Recipe, console: Console) -> None:
     data = load_data(brief.changed({"curriculum": []}), console)
     with pytest.raises(RecipeError, match=r"curriculum: the data must have 2 stages \(got 0\)"):
         train(brief, data, device=CPU, console=console)

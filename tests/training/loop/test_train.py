@@ -91,7 +91,7 @@ def test_inputs_that_are_not_finite_have_an_error_of_their_own(quick: Recipe, di
 
 
 @pytest.mark.parametrize("arguments", [{"channels": 8}, {"chanels": [8]}, {"channels": [8], "pool": [20]}])
-def test_arguments_that_the_architecture_refuses_are_an_error_of_the_recipe(
+def test_arguments_that_the_architecture_rejects_are_an_error_of_the_recipe(
     arguments: dict[str, object], quick: Recipe, digits: Data, console: Console
 ) -> None:
     with pytest.raises(RecipeError, match=r"digits: network: "):

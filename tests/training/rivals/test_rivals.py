@@ -193,7 +193,7 @@ def test_compare_rivals_writes_one_line_per_rival_and_a_picture(
         assert len(list(csv.DictReader(file))) == 2
 
 
-def test_a_recipe_without_a_stem_to_share_is_refused(console: Console) -> None:
+def test_a_recipe_without_a_stem_to_share_is_rejected(console: Console) -> None:
     recipe = load_recipe("digits").changed({"network": {"name": "authors_resnet", "arguments": {}}})
     with pytest.raises(
         RecipeError, match=r"network.name: must be implicit_resnet or implicit_mlp to compare rivals \(got 'authors_resnet'\)"
@@ -213,7 +213,7 @@ def test_a_recipe_without_a_stem_to_share_is_refused(console: Console) -> None:
         ),
     ],
 )
-def test_invalid_solvers_and_networks_are_refused(changes: dict[str, object], message: str) -> None:
+def test_invalid_solvers_and_networks_are_rejected(changes: dict[str, object], message: str) -> None:
     with pytest.raises(RecipeError, match=message):
         load_recipe("digits").changed(changes)
 

@@ -1,4 +1,4 @@
-"""What is asked, and what the right answers are."""
+"""The requests that the clients send, and the labels that count as correct."""
 
 import json
 from dataclasses import dataclass
@@ -10,25 +10,25 @@ import jfb
 from benchmarks.serving.rows import Row
 
 LOOSE, STRICT = 1e-1, 1e-4
-EXACT = 1e-6
+FIXED_POINT_TOLERANCE = 1e-6
 """About as close as float32 comes to the fixed point."""
 
 
 @dataclass(frozen=True)
-class Question:
+class Request:
     """An image and a tolerance.
 
-    A label is right if it is what ``jfb.predict`` answers to this tolerance, or at the exact fixed point: a server that goes on
-    for longer than it was asked to must not be called wrong for that.
+    A label is correct if ``jfb.predict`` returns it at this tolerance or at the fixed point: a server may iterate for longer than
+    the tolerance requires.
     """
 
     image: list[object]
     tolerance: float
-    right: frozenset[str]
+    correct_labels: frozenset[str]
 
 
-def ask_about(checkpoint: jfb.Checkpoint, images: Tensor) -> list[Question]:
-    """Two questions an image, loose and strict, in an order that is always the same."""
+def make_requests(checkpoint: jfb.Checkpoint, images: Tensor) -> list[Request]:
+    """Two requests per image, loose and strict, shuffled with a fixed seed."""
     serving, classes = checkpoint.config.serving, checkpoint.config.classes
 
     def labels(tolerance: float) -> list[str]:
@@ -37,18 +37,18 @@ def ask_about(checkpoint: jfb.Checkpoint, images: Tensor) -> list[Question]:
         )
         return [classes[index] for index in found.logits.argmax(1).tolist()]
 
-    exact = labels(EXACT)
-    questions = [
-        Question(image, tolerance, frozenset(pair))
+    at_fixed_point = labels(FIXED_POINT_TOLERANCE)
+    requests = [
+        Request(image, tolerance, frozenset(pair))
         for tolerance in (LOOSE, STRICT)
-        for image, *pair in zip(images.tolist(), labels(tolerance), exact, strict=True)
+        for image, *pair in zip(images.tolist(), labels(tolerance), at_fixed_point, strict=True)
     ]
-    return [questions[number] for number in np.random.default_rng(0).permutation(len(questions))]
+    return [requests[number] for number in np.random.default_rng(0).permutation(len(requests))]
 
 
-def request(question: Question, row: Row) -> bytes:
-    """The bytes that go over the wire."""
-    body: object = {"inputs": [question.image], "tolerance": question.tolerance, **row.fields}
+def encode(request: Request, row: Row) -> bytes:
+    """The HTTP/1.1 bytes of a request to the server of a row."""
+    body: object = {"inputs": [request.image], "tolerance": request.tolerance, **row.fields}
     content = json.dumps({row.wrapped_in: [body]} if row.wrapped_in else body, separators=(",", ":")).encode()
     head = (
         f"POST /predict HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: {len(content)}\r\n\r\n"
