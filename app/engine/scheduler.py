@@ -32,8 +32,6 @@ class Scheduler:
         clock: what the requests' ``timings`` are read from.
 
     Attributes:
-        input_shape: of one row.
-        slots: rows that iterate at a time.
         ticks, step_evaluations, iterations, rows_ended, batch_sizes: as in ``messages.Counters``.
     """
 
@@ -95,9 +93,14 @@ class Scheduler:
         if request.streamed:
             self._streamed.add(request.number)
 
-    def cancel(self, number: int) -> None:
-        """Drop a request, if it is still here; its rows leave before the next iteration."""
-        self._abandon(number)
+    def cancel(self, number: int) -> RunningRequest | None:
+        """Drop a request, and return it, if it is still here; its rows leave before the next iteration."""
+        request = self._requests.pop(number, None)
+        if request is not None:
+            self._queue.remove(number)
+            self._abandoned.add(number)
+            self._streamed.discard(number)
+        return request
 
     @torch.inference_mode()
     def tick(self, now: float) -> list[RunningRequest]:
@@ -114,10 +117,14 @@ class Scheduler:
         Raises:
             torch.AcceleratorError: if the device is lost, and with it everything that was on it.
         """
-        self._expire(now)
+        if self._queue.first_deadline <= now:
+            self._expire(now)
         retired = self._retire(now)
         self._admit(now)
-        self._iterate()
+        for rows in self._batch.iterate(self._fail):
+            self.ticks += 1
+            self.step_evaluations += rows
+            self.batch_sizes[(rows - 1).bit_length()] += 1
         if self._last_tick is not None:
             self._queue.record_throughput(retired, now - self._last_tick)
         self._last_tick = now if self.busy else None
@@ -131,8 +138,6 @@ class Scheduler:
 
     def _expire(self, now: float) -> None:
         """End the rows whose deadline has passed while they waited."""
-        if now < self._queue.first_deadline:
-            return
         for request, rows in self._queue.take_late(now):
             request.expire(rows)
             self.rows_ended += len(rows)
@@ -143,7 +148,7 @@ class Scheduler:
         abandoned, self._abandoned = list(self._abandoned), set()
         retired = 0
         for lane in self._batch.lanes:
-            if not lane.active:
+            if not lane.table.active:
                 continue
             residual = lane.wait_for_residual()
             if self._streamed:
@@ -189,13 +194,13 @@ class Scheduler:
         for number in dict.fromkeys(numbers.tolist()):
             if request := self._requests.get(number):  # reading out may have failed it
                 own = numbers == number
-                columns = [values[streamed[own]].tolist() for values in (table.row, table.iterations, residual)]
+                columns = [values[streamed[own]].tolist() for values in (table.iterations, residual, table.row)]
                 iteration = Iteration(request.id, logits[own].astype("<f4").tobytes(), *columns)
                 self._streamed_iterations.append((request, iteration))
 
     def _admit(self, now: float) -> None:
         """Move waiting rows into free slots."""
-        admitted = self._queue.take(self._batch.free) if len(self._queue) else []
+        admitted = self._queue.take(self._batch.slots - self._batch.active) if len(self._queue) else []
         if not admitted:
             return
 
@@ -237,13 +242,6 @@ class Scheduler:
             begin += len(rows)
         return point
 
-    def _iterate(self) -> None:
-        """Iterate the rows in slots once."""
-        for rows in self._batch.iterate(self._fail):
-            self.ticks += 1
-            self.step_evaluations += rows
-            self.batch_sizes[(rows - 1).bit_length()] += 1
-
     def _finish(self, request: RunningRequest, now: float) -> None:
         """Hand a request out if all of its rows have ended."""
         if not request.finished:
@@ -260,17 +258,9 @@ class Scheduler:
 
     def _fail(self, number: int, reason: str) -> None:
         """Hand a request out that cannot be computed."""
-        if request := self._abandon(number):
+        if request := self.cancel(number):
             request.failure = reason
             self._finished.append(request)
-
-    def _abandon(self, number: int) -> RunningRequest | None:
-        request = self._requests.pop(number, None)
-        if request is not None:
-            self._queue.remove(number)
-            self._abandoned.add(number)
-            self._streamed.discard(number)
-        return request
 
 
 def _status(residual: float, converged: bool, stable: bool, capped: bool) -> Status:
