@@ -25,12 +25,10 @@ Fail = Callable[[int, str], None]
 
 @dataclass(frozen=True)
 class _Judged:
-    """What the last iteration came to for the m rows that may end by their label."""
+    """What the last iteration came to for the m rows, ascending, that may end by their label; logits are ``[m, classes]``."""
 
     rows: NDArray[np.intp]
-    """Which they are, ascending."""
     logits: Tensor
-    """Shape ``[m, classes]``."""
     stability: Stability
 
 
@@ -69,7 +67,6 @@ class Lane:
         self.next_state = backend.evaluate(solver, memory, point, injection)
         solver.propose(memory, point, self.next_state)
         self._residual = residual(point, self.next_state, residual_norm)
-        self._size = self._residual
         self._logits = backend.readout(self.next_state).clone() if full_precision is None else self.next_state
         self._judged: _Judged | None = None
 
@@ -82,8 +79,6 @@ class Lane:
         table = self.table
         self.next_state = self._evaluate(fail)
         self._residual = residual(table.point, self.next_state, self._residual_norm)
-        if self.full_precision is not None:
-            self._size = size_in(self.next_state, self._residual_norm)
         self._judged = self._judge(self.label_stop, fail) if self.label_stop is not None and table.by_label.any() else None
         table.point.copy_(self.solver.propose(table.memory, table.point, self.next_state))
         table.iterations += 1
@@ -124,10 +119,7 @@ class Lane:
         return found
 
     def ended(self, residual: NDArray[np.floating], now: float) -> NDArray[np.bool_]:
-        """Which rows are done, ``[active]``: converged, with a settled label, diverged, at their cap or past their deadline.
-
-        None in a lane of low precision.
-        """
+        """Which rows are done, ``[active]``: with a settled label, at their cap, ...; none in a lane of low precision."""
         table = self.table
         if self.full_precision is not None:
             return np.zeros(table.active, np.bool_)
@@ -153,13 +145,13 @@ class Lane:
     def hand_over(self, residual: NDArray[np.floating], ended: NDArray[np.bool_], now: float) -> NDArray[np.bool_]:
         """Give the lane of full precision, if there is one, the rows that low precision cannot bring nearer.
 
-        Returns:
-            Which they are, ``[active]``, none of those that have ended; this lane still has them.
+        They are returned, ``[active]``, none of them ended; this lane still has them.
         """
         if self.full_precision is None:
             return np.zeros_like(ended)
         table = self.table
-        near = needs_full_precision(residual, self._size.cpu().numpy(), table.tolerance)
+        size = size_in(self.next_state, self._residual_norm).cpu().numpy()
+        near = needs_full_precision(residual, size, table.tolerance)
         near |= (table.iterations >= table.max_iterations - 1) | (table.deadline <= now)
         near &= ~ended
         if near.any():
@@ -258,12 +250,10 @@ class RunningBatch:
 
     def iterate(self, fail: Fail) -> list[int]:
         """Iterate all rows once; return how many there were, lane by lane."""
-        sizes = []
-        for lane in self.lanes:
-            if lane.table.active:
-                lane.iterate(fail)
-                sizes.append(lane.table.active)
-        return sizes
+        lanes = [lane for lane in self.lanes if lane.table.active]
+        for lane in lanes:
+            lane.iterate(fail)
+        return [lane.table.active for lane in lanes]
 
 
 def _isolated(

@@ -4,7 +4,6 @@ from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 
-import msgspec
 import structlog
 import torch
 from torch import Tensor
@@ -40,42 +39,26 @@ class Loader:
 
     config: EngineConfig
     device: torch.device
-    """Which ``config.device`` names."""
 
     def load(self, model: str, version: int, fingerprint: str) -> LoadedVersion:
-        """Load a version, choose what computes it, and run it once in full.
-
-        Raises:
-            torch.AcceleratorError: if the device is lost.
-            Exception: whatever a model that cannot be served raises.
-        """
+        """Load a version, choose what computes it, and run it in full; raises whatever a model that cannot be served does."""
         folder = self.config.model_store / model / str(version)
         found = checkpoint.load(folder, self.device)
-        # The weights are a mapping of their file so far: a program that writes to that would change the network, or end this
-        # process.
+        # The weights are still a mapping of their file, and a program that writes to that would change the network.
         for tensor in (*found.network.parameters(), *found.network.buffers()):
             tensor.data = tensor.data.clone()
         batch = make_batch(found, folder, self.device, self.config)
         warm_starts = WarmStarts(self.config.session_bytes, self.config.session_seconds)
-        served = ServedVersion(
-            model,
-            version,
-            found.config.model_dump_json(),
-            fingerprint,
-            solvers=tuple(batch.solvers),
-            label_stop=_described(batch, found.config.serving),
-        )
+        label_stop = _described(batch, found.config.serving)
+        config = found.config.model_dump_json()
+        served = ServedVersion(model, version, config, fingerprint, solvers=tuple(batch.solvers), label_stop=label_stop)
         return LoadedVersion(Scheduler(batch, max_waiting_rows=self.config.max_waiting_rows, warm_starts=warm_starts), served)
 
 
 def make_batch(found: Checkpoint, folder: Path, device: torch.device, config: EngineConfig) -> RunningBatch:
-    """Choose what computes a version, and make room for its rows.
+    """Choose what computes the version that was found in a folder, and make room for its rows.
 
-    Args:
-        found: what ``folder`` holds, on the device.
-        folder: of the version.
-        device: where to compute.
-        config: its slots are as many as a measurement finds worthwhile if None, at most ``MAX_SLOTS``.
+    If ``config.slots`` is None, they are as many as a measurement finds worthwhile, at most ``MAX_SLOTS``.
     """
     max_slots = config.slots or MAX_SLOTS[device.type]
     choice = choose(
@@ -112,12 +95,11 @@ def _described(batch: RunningBatch, serving: Serving) -> messages.LabelStop | No
     if batch.label_stop is None:
         return None
     solvers = tuple(name for name, solver in batch.solvers.items() if batch.label_stop.supports(type(solver)))
-    offer = messages.LabelStop(batch.label_stop.kind.value, solvers, label_tolerance(serving))
-    tested = serving.label_calibration
-    if batch.label_stop.kind is Kind.GUARANTEE or tested is None:
-        return offer
+    kind, tolerance, tested = batch.label_stop.kind.value, label_tolerance(serving), serving.label_calibration
+    if kind == "guarantee" or tested is None:
+        return messages.LabelStop(kind, solvers, tolerance)
     share = tested.differing / tested.inputs
-    return msgspec.structs.replace(offer, inputs=tested.inputs, differing=share, iterations=tested.iterations)
+    return messages.LabelStop(kind, solvers, tolerance, tested.inputs, share, tested.iterations)
 
 
 def _probe(found: Checkpoint, rows: int) -> Tensor:

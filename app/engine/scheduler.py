@@ -26,8 +26,6 @@ class Scheduler:
     time. Every request that is submitted comes out of ``tick`` exactly once, unless it is cancelled.
 
     Args:
-        batch: the slots.
-        max_waiting_rows: rows that may wait for a slot.
         warm_starts: remembers where the rows of a session ended; None starts every row from nothing.
         clock: what the requests' ``timings`` are read from.
 
@@ -95,8 +93,7 @@ class Scheduler:
 
     def cancel(self, number: int) -> RunningRequest | None:
         """Drop a request, and return it, if it is still here; its rows leave before the next iteration."""
-        request = self._requests.pop(number, None)
-        if request is not None:
+        if request := self._requests.pop(number, None):
             self._queue.remove(number)
             self._abandoned.add(number)
             self._streamed.discard(number)
@@ -104,15 +101,12 @@ class Scheduler:
 
     @torch.inference_mode()
     def tick(self, now: float) -> list[RunningRequest]:
-        """Retire the rows that have ended, admit waiting ones, iterate all once.
+        """Retire the rows that have ended, admit waiting ones, iterate all once; return what has finished or failed.
 
         An error in the network does not come out of here: it fails the request whose rows it belongs to.
 
         Args:
             now: seconds, of the clock that deadlines refer to.
-
-        Returns:
-            The requests that have finished or failed.
 
         Raises:
             torch.AcceleratorError: if the device is lost, and with it everything that was on it.
@@ -204,13 +198,13 @@ class Scheduler:
         if not admitted:
             return
 
-        def gather(values_of: Callable[[RunningRequest], NDArray[Any]]) -> NDArray[Any]:
-            return np.concatenate([values_of(request)[rows] for request, rows in admitted])
+        def gather(name: str) -> NDArray[Any]:
+            return np.concatenate([getattr(request, name)[rows] for request, rows in admitted])
 
         by_row = [request for request, rows in admitted for _ in rows]
         numbers = np.array([request.number for request in by_row])
         admitted_at = self._clock()
-        injection = self._batch.inject(gather(lambda request: request.inputs), numbers, self._fail)
+        injection = self._batch.inject(gather("inputs"), numbers, self._fail)
         injected_at = self._clock()
         for request, _ in admitted:
             if request.timings.admitted is None:
@@ -224,9 +218,7 @@ class Scheduler:
             injection,
             request=numbers,
             row=np.concatenate([rows for _, rows in admitted]),
-            tolerance=gather(lambda request: request.tolerance),
-            max_iterations=gather(lambda request: request.max_iterations),
-            deadline=gather(lambda request: request.deadline),
+            **{name: gather(name) for name in ("tolerance", "max_iterations", "deadline")},
             by_label=np.array([request.stop == "label" for request in by_row]),
         )
 
@@ -249,12 +241,11 @@ class Scheduler:
         del self._requests[request.number]
         self._streamed.discard(request.number)
         self._finished.append(request)
-        session = request.session
-        if session is not None and request.fixed_points is not None:
+        if request.session is not None and request.fixed_points is not None:
             if Status.DIVERGED in request.status:
-                self._warm_starts.forget(session)
+                self._warm_starts.forget(request.session)
             elif all(request.iterations):
-                self._warm_starts.keep(session, request.fixed_points, now)
+                self._warm_starts.keep(request.session, request.fixed_points, now)
 
     def _fail(self, number: int, reason: str) -> None:
         """Hand a request out that cannot be computed."""

@@ -16,24 +16,7 @@ import structlog
 from app.engine_client import messages
 from app.engine_client.catalogue import Catalogue
 from app.engine_client.errors import EngineUnavailable, LoadFailed, NotServed, QueueFull, RequestFailed
-from app.engine_client.messages import (
-    MESSAGE_IDS,
-    Cancel,
-    Failed,
-    FrameDecoder,
-    GetState,
-    Iteration,
-    Load,
-    ModelsChanged,
-    Request,
-    Result,
-    ServedVersion,
-    State,
-    ToClient,
-    ToEngine,
-    Unload,
-    encode,
-)
+from app.engine_client.messages import MESSAGE_IDS, Iteration, Load, Request, Result, ServedVersion, State, Unload
 
 RECONNECT_SECONDS = 0.05
 REFRESH_SECONDS = 1.0
@@ -73,11 +56,7 @@ class Engines:
 
     @property
     def catalogue(self) -> Catalogue:
-        """The models that the engines serve; what was served last, while all of them are restarted.
-
-        Raises:
-            EngineUnavailable: until one has loaded its models for the first time.
-        """
+        """The models that the engines serve, or served before all of them were restarted; until then ``EngineUnavailable``."""
         states = list(self.states.values()) or [engine.state for engine in self._engines if engine.state]
         if not states:
             raise EngineUnavailable("the models are being loaded")
@@ -103,7 +82,7 @@ class Engines:
         """Reject at once what every engine would reject: a rejected request must cost less than an answered one.
 
         Raises:
-            QueueFull: if every engine has rejected as many rows or fewer, and has not had the time since to make room for them.
+            QueueFull: if every engine has just rejected as many rows or fewer.
         """
         rejections = [engine.rejection(model, rows) for engine in self._engines if engine.is_up.is_set()]
         if rejections and all(rejections):
@@ -123,10 +102,7 @@ class Engines:
             return result
 
     async def stream(self, request: Request) -> AsyncGenerator[Iteration | Result, None]:
-        """Have rows computed and yield each iteration, then the result. Closing the generator drops the rows.
-
-        Raises what ``predict`` raises.
-        """
+        """As ``predict``, but yield each iteration, then the result. Closing the generator drops the rows."""
         request.streamed = True
         async with self._choose(request).sent(request) as pending:
             pending.answer.add_done_callback(lambda _: pending.arrived.set())
@@ -144,27 +120,22 @@ class Engines:
 
         Raises:
             LoadFailed: if the store has no such model, or a version of it cannot be loaded; the others are.
-            EngineUnavailable: if no engine is up.
         """
-        found = await self._change(Load, model)
-        if refused := {version: reason for one in found for version, reason in one.items()}:
+        if refused := await self._change(Load, model):
             raise LoadFailed("; ".join(f"{version}: {reason}" for version, reason in refused.items()))
 
     async def unload(self, model: str) -> None:
-        """Stop serving a model until it is loaded again; what is in flight is finished.
-
-        Raises:
-            LoadFailed: if no such model is served.
-            EngineUnavailable: if no engine is up.
-        """
+        """Stop serving a model until it is loaded again; what is in flight is finished. ``LoadFailed`` if none is served."""
         await self._change(Unload, model)
 
-    async def _change(self, kind: type[Load] | type[Unload], model: str) -> list[dict[str, str]]:
+    async def _change(self, kind: type[Load] | type[Unload], model: str) -> dict[str, str]:
+        refused: dict[str, str] = {}
         changes = [engine.change(kind(next(MESSAGE_IDS), model)) for engine in self._up()]
-        results = await asyncio.gather(*changes, return_exceptions=True)  # raise only when all have answered
-        if failed := next((one for one in results if isinstance(one, BaseException)), None):
-            raise failed
-        return [one for one in results if not isinstance(one, BaseException)]
+        for result in await asyncio.gather(*changes, return_exceptions=True):  # raise only when all have answered
+            if isinstance(result, BaseException):
+                raise result
+            refused |= result
+        return refused
 
     def _up(self) -> list["EngineClient"]:
         if up := [engine for engine in self._engines if engine.is_up.is_set()]:
@@ -210,18 +181,16 @@ class EngineClient(asyncio.Protocol):
         self._state_arrived = asyncio.Event()
         self._pending: dict[int, _Pending] = {}
         self._rejections: dict[tuple[str, int], tuple[int, float, messages.QueueFull]] = {}  # rows, until when
-        self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
         """Connect, and again whenever the engine has been restarted."""
-        self._task = asyncio.create_task(self._stay_connected())
+        self._task: asyncio.Task[None] = asyncio.create_task(self._stay_connected())
 
     async def stop(self) -> None:
         """Disconnect."""
-        if self._task is not None:
-            self._task.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._task
+        self._task.cancel()
+        with suppress(asyncio.CancelledError):
+            await self._task
         if self._transport is not None:
             self._transport.abort()
             await self._disconnected.wait()
@@ -254,7 +223,7 @@ class EngineClient(asyncio.Protocol):
             pending.answer.cancel()
             if pending.answer.cancelled():
                 with suppress(EngineUnavailable):
-                    self._send(Cancel(message.id))
+                    self._send(messages.Cancel(message.id))
             else:
                 pending.answer.exception()  # retrieved, even if the client that waited for it has left
 
@@ -268,14 +237,14 @@ class EngineClient(asyncio.Protocol):
         """Ask for the state; return when it has arrived, the engine has exited, or ``timeout`` seconds have passed."""
         self._state_arrived.clear()
         with suppress(EngineUnavailable, TimeoutError):
-            self._send(GetState())
+            self._send(messages.GetState())
             async with asyncio.timeout(timeout):
                 await self._state_arrived.wait()
 
-    def _send(self, message: ToEngine) -> None:
+    def _send(self, message: messages.ToEngine) -> None:
         if self._transport is None:
             raise EngineUnavailable("no engine is ready")
-        self._transport.write(encode([message]))
+        self._transport.write(messages.encode([message]))
 
     async def _stay_connected(self) -> None:
         loop = asyncio.get_running_loop()
@@ -293,7 +262,7 @@ class EngineClient(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.WriteTransport, transport)  # uvloop's is not a subclass
-        self._decoder: FrameDecoder[ToClient] = FrameDecoder(ToClient)
+        self._decoder: messages.FrameDecoder[messages.ToClient] = messages.FrameDecoder(messages.ToClient)
         self._disconnected.clear()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -315,7 +284,7 @@ class EngineClient(asyncio.Protocol):
             assert self._transport is not None
             self._transport.abort()
 
-    def _receive(self, message: ToClient) -> None:
+    def _receive(self, message: messages.ToClient) -> None:
         if isinstance(message, State):
             self.state = message
             self.is_up.set()
@@ -330,7 +299,7 @@ class EngineClient(asyncio.Protocol):
             case Iteration():
                 pending.iterations.append(message)
                 pending.arrived.set()
-            case ModelsChanged():
+            case messages.ModelsChanged():
                 pending.answer.set_result(message.refused)
             case messages.QueueFull():
                 assert isinstance(pending.message, Request)
@@ -340,7 +309,7 @@ class EngineClient(asyncio.Protocol):
                 pending.answer.set_exception(_queue_full(message))
             case messages.NotServed():
                 pending.answer.set_exception(NotServed("the version is not served any more"))
-            case Failed():
+            case messages.Failed():
                 failed = RequestFailed if isinstance(pending.message, Request) else LoadFailed
                 pending.answer.set_exception(failed(message.reason))
 
