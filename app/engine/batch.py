@@ -66,7 +66,7 @@ class Lane:
         # Tried out at once, so that what does not compute or does not fit into memory fails here.
         self.next_state = backend.evaluate(solver, memory, point, injection)
         solver.propose(memory, point, self.next_state)
-        self._residual = residual(point, self.next_state, residual_norm)
+        self._size = self._residual = residual(point, self.next_state, residual_norm)
         self._logits = backend.readout(self.next_state).clone() if full_precision is None else self.next_state
         self._judged: _Judged | None = None
 
@@ -79,6 +79,8 @@ class Lane:
         table = self.table
         self.next_state = self._evaluate(fail)
         self._residual = residual(table.point, self.next_state, self._residual_norm)
+        if self.full_precision is not None:
+            self._size = size_in(self.next_state, self._residual_norm)
         self._judged = self._judge(self.label_stop, fail) if self.label_stop is not None and table.by_label.any() else None
         table.point.copy_(self.solver.propose(table.memory, table.point, self.next_state))
         table.iterations += 1
@@ -150,8 +152,7 @@ class Lane:
         if self.full_precision is None:
             return np.zeros_like(ended)
         table = self.table
-        size = size_in(self.next_state, self._residual_norm).cpu().numpy()
-        near = needs_full_precision(residual, size, table.tolerance)
+        near = needs_full_precision(residual, self._size.cpu().numpy(), table.tolerance)
         near |= (table.iterations >= table.max_iterations - 1) | (table.deadline <= now)
         near &= ~ended
         if near.any():
@@ -194,17 +195,10 @@ class RunningBatch:
         with torch.inference_mode():
             injection = backend.inject(torch.zeros(slots, *input_shape, device=backend.device, dtype=backend.dtype))
             point = backend.initial_state(injection)
-            self._full_precision = {
-                name: Lane(
-                    backend,
-                    solver,
-                    residual_norm,
-                    point,
-                    injection,
-                    label_stop=label_stop if label_stop is not None and label_stop.supports(type(solver)) else None,
-                )
-                for name, solver in solvers.items()
-            }
+            self._full_precision = {}
+            for name, solver in solvers.items():
+                stop = label_stop if label_stop is not None and label_stop.supports(type(solver)) else None
+                self._full_precision[name] = Lane(backend, solver, residual_norm, point, injection, label_stop=stop)
             self._low_precision = {
                 name: Lane(low_precision, lane.solver, residual_norm, point, injection, full_precision=lane)
                 for name, lane in self._full_precision.items()

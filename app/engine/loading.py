@@ -4,6 +4,7 @@ from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
 import structlog
 import torch
 from torch import Tensor
@@ -95,11 +96,12 @@ def _described(batch: RunningBatch, serving: Serving) -> messages.LabelStop | No
     if batch.label_stop is None:
         return None
     solvers = tuple(name for name, solver in batch.solvers.items() if batch.label_stop.supports(type(solver)))
-    kind, tolerance, tested = batch.label_stop.kind.value, label_tolerance(serving), serving.label_calibration
-    if kind == "guarantee" or tested is None:
-        return messages.LabelStop(kind, solvers, tolerance)
+    offer = messages.LabelStop(batch.label_stop.kind.value, solvers, label_tolerance(serving))
+    tested = serving.label_calibration
+    if batch.label_stop.kind is Kind.GUARANTEE or tested is None:
+        return offer
     share = tested.differing / tested.inputs
-    return messages.LabelStop(kind, solvers, tolerance, tested.inputs, share, tested.iterations)
+    return msgspec.structs.replace(offer, inputs=tested.inputs, differing=share, iterations=tested.iterations)
 
 
 def _probe(found: Checkpoint, rows: int) -> Tensor:

@@ -144,14 +144,16 @@ class EngineProcess:
     def _receive(self, client: _Client) -> None:
         try:
             data = client.connection.recv(RECEIVE_BYTES)
-            if not data:
-                self._drop(client)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        if not data:
+            self._drop(client)
+            return
+        try:
             for message in client.decoder.feed(data):
                 self._handle(client, message)
-        except BlockingIOError:
-            pass
-        except OSError:
-            self._drop(client)
         except msgspec.MsgspecError as error:
             log.error("undecodable frame dropped", error=str(error))
             self._drop(client)
