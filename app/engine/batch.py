@@ -77,7 +77,7 @@ class Lane:
     def iterate(self, fail: Fail) -> None:
         """Evaluate the map once for every row, and move on."""
         table = self.table
-        self.next_state = self._evaluate(fail)
+        self.next_state = self._evaluate(table, fail)
         self._residual = residual(table.point, self.next_state, self._residual_norm)
         if self.full_precision is not None:
             self._size = size_in(self.next_state, self._residual_norm)
@@ -85,8 +85,7 @@ class Lane:
         table.point.copy_(self.solver.propose(table.memory, table.point, self.next_state))
         table.iterations += 1
 
-    def _evaluate(self, fail: Fail) -> Tensor:
-        table = self.table
+    def _evaluate(self, table: SlotTable, fail: Fail) -> Tensor:
         if not self.solver.splits:
             return _isolated(self._backend.step, table.point, table.request, fail, table.point, table.injection)
         names, memory = list(table.memory), tuple(table.memory.values())
@@ -125,12 +124,8 @@ class Lane:
         table = self.table
         if self.full_precision is not None:
             return np.zeros(table.active, np.bool_)
-        ended: NDArray[np.bool_] = (
-            (residual <= table.tolerance)
-            | ~np.isfinite(residual)
-            | (table.iterations >= table.max_iterations)
-            | (table.deadline <= now)
-        )
+        ended: NDArray[np.bool_] = (residual <= table.tolerance) | ~np.isfinite(residual)
+        ended |= (table.iterations >= table.max_iterations) | (table.deadline <= now)
         if self._judged is not None:
             ended |= table.margin > table.bound
         return ended
@@ -212,6 +207,10 @@ class RunningBatch:
     def active(self) -> int:
         return sum(lane.table.active for lane in self.lanes)
 
+    @property
+    def active_lanes(self) -> list[Lane]:
+        return [lane for lane in self.lanes if lane.table.active]
+
     def offers_label_stop(self, solver: str | None) -> bool:
         """Whether rows of a solver may end by their label."""
         return self._full_precision[solver or self._default].label_stop is not None
@@ -244,10 +243,9 @@ class RunningBatch:
 
     def iterate(self, fail: Fail) -> list[int]:
         """Iterate all rows once; return how many there were, lane by lane."""
-        lanes = [lane for lane in self.lanes if lane.table.active]
-        for lane in lanes:
+        for lane in self.active_lanes:
             lane.iterate(fail)
-        return [lane.table.active for lane in lanes]
+        return [lane.table.active for lane in self.active_lanes]
 
 
 def _isolated(

@@ -113,10 +113,7 @@ def _probe(found: Checkpoint, rows: int) -> Tensor:
 
 
 def fingerprint(folder: Path) -> str:
-    """Tell apart what a version's folder holds from what it held before, without reading it.
-
-    A file that is replaced, or written to, has another size, time or number.
-    """
+    """What changes when a file in a version's folder is replaced or written to: sizes, times and numbers of the files."""
     facts = []
     for path in sorted(folder.iterdir()) if folder.is_dir() else []:
         if path.suffix in (".json", ".safetensors", ".onnx") and path.name != "metrics.json":

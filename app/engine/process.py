@@ -43,20 +43,13 @@ class _Client:
         self.unsent = bytearray()
 
     def send(self) -> None:
-        """Write as much as the socket takes.
-
-        Raises:
-            OSError: if the client has disconnected.
-        """
-        data: bytes | bytearray = self.unsent
+        """Write as much as the socket takes; ``OSError`` if the client has disconnected."""
         if self.messages:
-            frame, self.messages = messages.encode(self.messages), []
-            data = data + frame if data else frame
-        sent = 0
+            self.unsent += messages.encode(self.messages)
+            self.messages = []
         with suppress(BlockingIOError):
-            while sent < len(data):
-                sent += self.connection.send(memoryview(data)[sent:])
-        self.unsent = bytearray(memoryview(data)[sent:])
+            while self.unsent:
+                del self.unsent[: self.connection.send(self.unsent)]
 
 
 class EngineProcess:

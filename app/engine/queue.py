@@ -55,18 +55,13 @@ class Queue:
         return self._by_arrival[0][0] if self._by_arrival else np.inf
 
     def add(self, request: RunningRequest) -> None:
-        """Queue all rows of a request.
-
-        Raises:
-            QueueFull: if not all of them may wait now.
-        """
+        """Queue all rows of a request; ``QueueFull`` if not all of them may wait now."""
         excess = self._waiting + request.rows - self.max_rows
         if excess > 0:
             seconds = excess * self._seconds_of_work / self._rows_left if self._rows_left else 1.0
             raise QueueFull(self._waiting, self.max_rows, seconds)
         arrival = next(self._arrivals)
-        rows = [_Row(request, number) for number in range(request.rows)]
-        self._rows[request.number] = rows
+        rows = self._rows[request.number] = [_Row(request, number) for number in range(request.rows)]
         for number, (row, deadline) in enumerate(zip(rows, request.deadline.tolist(), strict=True)):
             heapq.heappush(self._by_arrival, (deadline, arrival, number, row))
             heapq.heappush(self._by_number, (deadline, number, arrival, row))

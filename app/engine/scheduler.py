@@ -103,10 +103,8 @@ class Scheduler:
     def tick(self, now: float) -> list[RunningRequest]:
         """Retire the rows that have ended, admit waiting ones, iterate all once; return what has finished or failed.
 
-        An error in the network does not come out of here: it fails the request whose rows it belongs to.
-
-        Args:
-            now: seconds, of the clock that deadlines refer to.
+        An error in the network does not come out of here: it fails the request whose rows it belongs to. ``now`` is in seconds
+        of the clock that deadlines refer to.
 
         Raises:
             torch.AcceleratorError: if the device is lost, and with it everything that was on it.
@@ -141,9 +139,7 @@ class Scheduler:
         """Free the slots of the rows that have ended or that were cancelled; return how many did."""
         abandoned, self._abandoned = list(self._abandoned), set()
         retired = 0
-        for lane in self._batch.lanes:
-            if not lane.table.active:
-                continue
+        for lane in self._batch.active_lanes:
             residual = lane.wait_for_residual()
             if self._streamed:
                 self._report(lane, residual)

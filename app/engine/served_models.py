@@ -97,9 +97,6 @@ class ServedModels:
 
         Of one model, versions that were refused before are tried again. Without ``model`` all models are scanned except the
         unloaded ones, and versions are left alone that are as they were when they were refused.
-
-        Raises:
-            torch.AcceleratorError: if the device is lost.
         """
         store = self._loader.config.model_store
         found = list_models(store) if model is None else {model: list_versions(store / model)}

@@ -21,14 +21,12 @@ class SlotTable:
         point, injection, memory: any rows, as many as there shall be slots, to take shapes, dtype and device from.
 
     Attributes:
-        active: how many rows there are.
         point, injection, memory: on the device; what ``step`` and the solver work on.
-        request, row: int64; the number of the request that a row is of, and which of its rows it is.
+        request, row: the number of the request that a row is of, and which of its rows it is.
         tolerance: of the point's dtype, so that it compares as it does in ``jfb.solve``.
-        max_iterations, iterations: int64.
-        by_label: Boolean; which rows end, too, when their label cannot change any more.
-        margin, bound: float64; of those rows, as in ``jfb.label_stop.Stability``. NaN until they are judged.
-        deadline: float64, infinite where there is none.
+        by_label: which rows end, too, when their label cannot change any more.
+        margin, bound: of those rows, as in ``jfb.label_stop.Stability``. NaN until they are judged.
+        deadline: infinite where there is none.
     """
 
     request: NDArray[np.int64]

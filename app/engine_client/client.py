@@ -52,7 +52,7 @@ class Engines:
     @property
     def states(self) -> dict[int, State]:
         """What each engine that is up last said, by its number."""
-        return {number: engine.state for number, engine in enumerate(self._engines) if engine.is_up.is_set() and engine.state}
+        return {number: engine.state for number, engine in enumerate(self._engines) if engine.is_up and engine.state}
 
     @property
     def catalogue(self) -> Catalogue:
@@ -71,12 +71,8 @@ class Engines:
 
     async def wait_until_ready(self) -> None:
         """Return when at least one engine serves."""
-        ready = [asyncio.ensure_future(engine.is_up.wait()) for engine in self._engines]
-        try:
-            await asyncio.wait(ready, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            for one in ready:
-                one.cancel()
+        while not self.states:
+            await asyncio.sleep(RECONNECT_SECONDS)
 
     def raise_if_full(self, model: ServedVersion, rows: int = 1) -> None:
         """Reject at once what every engine would reject: a rejected request must cost less than an answered one.
@@ -84,7 +80,7 @@ class Engines:
         Raises:
             QueueFull: if every engine has just rejected as many rows or fewer.
         """
-        rejections = [engine.rejection(model, rows) for engine in self._engines if engine.is_up.is_set()]
+        rejections = [engine.rejection(model, rows) for engine in self._engines if engine.is_up]
         if rejections and all(rejections):
             raise _queue_full(next(one for one in rejections if one))
 
@@ -138,7 +134,7 @@ class Engines:
         return refused
 
     def _up(self) -> list["EngineClient"]:
-        if up := [engine for engine in self._engines if engine.is_up.is_set()]:
+        if up := [engine for engine in self._engines if engine.is_up]:
             return up
         raise EngineUnavailable("no engine is ready")
 
@@ -167,13 +163,13 @@ class EngineClient(asyncio.Protocol):
 
     Attributes:
         state: what the engine last said; None before the first time.
-        is_up: set while it is connected and has said what it serves.
+        is_up: whether it is connected and has said what it serves.
         rows_in_flight: rows that this process has sent and that are not answered.
     """
 
     def __init__(self, socket: Path) -> None:
         self.state: State | None = None
-        self.is_up = asyncio.Event()
+        self.is_up = False
         self.rows_in_flight = 0
         self._socket = socket
         self._transport: asyncio.WriteTransport | None = None
@@ -268,7 +264,7 @@ class EngineClient(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._transport = None
         self._rejections.clear()
-        self.is_up.clear()
+        self.is_up = False
         self._disconnected.set()
         self._state_arrived.set()
         for pending in self._pending.values():
@@ -287,7 +283,7 @@ class EngineClient(asyncio.Protocol):
     def _receive(self, message: messages.ToClient) -> None:
         if isinstance(message, State):
             self.state = message
-            self.is_up.set()
+            self.is_up = True
             self._state_arrived.set()
             return
         pending = self._pending.get(message.id)

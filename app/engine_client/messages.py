@@ -50,7 +50,6 @@ class Request(Struct, tag="request"):
     streamed: bool = False
     """Whether the engine sends an ``Iteration`` after each iteration."""
     id: int = msgspec.field(default_factory=MESSAGE_IDS.__next__)
-    """Echoed in every response."""
 
     @property
     def rows(self) -> int:
@@ -140,7 +139,7 @@ class QueueFull(Struct, frozen=True, tag="queue_full"):
     waiting_rows: int
     max_waiting_rows: int
     retry_after: float
-    """Seconds after which the queue should have room, from the measured throughput."""
+    """In seconds, from the measured throughput."""
 
 
 class NotServed(Struct, frozen=True, tag="not_served"):
@@ -165,7 +164,7 @@ class Failed(Struct, frozen=True, tag="failed"):
 
 
 class LabelStop(Struct, frozen=True):
-    """What a request with ``stop: label`` may rely on."""
+    """What a request with ``stop: label`` may rely on; what the estimate was tested on is None for a guarantee."""
 
     kind: Literal["estimate", "guarantee"]
     """``guarantee``: the network contracts by construction; ``estimate``: calibrated on held-out data."""
@@ -177,7 +176,7 @@ class LabelStop(Struct, frozen=True):
     differing: float | None = None
     """Share of them whose label was not that of the exact fixed point, in [0, 1]."""
     iterations: float | None = None
-    """Their mean iterations."""
+    """Their mean."""
 
 
 class ServedVersion(Struct, frozen=True, dict=True):
@@ -190,18 +189,15 @@ class ServedVersion(Struct, frozen=True, dict=True):
     fingerprint: str = ""
     """Changes when the version's folder is replaced and loaded again."""
     solvers: tuple[str, ...] = ()
-    """Those that a request may name."""
     label_stop: LabelStop | None = None
-    """None if requests may not use label stops."""
 
     @cached_property
     def config(self) -> ModelConfig:
-        """What ``config.json`` says."""
         return ModelConfig.model_validate_json(self.config_json)
 
 
 class Counters(Struct, frozen=True):
-    """What one version has done since its engine started; every number only grows, except the last three."""
+    """What one version has done since its engine started, by its scheduler's attributes; all but the last three only grow."""
 
     model: str
     version: int
@@ -226,7 +222,6 @@ class State(Struct, frozen=True, tag="state"):
     """``name/version`` to the reason why it could not be loaded; an earlier load of it may still be served."""
     counters: list[Counters]
     unloaded: list[str] = []
-    """Models that a client has unloaded."""
 
 
 ToEngine = Request | Cancel | Load | Unload | GetState
@@ -240,10 +235,8 @@ Message = TypeVar("Message")
 
 def encode(messages: Sequence[Struct | msgspec.Raw]) -> bytes:
     """One frame of messages."""
-    buffer = bytearray(_LENGTH.size)
-    _ENCODER.encode_into(messages, buffer, _LENGTH.size)
-    _LENGTH.pack_into(buffer, 0, len(buffer) - _LENGTH.size)
-    return bytes(buffer)
+    frame = _ENCODER.encode(messages)
+    return _LENGTH.pack(len(frame)) + frame
 
 
 class FrameDecoder(Generic[Message]):
