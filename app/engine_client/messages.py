@@ -164,7 +164,7 @@ class Failed(Struct, frozen=True, tag="failed"):
 
 
 class LabelStop(Struct, frozen=True):
-    """What a request with ``stop: label`` may rely on; what the estimate was tested on is None for a guarantee."""
+    """What a request with ``stop: label`` may rely on; an estimate was tested on held-out inputs."""
 
     kind: Literal["estimate", "guarantee"]
     """``guarantee``: the network contracts by construction; ``estimate``: calibrated on held-out data."""
@@ -172,7 +172,7 @@ class LabelStop(Struct, frozen=True):
     tolerance: float
     """The default tolerance of such requests."""
     inputs: int | None = None
-    """Held-out inputs that the estimate was tested on; None for a guarantee."""
+    """How many held-out inputs; None for a guarantee."""
     differing: float | None = None
     """Share of them whose label was not that of the exact fixed point, in [0, 1]."""
     iterations: float | None = None
