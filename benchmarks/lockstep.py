@@ -19,7 +19,7 @@ class LockstepScheduler(Scheduler):
     def _retire(self, now: float) -> int:
         if not self.active_rows:
             return 0
-        (lane,) = (lane for lane in self._batch.lanes if lane.active)
+        (lane,) = self._batch.active_lanes
         table, residual = lane.table, lane.wait_for_residual()
         ended = (residual <= table.tolerance.min()) | ~np.isfinite(residual) | (table.iterations >= table.max_iterations.max())
         ended |= np.isin(table.request, list(self._abandoned))

@@ -25,12 +25,10 @@ Fail = Callable[[int, str], None]
 
 @dataclass(frozen=True)
 class _Judged:
-    """What the last iteration came to for the m rows that may end by their label."""
+    """What the last iteration came to for the m rows, ascending, that may end by their label; logits are ``[m, classes]``."""
 
     rows: NDArray[np.intp]
-    """Which they are, ascending."""
     logits: Tensor
-    """Shape ``[m, classes]``."""
     stability: Stability
 
 
@@ -38,18 +36,13 @@ class Lane:
     """The rows of a batch that one solver proposes for and one backend computes: one call of ``step`` per iteration.
 
     Args:
-        backend: computes ``step``.
-        solver: proposes the next points.
-        residual_norm: of the residuals.
         point, injection: any rows, as many as there shall be slots.
         label_stop: judges the rows that end by their label, which no rows here may do if it is None.
         full_precision: if this lane computes in low precision, the one that its rows go on in. No row ends in such a lane: one
             that has come near to its tolerance, its cap or its deadline goes on, so every result is of the full precision.
 
     Attributes:
-        table: the rows.
         next_state: ``step`` of the points before the last iteration, ``[active, *state_shape]``.
-        full_precision, label_stop, solver: the arguments.
     """
 
     def __init__(
@@ -65,21 +58,17 @@ class Lane:
     ) -> None:
         self.solver = solver
         self.label_stop = label_stop
-        self.table = SlotTable(point, injection, self.start(point))
+        memory = self.start(point)
+        self.table = SlotTable(point, injection, memory)
         self.full_precision = full_precision
         self._backend = backend
         self._residual_norm = residual_norm
         # Tried out at once, so that what does not compute or does not fit into memory fails here.
-        self.next_state = backend.evaluate(solver, self.table.full_memory, point, injection)
-        solver.propose(self.table.full_memory, point, self.next_state)
-        self._residual = residual(point, self.next_state, residual_norm)
-        self._size = self._residual
+        self.next_state = backend.evaluate(solver, memory, point, injection)
+        solver.propose(memory, point, self.next_state)
+        self._size = self._residual = residual(point, self.next_state, residual_norm)
         self._logits = backend.readout(self.next_state).clone() if full_precision is None else self.next_state
         self._judged: _Judged | None = None
-
-    @property
-    def active(self) -> int:
-        return self.table.active
 
     def start(self, point: Tensor) -> Memory:
         """What rows that start at these points remember."""
@@ -92,7 +81,7 @@ class Lane:
         self._residual = residual(table.point, self.next_state, self._residual_norm)
         if self.full_precision is not None:
             self._size = size_in(self.next_state, self._residual_norm)
-        self._judged = self._judge(self.label_stop, fail) if self.label_stop is not None and table.some_by_label else None
+        self._judged = self._judge(self.label_stop, fail) if self.label_stop is not None and table.by_label.any() else None
         table.point.copy_(self.solver.propose(table.memory, table.point, self.next_state))
         table.iterations += 1
 
@@ -112,12 +101,15 @@ class Lane:
         rows = np.flatnonzero(table.by_label)
         index = slice(None) if len(rows) == table.active else torch.from_numpy(rows)  # of all rows nothing is copied
         states = self.next_state[index]
-        logits = _isolated(self._backend.readout, self._logits, table.request[rows], fail, states)
+        logits = self._readout(rows, states, fail)
         memory = {name: tensor[index] for name, tensor in table.memory.items()}
         stability = label_stop.judge(memory, table.point[index], states, logits)
         for name, tensor in memory.items():
             table.memory[name][index] = tensor
         return _Judged(rows, logits.clone(), stability)  # others may read out before these rows leave
+
+    def _readout(self, rows: NDArray[np.intp], states: Tensor, fail: Fail) -> Tensor:
+        return _isolated(self._backend.readout, self._logits, self.table.request[rows], fail, states)
 
     def wait_for_residual(self) -> NDArray[np.floating]:
         """The residuals of the last iteration, ``[active]``: the host waits for the device here, and nowhere else in a tick."""
@@ -128,20 +120,13 @@ class Lane:
         return found
 
     def ended(self, residual: NDArray[np.floating], now: float) -> NDArray[np.bool_]:
-        """Which rows are done, ``[active]``: converged, with a settled label, diverged, at their cap or past their deadline.
-
-        None in a lane of low precision.
-        """
+        """Which rows are done, ``[active]``: with a settled label, at their cap, ...; none in a lane of low precision."""
         table = self.table
         if self.full_precision is not None:
             return np.zeros(table.active, np.bool_)
-        ended: NDArray[np.bool_] = (
-            (residual <= table.tolerance)
-            | ~np.isfinite(residual)
-            | (table.iterations >= table.max_iterations)
-            | (table.deadline <= now)
-        )
-        if table.some_by_label:
+        ended: NDArray[np.bool_] = (residual <= table.tolerance) | ~np.isfinite(residual)
+        ended |= (table.iterations >= table.max_iterations) | (table.deadline <= now)
+        if self._judged is not None:
             ended |= table.margin > table.bound
         return ended
 
@@ -151,14 +136,13 @@ class Lane:
         if self._judged is not None and table.by_label[rows].all():
             logits = self._judged.logits[torch.from_numpy(np.searchsorted(self._judged.rows, rows))]
         else:
-            logits = _isolated(self._backend.readout, self._logits, table.request[rows], fail, states)
+            logits = self._readout(rows, states, fail)
         return states, logits.cpu().numpy()
 
     def hand_over(self, residual: NDArray[np.floating], ended: NDArray[np.bool_], now: float) -> NDArray[np.bool_]:
         """Give the lane of full precision, if there is one, the rows that low precision cannot bring nearer.
 
-        Returns:
-            Which they are, ``[active]``, none of those that have ended; this lane still has them.
+        They are returned, ``[active]``, none of them ended; this lane still has them.
         """
         if self.full_precision is None:
             return np.zeros_like(ended)
@@ -167,7 +151,7 @@ class Lane:
         near |= (table.iterations >= table.max_iterations - 1) | (table.deadline <= now)
         near &= ~ended
         if near.any():
-            self.full_precision.table.admit_from(table, near)
+            self.full_precision.table.admit_from(table, np.flatnonzero(near))
         return near
 
 
@@ -175,9 +159,7 @@ class RunningBatch:
     """Slots on a device, in lanes: one for each solver, and with low precision one more, in which its rows start.
 
     Args:
-        backend: computes the network.
         solvers: by name; the first is taken for rows that name none.
-        residual_norm: of the residuals.
         input_shape: of one row.
         slots: rows that iterate at a time. That many are tried out at once, so that what does not fit into memory fails here.
         label_stop: judges the rows that end by their label; none do if it is None.
@@ -185,7 +167,6 @@ class RunningBatch:
             settled long before they are near.
 
     Attributes:
-        solvers, input_shape, label_stop, slots: the arguments.
         lanes: those in which rows end come before those from which rows are handed over to them.
         classes: how many logits a row has.
     """
@@ -209,17 +190,10 @@ class RunningBatch:
         with torch.inference_mode():
             injection = backend.inject(torch.zeros(slots, *input_shape, device=backend.device, dtype=backend.dtype))
             point = backend.initial_state(injection)
-            self._full_precision = {
-                name: Lane(
-                    backend,
-                    solver,
-                    residual_norm,
-                    point,
-                    injection,
-                    label_stop=label_stop if label_stop is not None and label_stop.supports(type(solver)) else None,
-                )
-                for name, solver in solvers.items()
-            }
+            self._full_precision = {}
+            for name, solver in solvers.items():
+                stop = label_stop if label_stop is not None and label_stop.supports(type(solver)) else None
+                self._full_precision[name] = Lane(backend, solver, residual_norm, point, injection, label_stop=stop)
             self._low_precision = {
                 name: Lane(low_precision, lane.solver, residual_norm, point, injection, full_precision=lane)
                 for name, lane in self._full_precision.items()
@@ -231,12 +205,11 @@ class RunningBatch:
 
     @property
     def active(self) -> int:
-        return sum(lane.active for lane in self.lanes)
+        return sum(lane.table.active for lane in self.lanes)
 
     @property
-    def free(self) -> int:
-        """Rows that may be admitted now."""
-        return self.slots - self.active
+    def active_lanes(self) -> list[Lane]:
+        return [lane for lane in self.lanes if lane.table.active]
 
     def offers_label_stop(self, solver: str | None) -> bool:
         """Whether rows of a solver may end by their label."""
@@ -255,32 +228,24 @@ class RunningBatch:
         """Write rows into free slots, each into its lane: ``host`` names what the slot table keeps on the host."""
         limits = zip(solvers, host["max_iterations"].tolist(), host["by_label"].tolist(), strict=True)
         lanes = [self._first_lane(*row) for row in limits]
-        distinct = list(dict.fromkeys(lanes))
+        distinct = dict.fromkeys(lanes)
         for lane in distinct:
-            if len(distinct) == 1:  # as nearly always: nothing is copied
-                lane.table.admit(point=point, injection=injection, memory=lane.start(point), **host)
-                continue
-            own = np.array([k for k, other in enumerate(lanes) if other is lane])
-            index = torch.from_numpy(own)
-            start = point[index]
-            parts = {name: values[own] for name, values in host.items()}
-            lane.table.admit(point=start, injection=injection[index], memory=lane.start(start), **parts)
+            own = [k for k, other in enumerate(lanes) if other is lane]
+            index = own if len(distinct) > 1 else slice(None)  # nearly always all of them, and nothing is copied
+            parts = {name: values[index] for name, values in host.items()}
+            lane.table.admit(point=point[index], injection=injection[index], memory=lane.start(point[index]), **parts)
 
     def _first_lane(self, solver: str | None, cap: int, by_label: bool) -> Lane:
         """Where a row starts; the last iteration that its cap allows is never one in low precision."""
+        lanes = self._low_precision if cap > 1 and not by_label else self._full_precision
         name = solver or self._default
-        return (
-            self._low_precision[name] if cap > 1 and not by_label and name in self._low_precision else self._full_precision[name]
-        )
+        return lanes.get(name) or self._full_precision[name]
 
     def iterate(self, fail: Fail) -> list[int]:
         """Iterate all rows once; return how many there were, lane by lane."""
-        sizes = []
-        for lane in self.lanes:
-            if lane.active:
-                lane.iterate(fail)
-                sizes.append(lane.active)
-        return sizes
+        for lane in self.active_lanes:
+            lane.iterate(fail)
+        return [lane.table.active for lane in self.active_lanes]
 
 
 def _isolated(
@@ -294,12 +259,8 @@ def _isolated(
     """Compute rows; if that raises, compute each request's rows alone, and fail the requests that raise, with NaN as their rows.
 
     Args:
-        compute: maps ``rows``, then ``changed``, to rows.
-        like: rows that look like the result.
+        compute: maps ``rows``, then ``changed``, which it may change in place, to rows like ``like``.
         requests: whose rows these are, ``[n]``, on the host.
-        fail: called once for each request that raises.
-        rows: arguments of ``compute``, each ``[n, ...]``.
-        changed: more of them, which ``compute`` may change in place.
 
     Raises:
         torch.AcceleratorError: if the device is lost.

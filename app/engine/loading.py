@@ -40,42 +40,26 @@ class Loader:
 
     config: EngineConfig
     device: torch.device
-    """Which ``config.device`` names."""
 
     def load(self, model: str, version: int, fingerprint: str) -> LoadedVersion:
-        """Load a version, choose what computes it, and run it once in full.
-
-        Raises:
-            torch.AcceleratorError: if the device is lost.
-            Exception: whatever a model that cannot be served raises.
-        """
+        """Load a version, choose what computes it, and run it in full; raises whatever a model that cannot be served does."""
         folder = self.config.model_store / model / str(version)
         found = checkpoint.load(folder, self.device)
-        # The weights are a mapping of their file so far: a program that writes to that would change the network, or end this
-        # process.
+        # The weights are still a mapping of their file, and a program that writes to that would change the network.
         for tensor in (*found.network.parameters(), *found.network.buffers()):
             tensor.data = tensor.data.clone()
         batch = make_batch(found, folder, self.device, self.config)
         warm_starts = WarmStarts(self.config.session_bytes, self.config.session_seconds)
-        served = ServedVersion(
-            model,
-            version,
-            found.config.model_dump_json(),
-            fingerprint,
-            solvers=tuple(batch.solvers),
-            label_stop=_described(batch, found.config.serving),
-        )
+        label_stop = _described(batch, found.config.serving)
+        config = found.config.model_dump_json()
+        served = ServedVersion(model, version, config, fingerprint, solvers=tuple(batch.solvers), label_stop=label_stop)
         return LoadedVersion(Scheduler(batch, max_waiting_rows=self.config.max_waiting_rows, warm_starts=warm_starts), served)
 
 
 def make_batch(found: Checkpoint, folder: Path, device: torch.device, config: EngineConfig) -> RunningBatch:
-    """Choose what computes a version, and make room for its rows.
+    """Choose what computes the version that was found in a folder, and make room for its rows.
 
-    Args:
-        found: what ``folder`` holds, on the device.
-        folder: of the version.
-        device: where to compute.
-        config: its slots are as many as a measurement finds worthwhile if None, at most ``MAX_SLOTS``.
+    If ``config.slots`` is None, they are as many as a measurement finds worthwhile, at most ``MAX_SLOTS``.
     """
     max_slots = config.slots or MAX_SLOTS[device.type]
     choice = choose(
@@ -129,10 +113,7 @@ def _probe(found: Checkpoint, rows: int) -> Tensor:
 
 
 def fingerprint(folder: Path) -> str:
-    """Tell apart what a version's folder holds from what it held before, without reading it.
-
-    A file that is replaced, or written to, has another size, time or number.
-    """
+    """What changes when a file in a version's folder is replaced or written to: sizes, times and numbers of the files."""
     facts = []
     for path in sorted(folder.iterdir()) if folder.is_dir() else []:
         if path.suffix in (".json", ".safetensors", ".onnx") and path.name != "metrics.json":

@@ -1,6 +1,7 @@
 """EngineProcess: the loop between the socket and the device."""
 
 import itertools
+import math
 import selectors
 import signal
 import socket
@@ -16,23 +17,10 @@ import structlog
 
 from app.engine.running_request import RunningRequest
 from app.engine.scheduler import Scheduler
-from app.engine.served_models import Changes, ServedModels
+from app.engine.served_models import Changes, ServedModels, reasons
 from app.engine_client import messages
 from app.engine_client.errors import QueueFull
-from app.engine_client.messages import (
-    Cancel,
-    Failed,
-    FrameDecoder,
-    GetState,
-    Load,
-    ModelsChanged,
-    NotServed,
-    Request,
-    ToClient,
-    ToEngine,
-    Unload,
-    encode,
-)
+from app.engine_client.messages import Cancel, Failed, GetState, Load, ModelsChanged, NotServed, Request, Unload
 from app.supervisor.lifeline import HEARTBEAT_SECONDS, Lifeline
 
 RECEIVE_BYTES = 2**20
@@ -49,27 +37,19 @@ class _Client:
     def __init__(self, connection: socket.socket) -> None:
         connection.setblocking(False)
         self.connection = connection
-        self.decoder: FrameDecoder[ToEngine] = FrameDecoder(ToEngine)
-        self.requests: dict[int, tuple[Scheduler, int]] = {}
-        """By the client's id: the scheduler, and the number there."""
-        self.messages: list[ToClient] = []
+        self.decoder: messages.FrameDecoder[messages.ToEngine] = messages.FrameDecoder(messages.ToEngine)
+        self.requests: dict[int, tuple[Scheduler, int]] = {}  # by the client's id: the scheduler, and the number there
+        self.messages: list[messages.ToClient] = []  # for the next ``send``
         self.unsent = bytearray()
 
     def send(self) -> None:
-        """Write as much as the socket takes.
-
-        Raises:
-            OSError: if the client has disconnected.
-        """
-        data: bytes | bytearray = self.unsent
+        """Write as much as the socket takes; ``OSError`` if the client has disconnected."""
         if self.messages:
-            frame, self.messages = encode(self.messages), []
-            data = data + frame if data else frame
-        sent = 0
+            self.unsent += messages.encode(self.messages)
+            self.messages = []
         with suppress(BlockingIOError):
-            while sent < len(data):
-                sent += self.connection.send(memoryview(data)[sent:])
-        self.unsent = bytearray(memoryview(data)[sent:])
+            while self.unsent:
+                del self.unsent[: self.connection.send(self.unsent)]
 
 
 class EngineProcess:
@@ -77,44 +57,39 @@ class EngineProcess:
 
     Args:
         path: of the Unix socket to listen on; a stale one is replaced.
-        models: what is served.
-        lifeline: to the supervisor.
         poll_seconds: between rescans of the store; None rescans on SIGHUP only.
     """
 
     def __init__(self, path: Path, models: ServedModels, lifeline: Lifeline, poll_seconds: float | None) -> None:
         self._models = models
         self._lifeline = lifeline
-        self._poll_seconds = poll_seconds
+        self._poll_seconds = math.inf if poll_seconds is None else poll_seconds
         self._loading = ThreadPoolExecutor(1, "loading")  # one, so that changes happen in the order in which they were requested
         self._changes: list[tuple[str | None, Future[Changes], Callable[[Changes], None]]] = []
         self._stopping = False
         self._rescan_requested = False
-        self._next_beat = self._next_poll = 0.0
+        self._next_beat, self._next_poll = 0.0, time.monotonic() + self._poll_seconds
         self._numbers = itertools.count()  # each client numbers its own requests
-        self._running: dict[int, _Client] = {}
-        """Which client waits for the request with a number."""
+        self._running: dict[int, _Client] = {}  # which client waits for the request with a number
         self._clients: set[_Client] = set()
         self._selector = selectors.DefaultSelector()
         self._woken, self._wake = socket.socketpair()  # by signals and by the loading thread
-        for end in (self._woken, self._wake):
-            end.setblocking(False)
         path.unlink(missing_ok=True)
         self._listener = socket.socket(socket.AF_UNIX)
         self._listener.bind(str(path))
         self._listener.listen(128)
-        self._listener.setblocking(False)
+        for end in (self._woken, self._wake, self._listener):
+            end.setblocking(False)
 
     def serve(self) -> None:
         """Receive, tick, answer; sleep while there is nothing to do."""
         self._selector.register(self._listener, selectors.EVENT_READ)
         self._selector.register(self._woken, selectors.EVENT_READ)
         signal.set_wakeup_fd(self._wake.fileno(), warn_on_full_buffer=False)
-        signal.signal(signal.SIGTERM, self._on_sigterm)
-        signal.signal(signal.SIGHUP, self._on_sighup)
-        self._next_poll = time.monotonic() + (self._poll_seconds or 0)
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, self._on_signal)
         self._lifeline.report_ready()
-        self._find_changes(None, lambda _: None)  # what was published while the models were being loaded
+        self._find_changes()  # what was published while the models were being loaded
         try:
             while not self._stopping or self._models.busy or any(client.unsent for client in self._clients):
                 self._wait()
@@ -128,21 +103,21 @@ class EngineProcess:
             signal.set_wakeup_fd(-1)
             self._loading.shutdown(wait=True, cancel_futures=True)
 
-    def _on_sigterm(self, *_: object) -> None:
-        self._stopping = True
-
-    def _on_sighup(self, *_: object) -> None:
-        self._rescan_requested = True
+    def _on_signal(self, number: int, _: object) -> None:
+        self._stopping |= number == signal.SIGTERM
+        self._rescan_requested |= number == signal.SIGHUP
 
     def _wait(self) -> None:
         """Read what has arrived; if there are no rows to iterate, sleep until something arrives."""
-        wake_at = self._next_beat if self._poll_seconds is None else min(self._next_beat, self._next_poll)
-        timeout = 0.0 if self._models.busy else max(0.0, wake_at - time.monotonic())
+        timeout = 0.0 if self._models.busy else max(0.0, min(self._next_beat, self._next_poll) - time.monotonic())
         for key, events in self._selector.select(timeout):
             if key.fileobj is self._woken:
                 self._woken.recv(4096)
             elif key.fileobj is self._listener:
-                self._accept()
+                with suppress(BlockingIOError):
+                    client = _Client(self._listener.accept()[0])
+                    self._clients.add(client)
+                    self._selector.register(client.connection, selectors.EVENT_READ, client)
             elif events & selectors.EVENT_READ:
                 self._receive(key.data)
 
@@ -151,19 +126,13 @@ class EngineProcess:
         if now >= self._next_beat:
             self._lifeline.beat()
             self._next_beat = now + HEARTBEAT_SECONDS
-        if self._poll_seconds is not None and now >= self._next_poll:
+        if now >= self._next_poll:
             self._next_poll = now + self._poll_seconds
             if not self._changes:
-                self._find_changes(None, lambda _: None)
+                self._find_changes()
         if self._rescan_requested:
             self._rescan_requested = False
-            self._find_changes(None, lambda changes: log.info("model store rescanned", refused=changes.reasons))
-
-    def _accept(self) -> None:
-        with suppress(BlockingIOError):
-            client = _Client(self._listener.accept()[0])
-            self._clients.add(client)
-            self._selector.register(client.connection, selectors.EVENT_READ, client)
+            self._find_changes(react=lambda changes: log.info("model store rescanned", refused=reasons(changes.refused)))
 
     def _receive(self, client: _Client) -> None:
         try:
@@ -182,7 +151,7 @@ class EngineProcess:
             log.error("undecodable frame dropped", error=str(error))
             self._drop(client)
 
-    def _handle(self, client: _Client, message: ToEngine) -> None:
+    def _handle(self, client: _Client, message: messages.ToEngine) -> None:
         match message:
             case Request():
                 self._submit(client, message)
@@ -194,16 +163,15 @@ class EngineProcess:
             case Unload(id, model):
                 unloaded = self._models.unload(model)
                 self._announce()
-                self._answer(client, ModelsChanged(id, {}) if unloaded else Failed(id, f"no model {model!r} is served"))
+                client.messages.append(ModelsChanged(id, {}) if unloaded else Failed(id, f"no model {model!r} is served"))
             case GetState():
-                self._answer(client, self._models.state())
+                client.messages.append(self._models.state())
 
     def _submit(self, client: _Client, request: Request) -> None:
         number = next(self._numbers)
         scheduler = self._models.find(request.model, request.version, request.fingerprint)
         if scheduler is None:
-            self._answer(client, self._models.state())
-            self._answer(client, NotServed(request.id))
+            client.messages += [self._models.state(), NotServed(request.id)]
             return
         try:
             if request.id in client.requests:
@@ -211,9 +179,9 @@ class EngineProcess:
             scheduler.submit(RunningRequest(number, request, scheduler.input_shape))
         except QueueFull as full:
             answer = messages.QueueFull(request.id, full.waiting_rows, full.max_waiting_rows, full.retry_after)
-            self._answer(client, answer)
+            client.messages.append(answer)
         except ValueError as error:
-            self._answer(client, Failed(request.id, str(error)))
+            client.messages.append(Failed(request.id, str(error)))
         else:
             self._running[number] = client
             client.requests[request.id] = scheduler, number
@@ -232,7 +200,7 @@ class EngineProcess:
         self._selector.unregister(client.connection)
         client.connection.close()
 
-    def _find_changes(self, model: str | None, react: Callable[[Changes], None]) -> None:
+    def _find_changes(self, model: str | None = None, react: Callable[[Changes], None] = lambda _: None) -> None:
         """Have the loading thread scan the store for a model, or for all; ``react`` when what was found has taken effect."""
         future = self._loading.submit(self._models.find_changes, model)
         self._changes.append((model, future, react))
@@ -247,16 +215,14 @@ class EngineProcess:
             react(changes)
 
     def _answer_load(self, client: _Client, load: Load, changes: Changes) -> None:
-        if changes.present:
-            self._answer(client, ModelsChanged(load.id, changes.reasons))
-        else:
-            self._answer(client, Failed(load.id, f"no model {load.model!r} in the store"))
+        missing = Failed(load.id, f"no model {load.model!r} in the store")
+        client.messages.append(ModelsChanged(load.id, reasons(changes.refused)) if changes.present else missing)
 
     def _announce(self) -> None:
         """Send every client what is served now."""
         state = self._models.state()
         for client in self._clients:
-            self._answer(client, state)
+            client.messages.append(state)
 
     def _tick(self) -> None:
         for scheduler in self._models.schedulers():
@@ -264,16 +230,12 @@ class EngineProcess:
                 continue
             finished = scheduler.tick(time.monotonic())
             for request, iteration in scheduler.take_iterations():
-                self._answer(self._running[request.number], iteration)
+                self._running[request.number].messages.append(iteration)
             for request in finished:
                 client = self._running.pop(request.number)
                 del client.requests[request.id]
-                self._answer(client, request.answer())
+                client.messages.append(request.answer())
         self._models.drop_drained()
-
-    def _answer(self, client: _Client, message: ToClient) -> None:
-        """Have a client receive a message with the next ``_send``."""
-        client.messages.append(message)
 
     def _send(self) -> None:
         """Write at most one frame to each client."""

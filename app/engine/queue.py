@@ -33,9 +33,6 @@ class Queue:
     request, and by the row's number within its request. By the first the oldest request always gets on, however many small ones
     follow it; by the second the first rows of a request pass by the later rows of a large one, however large it is. Each order
     gives away half of the slots, so neither large requests nor small ones can starve the other.
-
-    Args:
-        max_rows: rows that may wait.
     """
 
     def __init__(self, max_rows: int) -> None:
@@ -58,17 +55,13 @@ class Queue:
         return self._by_arrival[0][0] if self._by_arrival else np.inf
 
     def add(self, request: RunningRequest) -> None:
-        """Queue all rows of a request.
-
-        Raises:
-            QueueFull: if not all of them may wait now.
-        """
+        """Queue all rows of a request; ``QueueFull`` if not all of them may wait now."""
         excess = self._waiting + request.rows - self.max_rows
         if excess > 0:
-            raise QueueFull(self._waiting, self.max_rows, self._seconds_for(excess))
+            seconds = excess * self._seconds_of_work / self._rows_left if self._rows_left else 1.0
+            raise QueueFull(self._waiting, self.max_rows, seconds)
         arrival = next(self._arrivals)
-        rows = [_Row(request, number) for number in range(request.rows)]
-        self._rows[request.number] = rows
+        rows = self._rows[request.number] = [_Row(request, number) for number in range(request.rows)]
         for number, (row, deadline) in enumerate(zip(rows, request.deadline.tolist(), strict=True)):
             heapq.heappush(self._by_arrival, (deadline, arrival, number, row))
             heapq.heappush(self._by_number, (deadline, number, arrival, row))
@@ -76,10 +69,14 @@ class Queue:
 
     def take(self, max_rows: int) -> Rows:
         """Take the rows whose turn it is."""
-        taken = []
-        for _ in range(min(max_rows, self._waiting)):
-            taken.append(self._next(self._by_arrival if self._by_arrival_next else self._by_number))
-            self._by_arrival_next = not self._by_arrival_next
+        taken: list[_Row] = []
+        size = min(max_rows, self._waiting)
+        while len(taken) < size:
+            row = heapq.heappop(self._by_arrival if self._by_arrival_next else self._by_number)[3]
+            if row.waits:
+                self._leave(row)
+                taken.append(row)
+                self._by_arrival_next = not self._by_arrival_next
         return self._grouped(taken)
 
     def take_late(self, now: float) -> Rows:
@@ -104,17 +101,6 @@ class Queue:
         fading = math.exp(-seconds / THROUGHPUT_MEMORY_SECONDS)
         self._rows_left = self._rows_left * fading + rows
         self._seconds_of_work = self._seconds_of_work * fading + seconds
-
-    def _seconds_for(self, rows: int) -> float:
-        """How long rows take to leave; one second until the throughput is known."""
-        return rows * self._seconds_of_work / self._rows_left if self._rows_left else 1.0
-
-    def _next(self, order: list[tuple[float, int, int, _Row]]) -> _Row:
-        while True:
-            row = heapq.heappop(order)[3]
-            if row.waits:
-                self._leave(row)
-                return row
 
     def _leave(self, row: _Row) -> None:
         row.waits = False

@@ -16,20 +16,14 @@ class RunningRequest:
     Args:
         number: unique within the engine, whereas ``request.id`` is unique within one client.
         request: as the client sent it; checked only for what would harm other clients.
-        input_shape: of one row of the model.
 
     Attributes:
-        number: the argument.
-        id, solver, stop, session, streamed: as in ``messages.Request``.
-        rows: n.
-        inputs: float32 ``[n, *input_shape]``.
-        tolerance, max_iterations, deadline: one per row; a deadline is infinite where there is none.
-        logits: ``[n, classes]``, NaN for rows without an iteration; the scheduler makes room for them.
-        iterations, residual, status: one per row.
+        inputs: float32 ``[rows, *input_shape]``.
+        deadline: one per row, infinite where there is none.
+        logits: ``[rows, classes]``, NaN for rows without an iteration; the scheduler makes room for them.
         margin, bound: one per row, as in ``jfb.label_stop.Stability``; NaN without an iteration. None unless it has label stops.
         failure: why there is no result; None if there is one.
-        timings: what happened to it when.
-        start: where its rows start, ``[n, *state_shape]``; None where the network says.
+        start: where its rows start, ``[rows, *state_shape]``; None where the network says.
         fixed_points: where the rows of a session ended, of the same shape.
 
     Raises:
@@ -40,11 +34,9 @@ class RunningRequest:
         rows = request.rows
         if rows < 1:
             raise ValueError("inputs: must have at least one row (got none)")
-        size = 4 * rows * math.prod(input_shape)
-        if len(request.inputs) != size:
-            raise ValueError(
-                f"inputs: must be {size} bytes, {rows} float32 rows of shape {list(input_shape)} (got {len(request.inputs)})"
-            )
+        size, found = 4 * rows * math.prod(input_shape), len(request.inputs)
+        if found != size:
+            raise ValueError(f"inputs: must be {size} bytes, {rows} float32 rows of shape {list(input_shape)} (got {found})")
         for name, values in (("max_iterations", request.max_iterations), ("deadline", request.deadline)):
             if len(values) != rows:
                 raise ValueError(f"{name}: must have {rows} values, one per row (got {len(values)})")
@@ -100,10 +92,7 @@ class RunningRequest:
         bound: float,
     ) -> None:
         """Take a row's result; its fixed point is kept for the next rows of the session."""
-        self.logits[row] = logits
-        self.iterations[row] = iterations
-        self.residual[row] = residual
-        self.status[row] = status
+        self.logits[row], self.iterations[row], self.residual[row], self.status[row] = logits, iterations, residual, status
         if self.margin is not None and self.bound is not None:
             self.margin[row], self.bound[row] = margin, bound
         if self.session is not None:
@@ -116,13 +105,5 @@ class RunningRequest:
         """What the client gets, once all rows have ended or one has failed."""
         if self.failure is not None:
             return Failed(self.id, self.failure)
-        return Result(
-            self.id,
-            self.logits.astype("<f4").tobytes(),
-            self.iterations,
-            self.residual,
-            self.status,
-            self.timings,
-            self.margin,
-            self.bound,
-        )
+        logits = self.logits.astype("<f4").tobytes()
+        return Result(self.id, logits, self.iterations, self.residual, self.status, self.timings, self.margin, self.bound)

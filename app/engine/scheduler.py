@@ -26,14 +26,10 @@ class Scheduler:
     time. Every request that is submitted comes out of ``tick`` exactly once, unless it is cancelled.
 
     Args:
-        batch: the slots.
-        max_waiting_rows: rows that may wait for a slot.
         warm_starts: remembers where the rows of a session ended; None starts every row from nothing.
         clock: what the requests' ``timings`` are read from.
 
     Attributes:
-        input_shape: of one row.
-        slots: rows that iterate at a time.
         ticks, step_evaluations, iterations, rows_ended, batch_sizes: as in ``messages.Counters``.
     """
 
@@ -95,29 +91,32 @@ class Scheduler:
         if request.streamed:
             self._streamed.add(request.number)
 
-    def cancel(self, number: int) -> None:
-        """Drop a request, if it is still here; its rows leave before the next iteration."""
-        self._abandon(number)
+    def cancel(self, number: int) -> RunningRequest | None:
+        """Drop a request, and return it, if it is still here; its rows leave before the next iteration."""
+        if request := self._requests.pop(number, None):
+            self._queue.remove(number)
+            self._abandoned.add(number)
+            self._streamed.discard(number)
+        return request
 
     @torch.inference_mode()
     def tick(self, now: float) -> list[RunningRequest]:
-        """Retire the rows that have ended, admit waiting ones, iterate all once.
+        """Retire the rows that have ended, admit waiting ones, iterate all once; return what has finished or failed.
 
-        An error in the network does not come out of here: it fails the request whose rows it belongs to.
-
-        Args:
-            now: seconds, of the clock that deadlines refer to.
-
-        Returns:
-            The requests that have finished or failed.
+        An error in the network does not come out of here: it fails the request whose rows it belongs to. ``now`` is in seconds
+        of the clock that deadlines refer to.
 
         Raises:
             torch.AcceleratorError: if the device is lost, and with it everything that was on it.
         """
-        self._expire(now)
+        if self._queue.first_deadline <= now:
+            self._expire(now)
         retired = self._retire(now)
         self._admit(now)
-        self._iterate()
+        for rows in self._batch.iterate(self._fail):
+            self.ticks += 1
+            self.step_evaluations += rows
+            self.batch_sizes[(rows - 1).bit_length()] += 1
         if self._last_tick is not None:
             self._queue.record_throughput(retired, now - self._last_tick)
         self._last_tick = now if self.busy else None
@@ -131,8 +130,6 @@ class Scheduler:
 
     def _expire(self, now: float) -> None:
         """End the rows whose deadline has passed while they waited."""
-        if now < self._queue.first_deadline:
-            return
         for request, rows in self._queue.take_late(now):
             request.expire(rows)
             self.rows_ended += len(rows)
@@ -142,9 +139,7 @@ class Scheduler:
         """Free the slots of the rows that have ended or that were cancelled; return how many did."""
         abandoned, self._abandoned = list(self._abandoned), set()
         retired = 0
-        for lane in self._batch.lanes:
-            if not lane.active:
-                continue
+        for lane in self._batch.active_lanes:
             residual = lane.wait_for_residual()
             if self._streamed:
                 self._report(lane, residual)
@@ -189,23 +184,23 @@ class Scheduler:
         for number in dict.fromkeys(numbers.tolist()):
             if request := self._requests.get(number):  # reading out may have failed it
                 own = numbers == number
-                columns = [values[streamed[own]].tolist() for values in (table.row, table.iterations, residual)]
+                columns = [values[streamed[own]].tolist() for values in (table.iterations, residual, table.row)]
                 iteration = Iteration(request.id, logits[own].astype("<f4").tobytes(), *columns)
                 self._streamed_iterations.append((request, iteration))
 
     def _admit(self, now: float) -> None:
         """Move waiting rows into free slots."""
-        admitted = self._queue.take(self._batch.free) if len(self._queue) else []
+        admitted = self._queue.take(self._batch.slots - self._batch.active) if len(self._queue) else []
         if not admitted:
             return
 
-        def gather(values_of: Callable[[RunningRequest], NDArray[Any]]) -> NDArray[Any]:
-            return np.concatenate([values_of(request)[rows] for request, rows in admitted])
+        def gather(name: str) -> NDArray[Any]:
+            return np.concatenate([getattr(request, name)[rows] for request, rows in admitted])
 
         by_row = [request for request, rows in admitted for _ in rows]
         numbers = np.array([request.number for request in by_row])
         admitted_at = self._clock()
-        injection = self._batch.inject(gather(lambda request: request.inputs), numbers, self._fail)
+        injection = self._batch.inject(gather("inputs"), numbers, self._fail)
         injected_at = self._clock()
         for request, _ in admitted:
             if request.timings.admitted is None:
@@ -219,9 +214,7 @@ class Scheduler:
             injection,
             request=numbers,
             row=np.concatenate([rows for _, rows in admitted]),
-            tolerance=gather(lambda request: request.tolerance),
-            max_iterations=gather(lambda request: request.max_iterations),
-            deadline=gather(lambda request: request.deadline),
+            **{name: gather(name) for name in ("tolerance", "max_iterations", "deadline")},
             by_label=np.array([request.stop == "label" for request in by_row]),
         )
 
@@ -237,13 +230,6 @@ class Scheduler:
             begin += len(rows)
         return point
 
-    def _iterate(self) -> None:
-        """Iterate the rows in slots once."""
-        for rows in self._batch.iterate(self._fail):
-            self.ticks += 1
-            self.step_evaluations += rows
-            self.batch_sizes[(rows - 1).bit_length()] += 1
-
     def _finish(self, request: RunningRequest, now: float) -> None:
         """Hand a request out if all of its rows have ended."""
         if not request.finished:
@@ -251,26 +237,17 @@ class Scheduler:
         del self._requests[request.number]
         self._streamed.discard(request.number)
         self._finished.append(request)
-        session = request.session
-        if session is not None and request.fixed_points is not None:
+        if request.session is not None and request.fixed_points is not None:
             if Status.DIVERGED in request.status:
-                self._warm_starts.forget(session)
+                self._warm_starts.forget(request.session)
             elif all(request.iterations):
-                self._warm_starts.keep(session, request.fixed_points, now)
+                self._warm_starts.keep(request.session, request.fixed_points, now)
 
     def _fail(self, number: int, reason: str) -> None:
         """Hand a request out that cannot be computed."""
-        if request := self._abandon(number):
+        if request := self.cancel(number):
             request.failure = reason
             self._finished.append(request)
-
-    def _abandon(self, number: int) -> RunningRequest | None:
-        request = self._requests.pop(number, None)
-        if request is not None:
-            self._queue.remove(number)
-            self._abandoned.add(number)
-            self._streamed.discard(number)
-        return request
 
 
 def _status(residual: float, converged: bool, stable: bool, capped: bool) -> Status:

@@ -39,11 +39,6 @@ class Changes:
     loaded: dict[Key, LoadedVersion] = field(default_factory=dict)
     refused: dict[Key, RefusedVersion] = field(default_factory=dict)
 
-    @property
-    def reasons(self) -> dict[str, str]:
-        """Why which versions were refused, by ``name/version``."""
-        return _reasons(self.refused)
-
 
 class ServedModels:
     """Serves what the store holds, except what cannot be loaded and what a client has unloaded.
@@ -54,7 +49,6 @@ class ServedModels:
     has a scheduler of its own, no batch mixes two of them.
 
     Args:
-        loader: makes schedulers.
         unloaded_file: keeps the names of the unloaded models, so that a restart does not load them.
     """
 
@@ -84,41 +78,25 @@ class ServedModels:
     def state(self) -> State:
         """What is served, and what it has done."""
         counters = [
-            Counters(
-                model,
-                version,
-                ticks=scheduler.ticks,
-                step_evaluations=scheduler.step_evaluations,
-                iterations=scheduler.iterations,
-                rows_ended=scheduler.rows_ended,
-                batch_sizes=scheduler.batch_sizes,
-                active_rows=scheduler.active_rows,
-                waiting_rows=scheduler.waiting_rows,
-                slots=scheduler.slots,
-            )
-            for (model, version), scheduler in ((key, loaded.scheduler) for key, loaded in self._versions.items())
+            Counters(*key, **{name: getattr(loaded.scheduler, name) for name in Counters.__struct_fields__[2:]})
+            for key, loaded in self._versions.items()
         ]
         served = [self._versions[key].served for key in sorted(self._versions)]
-        return State(served, _reasons(self._refused), counters, sorted(self._unloaded))
+        return State(served, reasons(self._refused), counters, sorted(self._unloaded))
 
     def load_all(self) -> None:
         """Serve what the store holds now."""
         self.apply(self.find_changes(None))
         store = self._loader.config.model_store
-        while any(
-            not (store / model / str(version)).exists() for model, version in self._refused
-        ):  # removed in the meantime: what replaced it?
+        # One that was removed in the meantime may have been replaced.
+        while not all((store / model / str(version)).exists() for model, version in self._refused):
             self.apply(self.find_changes(None))
 
     def find_changes(self, model: str | None) -> Changes:
         """Load what the store holds and is not served yet. Changes nothing here, so it may run in another thread.
 
-        Args:
-            model: the one to scan, also versions of it that were refused before; None is all except the unloaded ones, and
-                those versions are left alone that are as they were when they were refused.
-
-        Raises:
-            torch.AcceleratorError: if the device is lost.
+        Of one model, versions that were refused before are tried again. Without ``model`` all models are scanned except the
+        unloaded ones, and versions are left alone that are as they were when they were refused.
         """
         store = self._loader.config.model_store
         found = list_models(store) if model is None else {model: list_versions(store / model)}
@@ -127,11 +105,8 @@ class ServedModels:
         present = frozenset((name, version) for name, numbers in found.items() for version in numbers)
         changes = Changes(models, present)
         for name, version in sorted(present):
-            key = name, version
-            if model is None and name in self._unloaded:
-                continue
-            mark = fingerprint(store / name / str(version))
-            if key in versions and versions[key].served.fingerprint == mark:
+            key, mark = (name, version), fingerprint(store / name / str(version))
+            if (model is None and name in self._unloaded) or (key in versions and versions[key].served.fingerprint == mark):
                 continue
             if key in refused and refused[key].fingerprint == mark and model is None:
                 changes.refused[key] = refused[key]
@@ -147,14 +122,8 @@ class ServedModels:
         return changes
 
     def apply(self, changes: Changes) -> bool:
-        """Let changes take effect; call it between two ticks. What was unloaded in the meantime stays so.
-
-        Returns:
-            Whether what is served or refused is different now.
-        """
-        before = dict(self._versions), dict(self._refused)
-        for key in [key for key in self._refused if key[0] in changes.models]:
-            del self._refused[key]
+        """Let changes take effect, between two ticks; return whether any did. What was unloaded in the meantime stays so."""
+        before = dict(self._versions), self._refused
         for key in [key for key in self._versions if key[0] in changes.models and key not in changes.present]:
             self._retire(key, "removed from the store")
         for key, new in changes.loaded.items():
@@ -164,6 +133,7 @@ class ServedModels:
                 self._retire(key, "replaced in the store")
             self._versions[key] = new
             log.info("model loaded", model=key[0], version=key[1], device=str(self._loader.device))
+        self._refused = {key: refusal for key, refusal in before[1].items() if key[0] not in changes.models}
         self._refused |= {key: refusal for key, refusal in changes.refused.items() if key[0] not in self._unloaded}
         return before != (self._versions, self._refused)
 
@@ -174,15 +144,14 @@ class ServedModels:
 
     def unload(self, model: str) -> bool:
         """Serve no version of a model any more; return whether one was served or refused."""
-        keys = [key for key in self._versions if key[0] == model]
-        refused = [key for key in self._refused if key[0] == model]
+        keys = {key for key in (*self._versions, *self._refused) if key[0] == model}
         for key in keys:
-            self._retire(key, "requested")
-        for key in refused:
-            del self._refused[key]
-        if keys or refused:
+            if key in self._versions:
+                self._retire(key, "requested")
+        self._refused = {key: refusal for key, refusal in self._refused.items() if key not in keys}
+        if keys:
             self._set_unloaded(self._unloaded | {model})
-        return bool(keys or refused)
+        return bool(keys)
 
     def drop_drained(self) -> None:
         """Forget the replaced schedulers that have finished."""
@@ -200,5 +169,6 @@ class ServedModels:
         new.replace(self._unloaded_file)
 
 
-def _reasons(refused: dict[Key, RefusedVersion]) -> dict[str, str]:
+def reasons(refused: dict[Key, RefusedVersion]) -> dict[str, str]:
+    """Why which versions were refused, by ``name/version``."""
     return {f"{model}/{version}": refusal.reason for (model, version), refusal in refused.items()}

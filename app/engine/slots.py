@@ -21,32 +21,33 @@ class SlotTable:
         point, injection, memory: any rows, as many as there shall be slots, to take shapes, dtype and device from.
 
     Attributes:
-        slots: how many rows there is room for.
-        active: how many rows there are.
         point, injection, memory: on the device; what ``step`` and the solver work on.
-        request, row: int64; the number of the request that a row is of, and which of its rows it is.
+        request, row: the number of the request that a row is of, and which of its rows it is.
         tolerance: of the point's dtype, so that it compares as it does in ``jfb.solve``.
-        max_iterations, iterations: int64.
-        by_label: Boolean; which rows end, too, when their label cannot change any more.
-        some_by_label: whether any does.
-        margin, bound: float64; of those rows, as in ``jfb.label_stop.Stability``. NaN until they are judged.
-        deadline: float64, infinite where there is none.
+        by_label: which rows end, too, when their label cannot change any more.
+        margin, bound: of those rows, as in ``jfb.label_stop.Stability``. NaN until they are judged.
+        deadline: infinite where there is none.
     """
 
+    request: NDArray[np.int64]
+    row: NDArray[np.int64]
+    tolerance: NDArray[np.floating]
+    max_iterations: NDArray[np.int64]
+    iterations: NDArray[np.int64]
+    by_label: NDArray[np.bool_]
+    margin: NDArray[np.float64]
+    bound: NDArray[np.float64]
+    deadline: NDArray[np.float64]
+
     def __init__(self, point: Tensor, injection: Tensor, memory: Memory) -> None:
-        self.slots = point.shape[0]
+        slots = point.shape[0]
         self._device = {"point": point.clone(), "injection": injection.clone()}
         self._memory = {name: tensor.clone() for name, tensor in memory.items()}
-        self._host = {
-            "request": np.zeros(self.slots, np.int64),
-            "row": np.zeros(self.slots, np.int64),
-            "tolerance": torch.zeros(self.slots, dtype=point.dtype).numpy(),
-            "max_iterations": np.zeros(self.slots, np.int64),
-            "iterations": np.zeros(self.slots, np.int64),
-            "deadline": np.zeros(self.slots, np.float64),
-            "by_label": np.zeros(self.slots, np.bool_),
-            "margin": np.zeros(self.slots, np.float64),
-            "bound": np.zeros(self.slots, np.float64),
+        self._host: dict[str, NDArray[Any]] = {
+            **{name: np.zeros(slots, np.int64) for name in ("request", "row", "max_iterations", "iterations")},
+            **{name: np.zeros(slots, np.float64) for name in ("deadline", "margin", "bound")},
+            "tolerance": torch.zeros(slots, dtype=point.dtype).numpy(),
+            "by_label": np.zeros(slots, np.bool_),
         }
         # The same memory where it is the host's: to move a few rows takes NumPy a third of the time that PyTorch takes.
         tensors = (*self._device.values(), *self._memory.values())
@@ -64,17 +65,16 @@ class SlotTable:
         begin, end = self.active, self.active + point.shape[0]
         self._host["iterations"][begin:end] = 0
         self._host["margin"][begin:end] = self._host["bound"][begin:end] = np.nan
-        for name, tensor in {"point": point, "injection": injection}.items():
-            self._device[name][begin:end] = tensor
+        self._device["point"][begin:end] = point
+        self._device["injection"][begin:end] = injection
         for name, tensor in memory.items():
             self._memory[name][begin:end] = tensor
         for name, array in host.items():
             self._host[name][begin:end] = array
         self._resize(end)
 
-    def admit_from(self, other: "SlotTable", chosen: NDArray[np.bool_]) -> None:
-        """Write rows of another table, ``chosen`` being its ``[active]``, as they are; it still has them then."""
-        rows = np.flatnonzero(chosen)
+    def admit_from(self, other: "SlotTable", rows: NDArray[np.intp]) -> None:
+        """Write rows of another table as they are; it still has them then."""
         index = torch.from_numpy(rows)
         self.admit(
             point=other.point[index],
@@ -91,19 +91,9 @@ class SlotTable:
                 rows[holes] = rows[movers]
         self._resize(self.active - int(np.count_nonzero(ended)))
 
-    @property
-    def full_memory(self) -> Memory:
-        """Of all slots, to try out what changes it."""
-        return {name: tensor.clone() for name, tensor in self._memory.items()}
-
     def _resize(self, active: int) -> None:
         self.active = active
-        self.point = self._device["point"][:active]
-        self.injection = self._device["injection"][:active]
+        self.point, self.injection = (tensor[:active] for tensor in self._device.values())
         self.memory: Memory = {name: tensor[:active] for name, tensor in self._memory.items()}
-        host = {name: array[:active] for name, array in self._host.items()}
-        self.request, self.row = host["request"], host["row"]
-        self.tolerance, self.max_iterations, self.deadline = host["tolerance"], host["max_iterations"], host["deadline"]
-        self.iterations = host["iterations"]
-        self.by_label, self.margin, self.bound = host["by_label"], host["margin"], host["bound"]
-        self.some_by_label = bool(self.by_label.any())
+        for name, array in self._host.items():
+            setattr(self, name, array[:active])

@@ -1,15 +1,6 @@
 """WarmStarts: where the iteration ended for clients that come back with similar inputs."""
 
-from collections import OrderedDict
-from dataclasses import dataclass
-
 from torch import Tensor
-
-
-@dataclass(frozen=True)
-class _Kept:
-    points: Tensor
-    expires: float
 
 
 class WarmStarts:
@@ -26,7 +17,7 @@ class WarmStarts:
     def __init__(self, max_bytes: int, seconds: float) -> None:
         self._max_bytes = max_bytes
         self._seconds = seconds
-        self._kept: OrderedDict[str, _Kept] = OrderedDict()  # the one that was kept last comes last, so expiry is in order
+        self._kept: dict[str, tuple[Tensor, float]] = {}  # with the time of its expiry, in the order of that
         self._bytes = 0
 
     def __len__(self) -> int:
@@ -35,8 +26,8 @@ class WarmStarts:
     def recall(self, session: str, rows: int, now: float) -> Tensor | None:
         """The fixed points ``[rows, *state_shape]`` that the session ended with; None if it had another number of rows."""
         self._expire(now)
-        kept = self._kept.get(session)
-        return kept.points if kept is not None and len(kept.points) == rows else None
+        points, _ = self._kept.get(session, (None, 0.0))
+        return points if points is not None and len(points) == rows else None
 
     def keep(self, session: str, points: Tensor, now: float) -> None:
         """Remember fixed points instead of the session's earlier ones."""
@@ -44,17 +35,16 @@ class WarmStarts:
         self.forget(session)
         if points.nbytes > self._max_bytes:
             return
-        self._kept[session] = _Kept(points, now + self._seconds)
+        self._kept[session] = points, now + self._seconds
         self._bytes += points.nbytes
         while self._bytes > self._max_bytes:
             self.forget(next(iter(self._kept)))
 
     def forget(self, session: str) -> None:
         """Let the session's next rows start from nothing."""
-        kept = self._kept.pop(session, None)
-        if kept is not None:
-            self._bytes -= kept.points.nbytes
+        if session in self._kept:
+            self._bytes -= self._kept.pop(session)[0].nbytes
 
     def _expire(self, now: float) -> None:
-        while self._kept and next(iter(self._kept.values())).expires <= now:
+        while self._kept and next(iter(self._kept.values()))[1] <= now:
             self.forget(next(iter(self._kept)))

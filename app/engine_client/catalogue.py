@@ -1,6 +1,6 @@
 """Catalogue: which models are served, and which one a request means."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from difflib import get_close_matches
 
 from app.engine_client.errors import ModelNotFound, NoDefaultModel
@@ -8,11 +8,7 @@ from app.engine_client.messages import ServedVersion, State
 
 
 class Catalogue:
-    """The served models, by name and version.
-
-    Args:
-        states: what each engine serves; of two loads of one version, that of the later state counts.
-        default: name of the default model in the settings.
+    """The served models, by name and version; of two loads of one version, that of the later state counts.
 
     Attributes:
         refused: ``name/version`` to the reason why it could not be loaded.
@@ -34,7 +30,7 @@ class Catalogue:
 
     @property
     def names(self) -> list[str]:
-        """Names of the served models, in alphabetical order."""
+        """In alphabetical order."""
         return list(self._models)
 
     @property
@@ -45,14 +41,11 @@ class Catalogue:
         return self.names[0] if len(self._models) == 1 else None
 
     def versions(self, name: str) -> list[int]:
-        """The served versions of a model, ascending.
-
-        Raises:
-            ModelNotFound: if there is no such model.
-        """
+        """The served versions of a model, ascending; ``ModelNotFound`` if there is none."""
         if name not in self._models:
             refused = [f"; version {version} was refused: {reason}" for version, reason in self.refused_versions(name).items()]
-            raise ModelNotFound(f"no model {name[:80]!r}{_nearest(name, self.names)}{''.join(refused)}")
+            near = "".join(f"; did you mean {near}?" for near in get_close_matches(name, self.names, 1))
+            raise ModelNotFound(f"no model {name[:80]!r} (available: {', '.join(self.names) or 'none'}{near}){''.join(refused)}")
         return list(self._models[name])
 
     def refused_versions(self, name: str) -> dict[str, str]:
@@ -87,8 +80,3 @@ class Catalogue:
             "several models are loaded and no default is set: use /models/{name}/predict, or start with --default-model NAME "
             f"(available: {', '.join(self.names)})"
         )
-
-
-def _nearest(name: str, names: Sequence[str]) -> str:
-    near = get_close_matches(name, names, 1)
-    return f" (available: {', '.join(names) or 'none'}{f'; did you mean {near[0]}?' if near else ''})"

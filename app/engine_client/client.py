@@ -1,7 +1,6 @@
 """Engines: how an HTTP worker sends requests to the engines, whichever processes those are at the moment."""
 
 import asyncio
-import itertools
 import time
 import zlib
 from collections import deque
@@ -14,28 +13,10 @@ from typing import Any, Self, cast
 import msgspec
 import structlog
 
-from app.engine_client import errors
+from app.engine_client import messages
 from app.engine_client.catalogue import Catalogue
-from app.engine_client.errors import EngineUnavailable, LoadFailed, RequestFailed
-from app.engine_client.messages import (
-    Cancel,
-    Failed,
-    FrameDecoder,
-    GetState,
-    Iteration,
-    Load,
-    ModelsChanged,
-    NotServed,
-    QueueFull,
-    Request,
-    Result,
-    ServedVersion,
-    State,
-    ToClient,
-    ToEngine,
-    Unload,
-    encode,
-)
+from app.engine_client.errors import EngineUnavailable, LoadFailed, NotServed, QueueFull, RequestFailed
+from app.engine_client.messages import MESSAGE_IDS, Iteration, Load, Request, Result, ServedVersion, State, Unload
 
 RECONNECT_SECONDS = 0.05
 REFRESH_SECONDS = 1.0
@@ -53,16 +34,12 @@ class Engines:
 
     An asynchronous context manager: it connects, reconnects when an engine is restarted, and disconnects at the end. Every
     request ends exactly once, with its result or with an exception.
-
-    Args:
-        sockets: where each engine listens, or soon will.
-        default_model: as in ``Catalogue``.
     """
 
     def __init__(self, sockets: Sequence[Path], default_model: str | None = None) -> None:
         self._engines = [EngineClient(socket) for socket in sockets]
         self._default_model = default_model
-        self._catalogue: tuple[list[State], Catalogue] | None = None
+        self._catalogue: tuple[list[State], Catalogue] = [], Catalogue()
 
     async def __aenter__(self) -> Self:
         for engine in self._engines:
@@ -75,56 +52,37 @@ class Engines:
     @property
     def states(self) -> dict[int, State]:
         """What each engine that is up last said, by its number."""
-        return {number: engine.state for number, engine in enumerate(self._engines) if engine.up and engine.state}
+        return {number: engine.state for number, engine in enumerate(self._engines) if engine.is_up and engine.state}
 
     @property
     def catalogue(self) -> Catalogue:
-        """The models that the engines serve; what was served last, while all of them are restarted.
-
-        Raises:
-            EngineUnavailable: until one has loaded its models for the first time.
-        """
+        """The models that the engines serve, or served before all of them were restarted; until then ``EngineUnavailable``."""
         states = list(self.states.values()) or [engine.state for engine in self._engines if engine.state]
         if not states:
             raise EngineUnavailable("the models are being loaded")
-        if self._catalogue is None or self._catalogue[0] != states:
+        if self._catalogue[0] != states:
             self._catalogue = states, Catalogue(states, self._default_model)
         return self._catalogue[1]
 
     async def refresh(self, timeout: float) -> dict[int, State]:
-        """Ask every engine for its state.
-
-        Args:
-            timeout: seconds to wait.
-
-        Returns:
-            The states of those that answered in time, by number.
-        """
-        await asyncio.gather(*(engine.get_state(timeout) for engine in self._engines), return_exceptions=True)
+        """Ask every engine for its state, waiting ``timeout`` seconds at most; return ``states``."""
+        await asyncio.gather(*(engine.refresh(timeout) for engine in self._engines))
         return self.states
 
     async def wait_until_ready(self) -> None:
         """Return when at least one engine serves."""
-        ready = [asyncio.ensure_future(engine.is_up.wait()) for engine in self._engines]
-        try:
-            await asyncio.wait(ready, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            for one in ready:
-                one.cancel()
+        while not self.states:
+            await asyncio.sleep(RECONNECT_SECONDS)
 
     def raise_if_full(self, model: ServedVersion, rows: int = 1) -> None:
         """Reject at once what every engine would reject: a rejected request must cost less than an answered one.
 
-        Args:
-            model: of the request.
-            rows: that the request has at least.
-
         Raises:
-            QueueFull: if every engine has rejected as many rows or fewer, and has not had the time since to make room for them.
+            QueueFull: if every engine has just rejected as many rows or fewer.
         """
-        full = [engine.full(model, rows) for engine in self._engines if engine.up]
-        if full and all(full):
-            raise next(error for error in full if error)
+        rejections = [engine.rejection(model, rows) for engine in self._engines if engine.is_up]
+        if rejections and all(rejections):
+            raise _queue_full(next(one for one in rejections if one))
 
     async def predict(self, request: Request) -> Result:
         """Have rows computed; cancelling the awaiting task drops them in the engine.
@@ -136,59 +94,53 @@ class Engines:
             RequestFailed: if the rows cannot be computed.
         """
         async with self._choose(request).sent(request) as pending:
-            return await pending.result
+            result: Result = await pending.answer
+            return result
 
     async def stream(self, request: Request) -> AsyncGenerator[Iteration | Result, None]:
-        """Have rows computed and yield each iteration, then the result. Closing the generator drops the rows.
-
-        Raises what ``predict`` raises.
-        """
+        """As ``predict``, but yield each iteration, then the result. Closing the generator drops the rows."""
         request.streamed = True
         async with self._choose(request).sent(request) as pending:
-            pending.result.add_done_callback(lambda _: pending.arrived.set())
+            pending.answer.add_done_callback(lambda _: pending.arrived.set())
             while True:
                 await pending.arrived.wait()
                 pending.arrived.clear()
                 while pending.iterations:
                     yield pending.iterations.popleft()
-                if pending.result.done():
+                if pending.answer.done():
                     break
-            yield pending.result.result()
+            yield pending.answer.result()
 
     async def load(self, model: str) -> None:
         """Serve the versions of a model that the store holds now; return when they are served.
 
         Raises:
             LoadFailed: if the store has no such model, or a version of it cannot be loaded; the others are.
-            EngineUnavailable: if no engine is up.
         """
-        found = await self._change(Load, model)
-        if refused := {version: reason for one in found for version, reason in one.items()}:
-            raise LoadFailed([f"{version}: {reason}" for version, reason in refused.items()])
+        if refused := await self._change(Load, model):
+            raise LoadFailed("; ".join(f"{version}: {reason}" for version, reason in refused.items()))
 
     async def unload(self, model: str) -> None:
-        """Stop serving a model until it is loaded again; what is in flight is finished.
-
-        Raises:
-            LoadFailed: if no such model is served.
-            EngineUnavailable: if no engine is up.
-        """
+        """Stop serving a model until it is loaded again; what is in flight is finished. ``LoadFailed`` if none is served."""
         await self._change(Unload, model)
 
-    async def _change(self, kind: type[Load] | type[Unload], model: str) -> list[dict[str, str]]:
-        up = [engine for engine in self._engines if engine.up]
-        if not up:
-            raise EngineUnavailable("no engine is ready")
-        results = await asyncio.gather(*(engine.change(kind, model) for engine in up), return_exceptions=True)
-        if failed := next((one for one in results if isinstance(one, BaseException)), None):
-            raise failed
-        return [one for one in results if not isinstance(one, BaseException)]
+    async def _change(self, kind: type[Load] | type[Unload], model: str) -> dict[str, str]:
+        refused: dict[str, str] = {}
+        changes = [engine.change(kind(next(MESSAGE_IDS), model)) for engine in self._up()]
+        for result in await asyncio.gather(*changes, return_exceptions=True):  # raise only when all have answered
+            if isinstance(result, BaseException):
+                raise result
+            refused |= result
+        return refused
+
+    def _up(self) -> list["EngineClient"]:
+        if up := [engine for engine in self._engines if engine.is_up]:
+            return up
+        raise EngineUnavailable("no engine is ready")
 
     def _choose(self, request: Request) -> "EngineClient":
         """The engine with the least work waiting, of those that serve the load; a session has an engine of its own."""
-        up = [engine for engine in self._engines if engine.up]
-        if not up:
-            raise EngineUnavailable("no engine is ready")
+        up = self._up()
         if len(up) == 1:
             return up[0]
         serving = [engine for engine in up if engine.serves(request)] or up
@@ -199,136 +151,96 @@ class Engines:
 
 @dataclass(eq=False)
 class _Pending:
-    result: asyncio.Future[Result]
+    message: Request | Load | Unload
+    answer: asyncio.Future[Any]
+    """A ``Result``; of a load or unload the versions that were refused, with the reasons."""
     iterations: deque[Iteration] = field(default_factory=lambda: deque(maxlen=MAX_ITERATIONS_BUFFERED))
     arrived: asyncio.Event = field(default_factory=asyncio.Event)
 
 
-@dataclass(frozen=True)
-class _Rejection:
-    rows: int
-    until: float
-    error: errors.QueueFull
-
-
 class EngineClient(asyncio.Protocol):
-    """The connection to one engine.
-
-    Args:
-        socket: where it listens.
+    """The connection to the engine that listens on a socket.
 
     Attributes:
-        state: what it last said; None before the first time.
-        is_up: set while it is connected and has said what it serves.
+        state: what the engine last said; None before the first time.
+        is_up: whether it is connected and has said what it serves.
         rows_in_flight: rows that this process has sent and that are not answered.
     """
 
     def __init__(self, socket: Path) -> None:
         self.state: State | None = None
-        self.is_up = asyncio.Event()
+        self.is_up = False
         self.rows_in_flight = 0
         self._socket = socket
         self._transport: asyncio.WriteTransport | None = None
         self._disconnected = asyncio.Event()
-        self._numbers = itertools.count()
-        self._requests: dict[int, _Pending] = {}
-        self._changes: dict[int, asyncio.Future[dict[str, str]]] = {}
-        self._states: list[asyncio.Future[State]] = []
-        self._rejections: dict[tuple[str, int], _Rejection] = {}
-        self._task: asyncio.Task[None] | None = None
-
-    @property
-    def up(self) -> bool:
-        return self.is_up.is_set()
+        self._state_arrived = asyncio.Event()
+        self._pending: dict[int, _Pending] = {}
+        self._rejections: dict[tuple[str, int], tuple[int, float, messages.QueueFull]] = {}  # rows, until when
 
     def start(self) -> None:
         """Connect, and again whenever the engine has been restarted."""
-        self._task = asyncio.create_task(self._stay_connected())
+        self._task: asyncio.Task[None] = asyncio.create_task(self._stay_connected())
 
     async def stop(self) -> None:
         """Disconnect."""
-        if self._task is not None:
-            self._task.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._task
+        self._task.cancel()
+        with suppress(asyncio.CancelledError):
+            await self._task
         if self._transport is not None:
             self._transport.abort()
             await self._disconnected.wait()
 
     def serves(self, request: Request) -> bool:
         """Whether the engine last said that it serves the load which a request means."""
-        served = self.state.served if self.state else []
-        return any(
+        return self.state is not None and any(
             (one.model, one.version) == (request.model, request.version) and request.fingerprint in (None, one.fingerprint)
-            for one in served
+            for one in self.state.served
         )
 
-    def full(self, model: ServedVersion, rows: int) -> errors.QueueFull | None:
+    def rejection(self, model: ServedVersion, rows: int) -> messages.QueueFull | None:
         """The rejection that the engine would repeat now."""
-        rejection = self._rejections.get((model.model, model.version))
-        if rejection is None or rows < rejection.rows:
-            return None
-        if time.monotonic() < rejection.until:
-            full = rejection.error
-            return errors.QueueFull(full.waiting_rows, full.max_waiting_rows, full.retry_after)
-        del self._rejections[model.model, model.version]
-        return None
+        rejected_rows, until, rejection = self._rejections.get((model.model, model.version), (0, 0.0, None))
+        return rejection if rows >= rejected_rows and time.monotonic() < until else None
 
     @asynccontextmanager
-    async def sent(self, request: Request) -> AsyncIterator[_Pending]:
-        """Send a request; leaving before it is answered drops it in the engine."""
-        pending = _Pending(asyncio.get_running_loop().create_future())
-        self._requests[request.id] = pending
-        self.rows_in_flight += request.rows
+    async def sent(self, message: Request | Load | Unload) -> AsyncIterator[_Pending]:
+        """Send a message; leaving before it is answered drops a request in the engine."""
+        pending = _Pending(message, asyncio.get_running_loop().create_future())
+        rows = message.rows if isinstance(message, Request) else 0
+        self._pending[message.id] = pending
+        self.rows_in_flight += rows
         try:
-            self._send(request)
+            self._send(message)
             yield pending
-        except errors.QueueFull as full:
-            until = time.monotonic() + min(full.retry_after, MAX_REJECTION_SECONDS)
-            self._rejections[request.model, request.version] = _Rejection(request.rows, until, full)
-            raise
         finally:
-            del self._requests[request.id]
-            self.rows_in_flight -= request.rows
-            if not pending.result.done():
-                pending.result.cancel()
-            if pending.result.cancelled():
+            del self._pending[message.id]
+            self.rows_in_flight -= rows
+            pending.answer.cancel()
+            if pending.answer.cancelled():
                 with suppress(EngineUnavailable):
-                    self._send(Cancel(request.id))
+                    self._send(messages.Cancel(message.id))
             else:
-                pending.result.exception()  # retrieved, even if the client that waited for it has left
+                pending.answer.exception()  # retrieved, even if the client that waited for it has left
 
-    async def change(self, kind: type[Load] | type[Unload], model: str) -> dict[str, str]:
+    async def change(self, message: Load | Unload) -> dict[str, str]:
         """Load or unload a model; return why which versions were refused."""
-        future: asyncio.Future[dict[str, str]] = asyncio.get_running_loop().create_future()
-        number = next(self._numbers)
-        self._changes[number] = future
-        try:
-            self._send(kind(number, model))
-            return await future
-        finally:
-            del self._changes[number]
+        async with self.sent(message) as pending:
+            refused: dict[str, str] = await pending.answer
+            return refused
 
-    async def get_state(self, timeout: float) -> State:
-        """Ask the engine what it serves and what it has done.
-
-        Raises:
-            EngineUnavailable: if it is not up, or exits now.
-            TimeoutError: if it does not answer within ``timeout`` seconds.
-        """
-        future: asyncio.Future[State] = asyncio.get_running_loop().create_future()
-        self._states.append(future)
-        try:
-            self._send(GetState())
+    async def refresh(self, timeout: float) -> None:
+        """Ask for the state; return when it has arrived, the engine has exited, or ``timeout`` seconds have passed."""
+        self._state_arrived.clear()
+        with suppress(EngineUnavailable, TimeoutError):
+            self._send(messages.GetState())
             async with asyncio.timeout(timeout):
-                return await future
-        finally:
-            self._states.remove(future)
+                await self._state_arrived.wait()
 
-    def _send(self, message: ToEngine) -> None:
+    def _send(self, message: messages.ToEngine) -> None:
         if self._transport is None:
             raise EngineUnavailable("no engine is ready")
-        self._transport.write(encode([message]))
+        self._transport.write(messages.encode([message]))
 
     async def _stay_connected(self) -> None:
         loop = asyncio.get_running_loop()
@@ -339,30 +251,25 @@ class EngineClient(asyncio.Protocol):
                 await asyncio.sleep(RECONNECT_SECONDS)
                 continue
             while not self._disconnected.is_set():
-                with suppress(EngineUnavailable, TimeoutError):
-                    await self.get_state(REFRESH_SECONDS)
+                await self.refresh(REFRESH_SECONDS)
                 with suppress(TimeoutError):
                     async with asyncio.timeout(REFRESH_SECONDS):
                         await self._disconnected.wait()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.WriteTransport, transport)  # uvloop's is not a subclass
-        self._decoder: FrameDecoder[ToClient] = FrameDecoder(ToClient)
+        self._decoder: messages.FrameDecoder[messages.ToClient] = messages.FrameDecoder(messages.ToClient)
         self._disconnected.clear()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._transport = None
         self._rejections.clear()
-        self.is_up.clear()
+        self.is_up = False
         self._disconnected.set()
-        unanswered: list[asyncio.Future[Any]] = [
-            *(pending.result for pending in self._requests.values()),
-            *self._changes.values(),
-            *self._states,
-        ]
-        for future in unanswered:
-            if not future.done():
-                future.set_exception(EngineUnavailable("the engine exited"))
+        self._state_arrived.set()
+        for pending in self._pending.values():
+            if not pending.answer.done():
+                pending.answer.set_exception(EngineUnavailable("the engine exited"))
 
     def data_received(self, data: bytes) -> None:
         try:
@@ -373,39 +280,35 @@ class EngineClient(asyncio.Protocol):
             assert self._transport is not None
             self._transport.abort()
 
-    def _receive(self, message: ToClient) -> None:
-        match message:
-            case Result(id=id):
-                self._finish(id, message)
-            case Iteration(id=id):
-                if pending := self._requests.get(id):
-                    pending.iterations.append(message)
-                    pending.arrived.set()
-            case State():
-                self.state = message
-                self.is_up.set()
-                for future in self._states:
-                    if not future.done():
-                        future.set_result(message)
-            case QueueFull(id, waiting_rows, max_waiting_rows, retry_after):
-                self._finish(id, errors.QueueFull(waiting_rows, max_waiting_rows, retry_after))
-            case NotServed(id):
-                self._finish(id, errors.NotServed("the version is not served any more"))
-            case ModelsChanged(id, refused):
-                change = self._changes.get(id)
-                if change is not None and not change.done():
-                    change.set_result(refused)
-            case Failed(id, reason):
-                change = self._changes.get(id)
-                if change is not None and not change.done():
-                    change.set_exception(LoadFailed([reason]))
-                self._finish(id, RequestFailed(reason))
-
-    def _finish(self, id: int, result: Result | errors.EngineError) -> None:
-        pending = self._requests.get(id)
-        if pending is None or pending.result.done():  # cancelled in the meantime
+    def _receive(self, message: messages.ToClient) -> None:
+        if isinstance(message, State):
+            self.state = message
+            self.is_up = True
+            self._state_arrived.set()
             return
-        if isinstance(result, Result):
-            pending.result.set_result(result)
-        else:
-            pending.result.set_exception(result)
+        pending = self._pending.get(message.id)
+        if pending is None or pending.answer.done():  # cancelled in the meantime
+            return
+        match message:
+            case Result():
+                pending.answer.set_result(message)
+            case Iteration():
+                pending.iterations.append(message)
+                pending.arrived.set()
+            case messages.ModelsChanged():
+                pending.answer.set_result(message.refused)
+            case messages.QueueFull():
+                assert isinstance(pending.message, Request)
+                until = time.monotonic() + min(message.retry_after, MAX_REJECTION_SECONDS)
+                model = pending.message.model, pending.message.version
+                self._rejections[model] = pending.message.rows, until, message
+                pending.answer.set_exception(_queue_full(message))
+            case messages.NotServed():
+                pending.answer.set_exception(NotServed("the version is not served any more"))
+            case messages.Failed():
+                failed = RequestFailed if isinstance(pending.message, Request) else LoadFailed
+                pending.answer.set_exception(failed(message.reason))
+
+
+def _queue_full(message: messages.QueueFull) -> QueueFull:
+    return QueueFull(message.waiting_rows, message.max_waiting_rows, message.retry_after)

@@ -1,14 +1,4 @@
-"""What can go wrong with a well-formed request.
-
-EngineError
- ├─ EngineUnavailable   no engine is ready, or it exited before it answered; it is being restarted
- ├─ QueueFull           the queue has no room for the rows
- ├─ NotServed           the engine does not serve that version, or that load of it, any more
- ├─ ModelNotFound       no such model or version
- ├─ NoDefaultModel      the request names no model and there is no default
- ├─ LoadFailed          a model could not be loaded or unloaded
- └─ RequestFailed       these rows cannot be computed
-"""
+"""What can go wrong with a well-formed request."""
 
 
 class EngineError(Exception):
@@ -16,17 +6,11 @@ class EngineError(Exception):
 
 
 class EngineUnavailable(EngineError):  # noqa: N818 - named for the condition
-    """No engine is ready, or it exited before it answered."""
+    """No engine is ready, or it exited before it answered; it is being restarted."""
 
 
 class QueueFull(EngineError):  # noqa: N818
-    """The queue has no room for the rows; nothing was computed.
-
-    Args:
-        waiting_rows: rows that wait now.
-        max_waiting_rows: rows that may wait.
-        retry_after: seconds after which the queue should have room.
-    """
+    """The queue has no room for the rows; nothing was computed. ``retry_after`` is in seconds."""
 
     def __init__(self, waiting_rows: int, max_waiting_rows: int, retry_after: float) -> None:
         super().__init__(f"{waiting_rows} of at most {max_waiting_rows} rows are waiting; retry in {retry_after:.1f} s")
@@ -48,23 +32,11 @@ class NoDefaultModel(EngineError):  # noqa: N818
 
 
 class LoadFailed(EngineError):  # noqa: N818
-    """A model, or some version of it, could not be loaded or unloaded; what was served of it before still is.
-
-    Args:
-        reasons: one for each version, or one for the model.
-    """
-
-    def __init__(self, reasons: list[str]) -> None:
-        super().__init__("; ".join(reasons))
-        self.reasons = reasons
+    """A model, or some version of it, could not be loaded or unloaded; what was served of it before still is."""
 
 
 class RequestFailed(EngineError):  # noqa: N818
-    """These rows cannot be computed; other requests are not affected.
-
-    Args:
-        reason: what went wrong.
-    """
+    """These rows cannot be computed; other requests are not affected."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(reason)

@@ -17,6 +17,8 @@ from numpy.typing import NDArray
 
 from jfb.config import ModelConfig
 
+MESSAGE_IDS = itertools.count()
+"""Unique within the HTTP worker."""
 Stop = Literal["tolerance", "label"]
 """What ends a row early: ``tolerance`` is the residual; ``label`` also ends it once its label cannot change any more."""
 
@@ -47,8 +49,7 @@ class Request(Struct, tag="request"):
     """The rows start where the last rows of this session ended, if there were as many."""
     streamed: bool = False
     """Whether the engine sends an ``Iteration`` after each iteration."""
-    id: int = msgspec.field(default_factory=itertools.count().__next__)
-    """Unique within the HTTP worker; echoed in every response."""
+    id: int = msgspec.field(default_factory=MESSAGE_IDS.__next__)
 
     @property
     def rows(self) -> int:
@@ -89,33 +90,33 @@ class Timings(Struct):
     admitted: float | None = None
     """The first of its rows left the queue."""
     injected: float | None = None
-    """The injection of those rows had been computed."""
     ended: float | None = None
     """The last of its rows had ended."""
     read_out: float | None = None
-    """The logits of those rows had been computed."""
 
     def phases(self) -> dict[str, tuple[float, float]]:
         """Start and end of each phase that the request went through: queue, inject, iterate, readout."""
-        ends = {
-            "queue": (self.submitted, self.admitted),
-            "inject": (self.admitted, self.injected),
-            "iterate": (self.injected, self.ended),
-            "readout": (self.ended, self.read_out),
-        }
-        return {phase: (start, end) for phase, (start, end) in ends.items() if start is not None and end is not None}
+        times = (self.submitted, self.admitted, self.injected, self.ended, self.read_out)
+        phases = zip(("queue", "inject", "iterate", "readout"), times[:-1], times[1:], strict=True)
+        return {phase: (start, end) for phase, start, end in phases if start is not None and end is not None}
 
 
-class Result(Struct, frozen=True, tag="result"):
-    """Engine to HTTP: all rows of a request have ended."""
-
+class _Rows(Struct, frozen=True):
     id: int
     logits: bytes
     """float32 ``[n, classes]``; NaN for rows without an iteration."""
     iterations: list[int]
-    """0 for a row whose deadline passed while it waited."""
     residual: list[float]
     """NaN or infinity for rows that diverged, NaN for rows without an iteration."""
+
+    def logits_array(self) -> NDArray[np.float32]:
+        """The logits, shape ``[n, classes]``, read-only."""
+        return np.frombuffer(self.logits, "<f4").reshape(len(self.iterations), -1)
+
+
+class Result(_Rows, frozen=True, tag="result"):
+    """Engine to HTTP: all rows of a request have ended."""
+
     status: Sequence[str]
     """Values of ``jfb.Status``."""
     timings: Timings
@@ -124,25 +125,11 @@ class Result(Struct, frozen=True, tag="result"):
     bound: list[float] | None = None
     """Of the same: how far that lead can still shrink; infinite while unknown, NaN without an iteration."""
 
-    def logits_array(self) -> NDArray[np.float32]:
-        """The logits, shape ``[n, classes]``, read-only."""
-        return np.frombuffer(self.logits, "<f4").reshape(len(self.status), -1)
 
+class Iteration(_Rows, frozen=True, tag="iteration"):
+    """Engine to HTTP: one iteration of the n rows of a streamed request that have a slot."""
 
-class Iteration(Struct, frozen=True, tag="iteration"):
-    """Engine to HTTP: one iteration of the m rows of a streamed request that have a slot."""
-
-    id: int
-    logits: bytes
-    """float32 ``[m, classes]``: the answer if the rows ended here."""
     rows: list[int]
-    iterations: list[int]
-    residual: list[float]
-    """NaN or infinity for a row that diverged."""
-
-    def logits_array(self) -> NDArray[np.float32]:
-        """The logits, shape ``[m, classes]``, read-only."""
-        return np.frombuffer(self.logits, "<f4").reshape(len(self.rows), -1)
 
 
 class QueueFull(Struct, frozen=True, tag="queue_full"):
@@ -152,7 +139,7 @@ class QueueFull(Struct, frozen=True, tag="queue_full"):
     waiting_rows: int
     max_waiting_rows: int
     retry_after: float
-    """Seconds after which the queue should have room, from the measured throughput."""
+    """In seconds, from the measured throughput."""
 
 
 class NotServed(Struct, frozen=True, tag="not_served"):
@@ -177,20 +164,19 @@ class Failed(Struct, frozen=True, tag="failed"):
 
 
 class LabelStop(Struct, frozen=True):
-    """What a request with ``stop: label`` may rely on."""
+    """What a request with ``stop: label`` may rely on; an estimate was tested on held-out inputs."""
 
     kind: Literal["estimate", "guarantee"]
     """``guarantee``: the network contracts by construction; ``estimate``: calibrated on held-out data."""
     solvers: tuple[str, ...]
-    """Those that support it."""
     tolerance: float
     """The default tolerance of such requests."""
     inputs: int | None = None
-    """Held-out inputs that the estimate was tested on; None for a guarantee."""
+    """How many held-out inputs; None for a guarantee."""
     differing: float | None = None
     """Share of them whose label was not that of the exact fixed point, in [0, 1]."""
     iterations: float | None = None
-    """Their mean iterations."""
+    """Their mean."""
 
 
 class ServedVersion(Struct, frozen=True, dict=True):
@@ -203,18 +189,15 @@ class ServedVersion(Struct, frozen=True, dict=True):
     fingerprint: str = ""
     """Changes when the version's folder is replaced and loaded again."""
     solvers: tuple[str, ...] = ()
-    """Those that a request may name."""
     label_stop: LabelStop | None = None
-    """None if requests may not use label stops."""
 
     @cached_property
     def config(self) -> ModelConfig:
-        """What ``config.json`` says."""
         return ModelConfig.model_validate_json(self.config_json)
 
 
 class Counters(Struct, frozen=True):
-    """What one version has done since its engine started; every number only grows, except the last three."""
+    """What one version has done since its engine started, by its scheduler's attributes; all but the last three only grow."""
 
     model: str
     version: int
@@ -239,7 +222,6 @@ class State(Struct, frozen=True, tag="state"):
     """``name/version`` to the reason why it could not be loaded; an earlier load of it may still be served."""
     counters: list[Counters]
     unloaded: list[str] = []
-    """Models that a client has unloaded."""
 
 
 ToEngine = Request | Cancel | Load | Unload | GetState
@@ -253,18 +235,12 @@ Message = TypeVar("Message")
 
 def encode(messages: Sequence[Struct | msgspec.Raw]) -> bytes:
     """One frame of messages."""
-    buffer = bytearray(_LENGTH.size)
-    _ENCODER.encode_into(messages, buffer, _LENGTH.size)
-    _LENGTH.pack_into(buffer, 0, len(buffer) - _LENGTH.size)
-    return bytes(buffer)
+    frame = _ENCODER.encode(messages)
+    return _LENGTH.pack(len(frame)) + frame
 
 
 class FrameDecoder(Generic[Message]):
-    """Splits a stream of bytes into messages.
-
-    Args:
-        kind: the union of messages that may arrive, ``ToEngine`` or ``ToClient``.
-    """
+    """Splits a stream of bytes into messages of a kind, ``ToEngine`` or ``ToClient``."""
 
     def __init__(self, kind: Any) -> None:
         self._decoder = msgspec.msgpack.Decoder(list[kind])
@@ -277,13 +253,10 @@ class FrameDecoder(Generic[Message]):
             msgspec.MsgspecError: for bytes that are no messages; the stream cannot be read any further then.
         """
         self._buffer += data
-        begin = 0
-        while len(self._buffer) - begin >= _LENGTH.size:
-            (length,) = _LENGTH.unpack_from(self._buffer, begin)
-            end = begin + _LENGTH.size + length
+        while len(self._buffer) >= _LENGTH.size:
+            end = _LENGTH.size + _LENGTH.unpack_from(self._buffer)[0]
             if len(self._buffer) < end:
                 break
-            yield from self._decoder.decode(memoryview(self._buffer)[begin + _LENGTH.size : end])
-            begin = end
-        if begin:
-            del self._buffer[:begin]
+            messages = self._decoder.decode(memoryview(self._buffer)[_LENGTH.size : end])
+            del self._buffer[:end]
+            yield from messages

@@ -16,21 +16,14 @@ HEARTBEAT_SECONDS = 1.0
 
 
 class Lifeline:
-    """The child's end.
-
-    Attributes:
-        config: JSON, as the supervisor wrote it.
-    """
+    """The child's end; ``config`` is JSON, as the supervisor wrote it."""
 
     def __init__(self) -> None:
         self._socket = socket.socket(fileno=os.dup(0))
-        line = b""
-        while not line.endswith(b"\n"):
-            chunk = self._socket.recv(65536)
-            if not chunk:
-                raise SystemExit("the supervisor exited before it sent a configuration")
-            line += chunk
-        self.config = line.decode()
+        with self._socket.makefile(encoding="utf-8") as stream:
+            self.config = stream.readline()
+        if not self.config.endswith("\n"):
+            raise SystemExit("the supervisor exited before it sent a configuration")
 
     def report_ready(self) -> None:
         """Tell the supervisor that this process serves."""
@@ -42,14 +35,15 @@ class Lifeline:
 
     def on_parent_exit(self, react: Callable[[], None]) -> None:
         """Call ``react``, in a thread of its own, when the supervisor has exited."""
-        threading.Thread(target=self._wait_for_end, args=[react], name="lifeline", daemon=True).start()
+
+        def wait_for_end() -> None:
+            with suppress(OSError):
+                while self._socket.recv(4096):
+                    pass
+            react()
+
+        threading.Thread(target=wait_for_end, name="lifeline", daemon=True).start()
 
     def _write(self, byte: bytes) -> None:
         with suppress(OSError):  # a supervisor that does not read has other troubles
             self._socket.send(byte, socket.MSG_DONTWAIT)
-
-    def _wait_for_end(self, react: Callable[[], None]) -> None:
-        with suppress(OSError):
-            while self._socket.recv(4096):
-                pass
-        react()

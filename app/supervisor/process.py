@@ -45,40 +45,34 @@ def read_status(path: Path) -> ProcessStatus:
 
 @dataclass(frozen=True)
 class Command:
-    """What to run.
-
-    Args:
-        kind: of process, ``engine`` or ``HTTP worker``.
-        number: among those of its kind.
-        module: that Python runs.
-        arguments: of the module.
-        config: JSON that the process reads from its lifeline.
-        sockets: descriptors that it inherits.
-        environment: of the process; None is that of this process.
-        hang_seconds: of silence, after which a process is killed.
-        start_seconds: the same, until it is ready for the first time.
-    """
+    """What to run."""
 
     kind: str
+    """``engine`` or ``HTTP worker``."""
     number: int
+    """Among those of its kind."""
     module: str
     arguments: Sequence[str]
     config: str
+    """JSON that the process reads from its lifeline."""
     sockets: Sequence[int] = ()
+    """Descriptors that it inherits."""
     environment: Mapping[str, str] | None = None
+    """None is that of this process."""
     hang_seconds: float = 10.0
+    """Of silence, after which a process is killed."""
     start_seconds: float = 300.0
+    """The same, until it is ready for the first time."""
 
 
 class SupervisedProcess:
     """Starts a command, and again whenever it exits or hangs: at once the first time, then with growing pauses.
 
     Args:
-        command: to run.
         status_file: where its ``ProcessStatus`` is written whenever it changes.
 
     Attributes:
-        pid: of the process; None while there is none.
+        pid: None while there is no process.
         is_ready: set while the process serves.
     """
 
@@ -89,12 +83,11 @@ class SupervisedProcess:
         self._status_file = status_file
         self._status = ProcessStatus()
         self._stopping = asyncio.Event()
-        self._task: asyncio.Task[None] | None = None
         self._log = log.bind(number=command.number)
 
     def start(self) -> None:
         """Keep the process running from now on."""
-        self._task = asyncio.create_task(self._run())
+        self._task: asyncio.Task[None] = asyncio.create_task(self._run())
 
     def signal(self, number: Signals) -> None:
         """Send a signal, if there is a process."""
@@ -110,8 +103,6 @@ class SupervisedProcess:
 
     async def wait(self, seconds: float) -> None:
         """Return when the process has exited after ``stop``; kill it after some seconds."""
-        if self._task is None:
-            return
         done, _ = await asyncio.wait([self._task], timeout=seconds)
         if not done:
             self._log.warning(f"{self._command.kind} killed", pid=self.pid)
@@ -177,12 +168,7 @@ class SupervisedProcess:
     async def _listen(self, reader: asyncio.StreamReader) -> bool:
         """Note when the process is ready; return True when it has been silent for too long, False when it closed its end."""
         timeout, began = self._command.start_seconds, None
-        while True:
-            heard = await _read(reader, timeout)
-            if heard is None:
-                return True
-            if not heard:
-                return False
+        while heard := await _read(reader, timeout):
             if READY in heard:
                 timeout, began = self._command.hang_seconds, time.monotonic()
                 self.is_ready.set()
@@ -190,6 +176,7 @@ class SupervisedProcess:
                 self._log.info(f"{self._command.kind} ready", pid=self.pid)
             elif began is not None and self._status.consecutive_exits and time.monotonic() - began > SHORT_LIFE_SECONDS:
                 self._set(replace(self._status, consecutive_exits=0))
+        return heard is None
 
     def _set(self, status: ProcessStatus) -> None:
         self._status = status

@@ -28,10 +28,6 @@ class RunFolder:
     """A server's private folder: where its engines listen, and how its processes are.
 
     Only this user can enter it. The HTTP workers find everything they need in it, so nothing else has to be sent to them.
-
-    Args:
-        path: of the folder.
-        engines: how many engine processes there are.
     """
 
     def __init__(self, path: Path, engines: int) -> None:
@@ -45,52 +41,34 @@ class RunFolder:
 class Supervisor:
     """Starts the engines and the HTTP workers, restarts those that exit or hang, and ends them in order.
 
-    An asynchronous context manager, which runs in any event loop: that of ``python -m app``, which does nothing else, or that of
-    a process which serves HTTP itself and wants engines only.
+    An asynchronous context manager for any event loop, also that of a process which serves HTTP itself and wants engines only.
 
     Args:
-        settings: of the server.
         listeners: one listening socket for each HTTP worker.
         metrics_listener: what all of them serve metrics on; None serves them on the main port.
-
-    Attributes:
-        run_folder: for the HTTP workers.
     """
 
     def __init__(
-        self,
-        settings: Settings,
-        listeners: Sequence[socket.socket] = (),
-        metrics_listener: socket.socket | None = None,
+        self, settings: Settings, listeners: Sequence[socket.socket] = (), metrics_listener: socket.socket | None = None
     ) -> None:
         configs = settings.engine_configs
         self.run_folder = RunFolder(Path(tempfile.gettempdir()) / f"jfb-{secrets.token_hex(8)}", len(configs))
         self._settings = settings
+        folder = self.run_folder
         self._engines = [
             SupervisedProcess(Command("engine", number, "app.engine", [str(socket)], config.model_dump_json()), status)
-            for number, (config, socket, status) in enumerate(
-                zip(configs, self.run_folder.sockets, self.run_folder.status_files, strict=True)
-            )
+            for number, (config, socket, status) in enumerate(zip(configs, folder.sockets, folder.status_files, strict=True))
         ]
         # One worker counts in its own memory, which costs half as much as in files that others read.
         counted_together = {"PROMETHEUS_MULTIPROC_DIR": str(self.run_folder.metrics)} if len(listeners) > 1 else {}
         environment = {**os.environ, **counted_together}
-        extra = [] if metrics_listener is None else [metrics_listener.fileno()]
-        self._workers = [
-            SupervisedProcess(
-                Command(
-                    "HTTP worker",
-                    number,
-                    "app.cli.http_worker",
-                    [str(self.run_folder.path), *map(str, [listener.fileno(), *extra])],
-                    settings.model_dump_json(context={"reveal_keys": True}),
-                    sockets=[listener.fileno(), *extra],
-                    environment=environment,
-                ),
-                self.run_folder.path / f"http-{number}.json",
-            )
-            for number, listener in enumerate(listeners)
-        ]
+        config = settings.model_dump_json(context={"reveal_keys": True})
+        self._workers = []
+        for number, listener in enumerate(listeners):
+            sockets = [one.fileno() for one in (listener, metrics_listener) if one is not None]
+            arguments = [str(folder.path), *map(str, sockets)]
+            command = Command("HTTP worker", number, "app.cli.http_worker", arguments, config, sockets, environment)
+            self._workers.append(SupervisedProcess(command, folder.path / f"http-{number}.json"))
 
     async def __aenter__(self) -> Self:
         self.run_folder.path.mkdir(mode=0o700)

@@ -37,11 +37,9 @@ class Backend(ABC):
     def step(self, state: Tensor, injection: Tensor) -> Tensor:
         """Apply the fixed-point map once: ``[n, *state_shape]`` to the same shape."""
 
+    @abstractmethod
     def evaluate(self, solver: Solver, memory: Memory, point: Tensor, injection: Tensor) -> Tensor:
         """What one iteration of a solver evaluates: ``step``, unless the solver splits the map."""
-        if solver.splits:
-            raise NotImplementedError(f"{type(self).__name__} computes step as a whole, which {type(solver).__name__} splits")
-        return self.step(point, injection)
 
     @abstractmethod
     def readout(self, state: Tensor) -> Tensor:
@@ -49,13 +47,11 @@ class Backend(ABC):
 
 
 class TorchBackend(Backend):
-    """PyTorch, eager unless it is to be compiled.
+    """PyTorch, eager unless ``step`` is to be compiled, whose first call then takes tens of seconds.
 
     Args:
         network: in evaluation mode, or its rows are not independent; it is moved, not copied.
-        device: where to compute.
         dtype: what to compute in; tests use float64.
-        compiled: whether ``step`` is compiled; the first call then takes tens of seconds.
     """
 
     def __init__(
@@ -81,21 +77,14 @@ class TorchBackend(Backend):
         return self._step(state, injection)
 
     def evaluate(self, solver: Solver, memory: Memory, point: Tensor, injection: Tensor) -> Tensor:
-        if not solver.splits:
-            return self.step(point, injection)
-        return solver.evaluate(self._network, memory, point, injection)
+        return solver.evaluate(self._network, memory, point, injection) if solver.splits else self.step(point, injection)
 
     def readout(self, state: Tensor) -> Tensor:
         return self._network.readout(state)
 
 
 class BFloat16Backend(TorchBackend):
-    """Computes ``step`` in bfloat16 between float32 states, for rows that are far from their tolerance, and nothing else.
-
-    Args:
-        network: in evaluation mode; it is moved and cast, not copied.
-        device: where to compute.
-    """
+    """Computes ``step`` in bfloat16 between float32 states, for rows that are far from their tolerance, and nothing else."""
 
     def __init__(self, network: ImplicitNetwork, device: torch.device) -> None:
         super().__init__(network, device, torch.bfloat16)

@@ -12,15 +12,11 @@ from jfb.onnx.network import OnnxNetwork
 
 
 def candidates(found: Checkpoint, folder: Path, device: torch.device, wanted: BackendName) -> dict[str, Backend]:
-    """Those to choose from, the reference first.
+    """Those to choose from for the version that was found in a folder, the reference first.
 
-    Args:
-        found: what the folder holds.
-        folder: of the version.
-        device: where to compute.
-        wanted: ``torch`` is eager PyTorch, ``folded`` the same with fixed affine maps folded and channels last, ``onnx`` ONNX
-            Runtime on the graphs in the folder (``python -m training export --parts``), ``compiled`` ``torch.compile`` of the
-            folded step. ``auto`` is all that are ready at once: to compile takes tens of seconds, so that must be named.
+    ``torch`` is eager PyTorch, ``folded`` the same with fixed affine maps folded and channels last, ``onnx`` ONNX Runtime on the
+    graphs in the folder (``python -m training export --parts``), ``compiled`` ``torch.compile`` of the folded step. ``auto`` is
+    all that are ready at once: to compile takes tens of seconds, so that must be named.
 
     Raises:
         ValueError: if the version cannot be computed by what is wanted.
@@ -30,10 +26,9 @@ def candidates(found: Checkpoint, folder: Path, device: torch.device, wanted: Ba
         if wanted not in ("auto", "torch", "onnx"):
             raise ValueError(f"backend: must be auto or onnx for a model of ONNX graphs (got {wanted})")
         return backends
-    if wanted in ("auto", "folded"):
-        backends["folded"] = TorchBackend(_channels_last(found.network.folded()), device)
-    if wanted == "compiled":
-        backends["compiled"] = TorchBackend(_channels_last(found.network.folded()), device, compiled=True)
+    if wanted in ("auto", "folded", "compiled"):
+        name = "compiled" if wanted == "compiled" else "folded"
+        backends[name] = TorchBackend(_channels_last(found.network.folded()), device, compiled=wanted == "compiled")
     if wanted == "onnx" or (wanted == "auto" and device.type == "cpu" and (folder / "step.onnx").exists()):
         if device.type != "cpu":
             raise ValueError(f"backend: onnx computes on the CPU only (got device {device})")

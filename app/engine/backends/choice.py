@@ -4,7 +4,6 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import partial
 
 import structlog
 import torch
@@ -70,9 +69,7 @@ def choose(
         candidates: by name. The first is the reference, float32 eager PyTorch, and is never refused.
         inputs: raw, shape ``[n, *input_shape]``, a probe; batches of 1, 2, 4, ... up to n rows are measured.
         only: the one that must be taken.
-        low_precision: computes steps in low precision.
-        precision: whether to use that: where it pays, never, or even if it does not pay.
-        clock: seconds.
+        precision: whether to use ``low_precision``: where it pays, never, or even if it does not pay.
 
     Raises:
         ValueError: if the one that must be taken is refused, and for ``mixed`` where low precision is, or there is none.
@@ -80,25 +77,25 @@ def choose(
     reference = next(iter(candidates.values()))
     inputs = inputs.to(reference.device, reference.dtype)
     injection = reference.inject(inputs)
-    start = reference.initial_state(injection)
-    state = reference.step(start, injection).clone()
+    state = reference.step(reference.initial_state(injection), injection).clone()
     next_state = reference.step(state, injection).clone()
     arguments: dict[Map, tuple[Tensor, ...]] = {"inject": (inputs,), "step": (state, injection), "readout": (next_state,)}
     expected: dict[Map, Tensor] = {"inject": injection, "step": next_state, "readout": reference.readout(next_state).clone()}
 
     backends, refused = dict(candidates), {}
     for name, backend in list(candidates.items())[1:]:
-        if reason := _deviation(backend, arguments, expected):
+        reasons = ((kind, _difference(getattr(backend, kind), arguments[kind], expected[kind], AGREEMENT)) for kind in MAPS)
+        if reason := next((f"{kind}: {reason}" for kind, reason in reasons if reason), ""):
             refused[name] = reason
             del backends[name]
             log.warning("backend refused", backend=name, reason=reason)
-
     if only is not None and only not in backends:
         raise ValueError(f"backend: {only} cannot compute this model: {refused.get(only, 'there is none for this model')}")
+
     measured = {name: backend for name, backend in backends.items() if only in (None, name)}
     sizes = [2**k for k in range(max(len(inputs) - 1, 0).bit_length() + 1)]
     seconds: dict[Map, list[dict[str, float]]] = {name: [] for name in MAPS}
-    for rows in (min(size, len(inputs)) for size in sizes):
+    for rows in sizes:
         for name in MAPS:
             some = tuple(tensor[:rows] for tensor in arguments[name])
             seconds[name].append(_seconds({key: getattr(backend, name) for key, backend in measured.items()}, some, clock))
@@ -106,8 +103,10 @@ def choose(
     step_seconds = [found[name] for found, name in zip(seconds["step"], table["step"], strict=True)]
     fastest = FastestBackend(backends, table)
 
-    if low_precision is not None and precision != "float32":
-        reason = _difference(partial(low_precision.step, *arguments["step"]), next_state, LOW_PRECISION_AGREEMENT)
+    if precision == "float32":
+        low_precision = None
+    elif low_precision is not None:
+        reason = _difference(low_precision.step, arguments["step"], next_state, LOW_PRECISION_AGREEMENT)
         reason = reason or _dependence(low_precision.step, arguments["step"], sizes)
         alike = [name for name, backend in measured.items() if not _dependence(backend.inject, (inputs,), sizes[1:])]
         if not reason and not alike:
@@ -122,12 +121,9 @@ def choose(
         else:
             table["inject"] = [table["inject"][-1] if table["inject"][-1] in alike else alike[0]] * len(sizes)
             fastest = FastestBackend(backends, table, in_pairs=True)
-    else:
-        low_precision = None
     if precision == "mixed" and low_precision is None:
-        raise ValueError(
-            f"precision: must be float32 or auto (got mixed): {refused.get('bfloat16', 'there is no bfloat16 here')}"
-        )
+        reason = refused.get("bfloat16", "there is no bfloat16 here")
+        raise ValueError(f"precision: must be float32 or auto (got mixed): {reason}")
     return Choice(fastest, table, step_seconds, low_precision, refused)
 
 
@@ -138,14 +134,6 @@ def _fastest(seconds: list[dict[str, float]]) -> list[str]:
     return [
         name if found[name] <= MAX_SHARE_OF_BEST * found[overall] else overall for name, found in zip(best, seconds, strict=True)
     ]
-
-
-def _deviation(backend: Backend, arguments: Mapping[Map, tuple[Tensor, ...]], expected: Mapping[Map, Tensor]) -> str:
-    """Why a backend must not be used; nothing if it may."""
-    for name in MAPS:
-        if reason := _difference(partial(getattr(backend, name), *arguments[name]), expected[name], AGREEMENT):
-            return f"{name}: {reason}"
-    return ""
 
 
 def _dependence(compute: Callable[..., Tensor], arguments: tuple[Tensor, ...], sizes: list[int]) -> str:
@@ -160,17 +148,20 @@ def _dependence(compute: Callable[..., Tensor], arguments: tuple[Tensor, ...], s
     return ""
 
 
-def _difference(compute: Callable[[], Tensor], expected: Tensor, agreement: float) -> str:
+def _difference(compute: Callable[..., Tensor], arguments: tuple[Tensor, ...], expected: Tensor, agreement: float) -> str:
+    """Why a backend must not be used; nothing if it may."""
     try:
-        found = compute()
+        found = compute(*arguments)
     except torch.AcceleratorError:
         raise
     except Exception as error:  # whatever a runtime raises, others can do its work
         return f"{type(error).__name__}: {error}"
     if found.shape != expected.shape:
         return f"shape {list(found.shape)} where float32 eager has {list(expected.shape)}"
-    allowed = agreement * max(1.0, float(expected.abs().max())) if expected.numel() else 0.0
-    difference = float((found - expected).abs().max()) if expected.numel() else 0.0
+    if not expected.numel():
+        return ""
+    allowed = agreement * max(1.0, float(expected.abs().max()))
+    difference = float((found - expected).abs().max())
     return "" if difference <= allowed else f"{difference:.1e} from float32 eager, where {allowed:.1e} is allowed"
 
 
@@ -186,11 +177,8 @@ def _seconds(
             torch.cuda.synchronize(result.device)
         return clock() - began
 
-    if len(functions) == 1:
-        ((name, function),) = functions.items()
-        once(function)
-        return {name: min(once(function), once(function))}
     found = {name: once(function) for name, function in functions.items()}  # warms up
-    rounds = max(3, min(20, int(MEASUREMENT_SECONDS / max(*found.values(), 1e-6))))
+    longest = max(*found.values(), 1e-6)
+    rounds = 2 if len(functions) == 1 else max(3, min(20, int(MEASUREMENT_SECONDS / longest)))
     runs = [{name: once(function) for name, function in functions.items()} for _ in range(rounds)]
     return {name: min(run[name] for run in runs) for name in functions}

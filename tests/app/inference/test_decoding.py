@@ -154,7 +154,7 @@ def test_responses_are_valid_for_their_models(ended: Result) -> None:
 
 @pytest.mark.parametrize("residual", [0.5, math.nan])
 def test_events_are_valid_for_their_model(residual: float) -> None:
-    iteration = Iteration(0, np.array([[1, 2]], np.float32).tobytes(), [0], [1], [residual])
+    iteration = Iteration(0, np.array([[1, 2]], np.float32).tobytes(), [1], [residual], rows=[0])
     (event,) = iteration_events(MODEL, iteration)
     parsed = IterationEvent.model_validate_json(msgspec.json.encode(event))
     assert [one.label for one in parsed.top] == (["wild", "calm"] if residual == 0.5 else [])
