@@ -162,22 +162,6 @@ def test_a_broken_version_is_rejected_with_the_reason_while_the_old_one_serves(o
     assert_right(own.predict(BODY), probabilities(own_store / "digits" / str(other)))
 
 
-def test_a_version_that_is_replaced_while_the_engine_starts_leaves_no_gap(store: Path, tmp_path: Path) -> None:
-    own_store = tmp_path / "store"
-    shutil.copytree(store / "digits" / "1", own_store / "digits" / "1")
-    config = own_store / "a" / "1" / "config.json"
-    config.parent.mkdir(parents=True)
-    os.mkfifo(config)  # reading it blocks
-    with running_server(own_store, tmp_path / "log", default_model="digits") as server:
-        with config.open("w") as held:  # the engine has listed the store, and is about to read its first model
-            newest = publish(own_store, 15)
-            shutil.rmtree(own_store / "digits" / "1")
-            config.unlink()
-            held.write("{")
-        server.wait_until_ready()
-        assert server.predict(BODY).json()["version"] == newest
-
-
 def test_an_unloaded_model_finishes_what_it_has_and_stays_away_until_it_is_loaded(own: RunningServer) -> None:
     path = "/models/slow/predict"
     with ThreadPoolExecutor(1) as pool:
