@@ -20,8 +20,7 @@ from jfb import Checkpoint, LabelStop, checkpoint
 from jfb.config import Serving
 from jfb.label_stop import Kind, label_tolerance
 
-MAX_SLOTS = defaultdict(lambda: 1024, cpu=64)
-"""By the type of the device."""
+MAX_SLOTS = defaultdict(lambda: 1024, cpu=64)  # by the type of the device
 
 log = structlog.get_logger(__name__)
 

@@ -23,10 +23,8 @@ from app.engine_client.errors import QueueFull
 from app.engine_client.messages import Cancel, Failed, GetState, Load, ModelsChanged, NotServed, Request, Unload
 from app.supervisor.lifeline import HEARTBEAT_SECONDS, Lifeline
 
-RECEIVE_BYTES = 2**20
-"""Per client and tick, so that a flood of messages cannot keep the rows from being iterated."""
-MAX_UNSENT_BYTES = 2**28
-"""Of answers that a client does not read; it is dropped then."""
+RECEIVE_BYTES = 2**20  # per client and tick, so that a flood of messages cannot keep the rows from being iterated
+MAX_UNSENT_BYTES = 2**28  # of answers that a client does not read; it is dropped then
 
 log = structlog.get_logger(__name__)
 

@@ -16,8 +16,7 @@ from jfb.store import list_models, list_versions
 
 log = structlog.get_logger(__name__)
 
-Key = tuple[str, int]
-"""Name and version."""
+Key = tuple[str, int]  # name and version
 
 
 @dataclass(frozen=True)
@@ -32,10 +31,8 @@ class RefusedVersion:
 class Changes:
     """What was found in the store, and has not taken effect."""
 
-    models: frozenset[str]
-    """Those that were scanned."""
-    present: frozenset[Key]
-    """The versions of those that the store holds."""
+    models: frozenset[str]  # those that were scanned
+    present: frozenset[Key]  # the versions of those that the store holds
     loaded: dict[Key, LoadedVersion] = field(default_factory=dict)
     refused: dict[Key, RefusedVersion] = field(default_factory=dict)
 

@@ -19,12 +19,9 @@ from app.engine_client.errors import EngineUnavailable, LoadFailed, NotServed, Q
 from app.engine_client.messages import MESSAGE_IDS, Iteration, Load, Request, Result, ServedVersion, State, Unload
 
 RECONNECT_SECONDS = 0.05
-REFRESH_SECONDS = 1.0
-"""Between two looks at what an engine serves."""
-MAX_ITERATIONS_BUFFERED = 1024
-"""Of a streamed request; if its client reads too slowly, the oldest are dropped."""
-MAX_REJECTION_SECONDS = 0.1
-"""How long a worker repeats an engine's rejection without asking it again."""
+REFRESH_SECONDS = 1.0  # between two looks at what an engine serves
+MAX_ITERATIONS_BUFFERED = 1024  # of a streamed request; if its client reads too slowly, the oldest are dropped
+MAX_REJECTION_SECONDS = 0.1  # how long a worker repeats an engine's rejection without asking it again
 
 log = structlog.get_logger(__name__)
 
@@ -152,8 +149,7 @@ class Engines:
 @dataclass(eq=False)
 class _Pending:
     message: Request | Load | Unload
-    answer: asyncio.Future[Any]
-    """A ``Result``; of a load or unload the versions that were refused, with the reasons."""
+    answer: asyncio.Future[Any]  # a `Result`; of a load or unload the versions that were refused, with the reasons
     iterations: deque[Iteration] = field(default_factory=lambda: deque(maxlen=MAX_ITERATIONS_BUFFERED))
     arrived: asyncio.Event = field(default_factory=asyncio.Event)
 

@@ -16,10 +16,8 @@ import structlog
 from app.settings import Settings
 from app.supervisor.process import Command, SupervisedProcess
 
-SHUTDOWN_SECONDS = 10
-"""How long requests in flight may take to finish once a worker has stopped accepting new ones."""
-EXTRA_SECONDS = 5.0
-"""How much longer a worker may take to exit than its requests."""
+SHUTDOWN_SECONDS = 10  # how long requests in flight may take to finish once a worker has stopped accepting new ones
+EXTRA_SECONDS = 5.0  # how much longer a worker may take to exit than its requests
 
 log = structlog.get_logger(__name__)
 

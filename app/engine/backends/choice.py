@@ -12,21 +12,16 @@ from torch import Tensor
 from app.engine.backends.backend import MAPS, Backend, FastestBackend, Map
 from app.settings import Precision
 
-AGREEMENT = 1e-4
-"""How far answers may be from those of float32 eager PyTorch, in units of the largest entry if that is over 1."""
-LOW_PRECISION_AGREEMENT = 2.0**-4
-"""The same, for one step in low precision."""
+AGREEMENT = 1e-4  # how far answers may be from those of float32 eager PyTorch, in units of the largest entry if that is over 1
+LOW_PRECISION_AGREEMENT = 2.0**-4  # the same, for one step in low precision
 MAX_LOW_PRECISION_SHARE = 0.5
 """Of the time of a step in full precision, for low precision to be used: it divides each batch in two, which cost more than the
 whole. At 0.62 the engine answered no more requests with it (benchmarks/results/engine.md)."""
-MAX_SHARE_OF_BEST = 0.9
-"""Of the time of the backend that is best over all batch sizes, for another to be used at one of them."""
+MAX_SHARE_OF_BEST = 0.9  # of the time of the backend that is best over all batch sizes, for another to be used at one of them
 TICK_SECONDS = 3e-4
 """Of a tick without its step, however many rows it has: the host's work, on the machines where it was measured."""
-MAX_SHARE_OF_BEST_BATCH = 1.1
-"""Of the time per row in the best of batches, for a smaller batch to be preferred."""
-MEASUREMENT_SECONDS = 0.02
-"""For a backend at a batch size, or three runs if those take longer."""
+MAX_SHARE_OF_BEST_BATCH = 1.1  # of the time per row in the best of batches, for a smaller batch to be preferred
+MEASUREMENT_SECONDS = 0.02  # for a backend at a batch size, or three runs if those take longer
 
 log = structlog.get_logger(__name__)
 
@@ -36,14 +31,11 @@ class Choice:
     """What was found."""
 
     backend: FastestBackend
-    table: dict[Map, list[str]]
-    """For each map, the name of the fastest backend for at most 1, 2, 4, ... rows."""
-    step_seconds: list[float]
-    """Of the fastest step of 1, 2, 4, ... rows."""
+    table: dict[Map, list[str]]  # for each map, the name of the fastest backend for at most 1, 2, 4, ... rows
+    step_seconds: list[float]  # of the fastest step of 1, 2, 4, ... rows
     low_precision: Backend | None
     """What to compute steps with that are far from the tolerance; None if low precision does not pay."""
-    refused: dict[str, str] = field(default_factory=dict)
-    """Backends that were not considered, and why."""
+    refused: dict[str, str] = field(default_factory=dict)  # backends that were not considered, and why
 
     @property
     def best_slots(self) -> int:
