@@ -10,6 +10,7 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
+from operator import attrgetter
 from pathlib import Path
 
 import msgspec
@@ -81,8 +82,8 @@ class EngineProcess:
 
     def serve(self) -> None:
         """Receive, tick, answer; sleep while there is nothing to do."""
-        self._selector.register(self._listener, selectors.EVENT_READ)
-        self._selector.register(self._woken, selectors.EVENT_READ)
+        for end in (self._listener, self._woken):
+            self._selector.register(end, selectors.EVENT_READ)
         signal.set_wakeup_fd(self._wake.fileno(), warn_on_full_buffer=False)
         for number in (signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, self._on_signal)
@@ -176,8 +177,7 @@ class EngineProcess:
                 raise ValueError(f"id: must be unique (got {request.id}, which is in use)")
             scheduler.submit(RunningRequest(number, request, scheduler.input_shape))
         except QueueFull as full:
-            answer = messages.QueueFull(request.id, full.waiting_rows, full.max_waiting_rows, full.retry_after)
-            client.messages.append(answer)
+            client.messages.append(messages.QueueFull(request.id, full.waiting_rows, full.max_waiting_rows, full.retry_after))
         except ValueError as error:
             client.messages.append(Failed(request.id, str(error)))
         else:
@@ -223,9 +223,7 @@ class EngineProcess:
             client.messages.append(state)
 
     def _tick(self) -> None:
-        for scheduler in self._models.schedulers():
-            if not scheduler.busy:
-                continue
+        for scheduler in filter(attrgetter("busy"), self._models.schedulers()):
             finished = scheduler.tick(time.monotonic())
             for request, iteration in scheduler.take_iterations():
                 self._running[request.number].messages.append(iteration)

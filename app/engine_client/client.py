@@ -72,11 +72,7 @@ class Engines:
             await asyncio.sleep(RECONNECT_SECONDS)
 
     def raise_if_full(self, model: ServedVersion, rows: int = 1) -> None:
-        """Reject at once what every engine would reject: a rejected request must cost less than an answered one.
-
-        Raises:
-            QueueFull: if every engine has just rejected as many rows or fewer.
-        """
+        """``QueueFull`` if every engine has just rejected as many rows or fewer: a rejection must cost less than an answer."""
         rejections = [engine.rejection(model, rows) for engine in self._engines if engine.is_up]
         if rejections and all(rejections):
             raise _queue_full(next(one for one in rejections if one))
@@ -90,9 +86,8 @@ class Engines:
             EngineUnavailable: if no engine is up, or it exited before it answered.
             RequestFailed: if the rows cannot be computed.
         """
-        async with self._choose(request).sent(request) as pending:
-            result: Result = await pending.answer
-            return result
+        result: Result = await self._choose(request).answer(request)
+        return result
 
     async def stream(self, request: Request) -> AsyncGenerator[Iteration | Result, None]:
         """As ``predict``, but yield each iteration, then the result. Closing the generator drops the rows."""
@@ -109,11 +104,7 @@ class Engines:
             yield pending.answer.result()
 
     async def load(self, model: str) -> None:
-        """Serve the versions of a model that the store holds now; return when they are served.
-
-        Raises:
-            LoadFailed: if the store has no such model, or a version of it cannot be loaded; the others are.
-        """
+        """Serve what the store holds of a model; ``LoadFailed`` if that is nothing, or a version cannot be loaded; others are."""
         if refused := await self._change(Load, model):
             raise LoadFailed("; ".join(f"{version}: {reason}" for version, reason in refused.items()))
 
@@ -123,7 +114,7 @@ class Engines:
 
     async def _change(self, kind: type[Load] | type[Unload], model: str) -> dict[str, str]:
         refused: dict[str, str] = {}
-        changes = [engine.change(kind(next(MESSAGE_IDS), model)) for engine in self._up()]
+        changes = [engine.answer(kind(next(MESSAGE_IDS), model)) for engine in self._up()]
         for result in await asyncio.gather(*changes, return_exceptions=True):  # raise only when all have answered
             if isinstance(result, BaseException):
                 raise result
@@ -219,11 +210,10 @@ class EngineClient(asyncio.Protocol):
             else:
                 pending.answer.exception()  # retrieved, even if the client that waited for it has left
 
-    async def change(self, message: Load | Unload) -> dict[str, str]:
-        """Load or unload a model; return why which versions were refused."""
+    async def answer(self, message: Request | Load | Unload) -> Any:
+        """Send a message and return its answer: see ``_Pending.answer``."""
         async with self.sent(message) as pending:
-            refused: dict[str, str] = await pending.answer
-            return refused
+            return await pending.answer
 
     async def refresh(self, timeout: float) -> None:
         """Ask for the state; return when it has arrived, the engine has exited, or ``timeout`` seconds have passed."""
@@ -296,8 +286,7 @@ class EngineClient(asyncio.Protocol):
             case messages.QueueFull():
                 assert isinstance(pending.message, Request)
                 until = time.monotonic() + min(message.retry_after, MAX_REJECTION_SECONDS)
-                model = pending.message.model, pending.message.version
-                self._rejections[model] = pending.message.rows, until, message
+                self._rejections[pending.message.model, pending.message.version] = pending.message.rows, until, message
                 pending.answer.set_exception(_queue_full(message))
             case messages.NotServed():
                 pending.answer.set_exception(NotServed("the version is not served any more"))

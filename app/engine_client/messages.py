@@ -220,11 +220,7 @@ class FrameDecoder(Generic[Message]):
         self._buffer = bytearray()
 
     def feed(self, data: bytes) -> Iterator[Message]:
-        """Yield the messages that ``data`` completes.
-
-        Raises:
-            msgspec.MsgspecError: for bytes that are no messages; the stream cannot be read any further then.
-        """
+        """Yield the messages that ``data`` completes; after a ``msgspec.MsgspecError`` the stream cannot be read any further."""
         self._buffer += data
         while len(self._buffer) >= _LENGTH.size:
             end = _LENGTH.size + _LENGTH.unpack_from(self._buffer)[0]

@@ -12,6 +12,7 @@ from jfb.mixed_precision import low_precision_step
 from jfb.solvers import Memory, Solver
 
 Map = Literal["inject", "step", "readout"]
+Compute = Callable[..., Tensor]
 MAPS: tuple[Map, ...] = ("inject", "step", "readout")
 
 

@@ -9,7 +9,7 @@ import structlog
 import torch
 from torch import Tensor
 
-from app.engine.backends.backend import MAPS, Backend, FastestBackend, Map
+from app.engine.backends.backend import MAPS, Backend, Compute, FastestBackend, Map
 from app.settings import Precision
 
 AGREEMENT = 1e-4  # how far answers may be from those of float32 eager PyTorch, in units of the largest entry if that is over 1
@@ -97,7 +97,7 @@ def choose(
 
     if precision == "float32":
         low_precision = None
-    elif low_precision is not None:
+    if low_precision is not None:
         reason = _difference(low_precision.step, arguments["step"], next_state, LOW_PRECISION_AGREEMENT)
         reason = reason or _dependence(low_precision.step, arguments["step"], sizes)
         alike = [name for name, backend in measured.items() if not _dependence(backend.inject, (inputs,), sizes[1:])]
@@ -122,17 +122,12 @@ def choose(
 def _fastest(seconds: list[dict[str, float]]) -> list[str]:
     """For each batch size the name of the backend to take: one for all, but where another is clearly faster."""
     overall = min(seconds[0], key=lambda name: math.prod(found[name] for found in seconds))
-    best = [min(found, key=found.__getitem__) for found in seconds]
-    return [
-        name if found[name] <= MAX_SHARE_OF_BEST * found[overall] else overall for name, found in zip(best, seconds, strict=True)
-    ]
+    pairs = [(found, min(found, key=found.__getitem__)) for found in seconds]
+    return [name if found[name] <= MAX_SHARE_OF_BEST * found[overall] else overall for found, name in pairs]
 
 
-def _dependence(compute: Callable[..., Tensor], arguments: tuple[Tensor, ...], sizes: list[int]) -> str:
-    """Whether a map rounds differently in batches of different sizes.
-
-    In float32 that is beneath notice; in low precision a row could tell from its answer what company it had.
-    """
+def _dependence(compute: Compute, arguments: tuple[Tensor, ...], sizes: list[int]) -> str:
+    """Whether rounding depends on the batch size: in low precision a row could tell from its answer what company it had."""
     together = compute(*arguments)
     for rows in sizes:
         if not torch.equal(compute(*(tensor[:rows] for tensor in arguments)), together[:rows]):
@@ -140,7 +135,7 @@ def _dependence(compute: Callable[..., Tensor], arguments: tuple[Tensor, ...], s
     return ""
 
 
-def _difference(compute: Callable[..., Tensor], arguments: tuple[Tensor, ...], expected: Tensor, agreement: float) -> str:
+def _difference(compute: Compute, arguments: tuple[Tensor, ...], expected: Tensor, agreement: float) -> str:
     """Why a backend must not be used; nothing if it may."""
     try:
         found = compute(*arguments)
@@ -157,12 +152,10 @@ def _difference(compute: Callable[..., Tensor], arguments: tuple[Tensor, ...], e
     return "" if difference <= allowed else f"{difference:.1e} from float32 eager, where {allowed:.1e} is allowed"
 
 
-def _seconds(
-    functions: Mapping[str, Callable[..., Tensor]], arguments: tuple[Tensor, ...], clock: Callable[[], float]
-) -> dict[str, float]:
+def _seconds(functions: Mapping[str, Compute], arguments: tuple[Tensor, ...], clock: Callable[[], float]) -> dict[str, float]:
     """The best of several runs of each, in turn, as others may be using the machine."""
 
-    def once(function: Callable[..., Tensor]) -> float:
+    def once(function: Compute) -> float:
         began = clock()
         result = function(*arguments)
         if result.is_cuda:
