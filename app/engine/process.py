@@ -54,9 +54,7 @@ class _Client:
 class EngineProcess:
     """Serves models to any number of clients until SIGTERM; then it finishes what it has.
 
-    Args:
-        path: of the Unix socket to listen on; a stale one is replaced.
-        poll_seconds: between rescans of the store; None rescans on SIGHUP only.
+    A stale socket at ``path`` is replaced. Without ``poll_seconds`` the store is rescanned on SIGHUP only.
     """
 
     def __init__(self, path: Path, models: ServedModels, lifeline: Lifeline, poll_seconds: float | None) -> None:

@@ -80,11 +80,7 @@ class Engines:
     async def predict(self, request: Request) -> Result:
         """Have rows computed; cancelling the awaiting task drops them in the engine.
 
-        Raises:
-            NotServed: if no engine serves this load of that version; the catalogue is up to date then.
-            QueueFull: if the queue has no room for the rows.
-            EngineUnavailable: if no engine is up, or it exited before it answered.
-            RequestFailed: if the rows cannot be computed.
+        Raises ``NotServed``, and the catalogue is up to date then, ``QueueFull``, ``EngineUnavailable`` or ``RequestFailed``.
         """
         result: Result = await self._choose(request).answer(request)
         return result
@@ -146,18 +142,12 @@ class _Pending:
 
 
 class EngineClient(asyncio.Protocol):
-    """The connection to the engine that listens on a socket.
-
-    Attributes:
-        state: what the engine last said; None before the first time.
-        is_up: whether it is connected and has said what it serves.
-        rows_in_flight: rows that this process has sent and that are not answered.
-    """
+    """The connection to the engine that listens on a socket."""
 
     def __init__(self, socket: Path) -> None:
-        self.state: State | None = None
-        self.is_up = False
-        self.rows_in_flight = 0
+        self.state: State | None = None  # what the engine last said
+        self.is_up = False  # whether it is connected and has said what it serves
+        self.rows_in_flight = 0  # rows that this process has sent and that are not answered
         self._socket = socket
         self._transport: asyncio.WriteTransport | None = None
         self._disconnected = asyncio.Event()

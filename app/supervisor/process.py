@@ -58,17 +58,12 @@ class Command:
 class SupervisedProcess:
     """Starts a command, and again whenever it exits or hangs: at once the first time, then with growing pauses.
 
-    Args:
-        status_file: where its ``ProcessStatus`` is written whenever it changes.
-
-    Attributes:
-        pid: None while there is no process.
-        is_ready: set while the process serves.
+    Its ``ProcessStatus`` is written to ``status_file`` whenever that changes.
     """
 
     def __init__(self, command: Command, status_file: Path) -> None:
-        self.pid: int | None = None
-        self.is_ready = asyncio.Event()
+        self.pid: int | None = None  # None while there is no process
+        self.is_ready = asyncio.Event()  # set while the process serves
         self._command = command
         self._status_file = status_file
         self._status = ProcessStatus()
@@ -176,12 +171,8 @@ class SupervisedProcess:
 
 
 async def _read(reader: asyncio.StreamReader, seconds: float) -> bytes | None:
-    """What arrives within some seconds, or None.
-
-    It waits twice for half of them: an event loop that was blocked for longer sees that its time is up before it sees what has
-    arrived meanwhile, and a process is not to be killed for that.
-    """
-    for _ in range(2):
+    """What arrives within some seconds, or None."""
+    for _ in range(2):  # an event loop that was blocked for long sees that its time is up before it sees what has arrived
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds / 2):
                 return await reader.read(4096)

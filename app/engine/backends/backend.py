@@ -50,9 +50,7 @@ class Backend(ABC):
 class TorchBackend(Backend):
     """PyTorch, eager unless ``step`` is to be compiled, whose first call then takes tens of seconds.
 
-    Args:
-        network: in evaluation mode, or its rows are not independent; it is moved, not copied.
-        dtype: what to compute in; tests use float64.
+    The network must be in evaluation mode, or its rows are not independent; it is moved, not copied.
     """
 
     def __init__(

@@ -1,5 +1,6 @@
 """The choice of backends: a short measurement when a model is loaded."""
 
+import itertools
 import math
 import time
 from collections.abc import Callable, Mapping
@@ -63,8 +64,7 @@ def choose(
         only: the one that must be taken.
         precision: whether to use ``low_precision``: where it pays, never, or even if it does not pay.
 
-    Raises:
-        ValueError: if the one that must be taken is refused, and for ``mixed`` where low precision is, or there is none.
+    ``ValueError`` if the one that must be taken is refused, and for ``mixed`` where low precision is, or there is none.
     """
     reference = next(iter(candidates.values()))
     inputs = inputs.to(reference.device, reference.dtype)
@@ -87,10 +87,9 @@ def choose(
     measured = {name: backend for name, backend in backends.items() if only in (None, name)}
     sizes = [2**k for k in range(max(len(inputs) - 1, 0).bit_length() + 1)]
     seconds: dict[Map, list[dict[str, float]]] = {name: [] for name in MAPS}
-    for rows in sizes:
-        for name in MAPS:
-            some = tuple(tensor[:rows] for tensor in arguments[name])
-            seconds[name].append(_seconds({key: getattr(backend, name) for key, backend in measured.items()}, some, clock))
+    for rows, name in itertools.product(sizes, MAPS):
+        some = tuple(tensor[:rows] for tensor in arguments[name])
+        seconds[name].append(_seconds({key: getattr(backend, name) for key, backend in measured.items()}, some, clock))
     table = {name: _fastest(seconds[name]) for name in MAPS}
     step_seconds = [found[name] for found, name in zip(seconds["step"], table["step"], strict=True)]
     fastest = FastestBackend(backends, table)
@@ -108,8 +107,7 @@ def choose(
             share = times["low"] / times["full"]
             reason = f"a step takes {share:.2f} of the time of one in full precision" if share > MAX_LOW_PRECISION_SHARE else ""
         if reason:
-            refused["bfloat16"] = reason
-            low_precision = None
+            refused["bfloat16"], low_precision = reason, None
         else:
             table["inject"] = [table["inject"][-1] if table["inject"][-1] in alike else alike[0]] * len(sizes)
             fastest = FastestBackend(backends, table, in_pairs=True)
