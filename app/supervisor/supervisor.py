@@ -83,7 +83,7 @@ class Supervisor:
             shutil.rmtree(self.run_folder.path, ignore_errors=True)
 
     def signal(self, number: Signals) -> None:
-        """Pass on SIGHUP, for store and API keys to be read again; processes that still start do not need it: it would end them."""
+        """Pass on SIGHUP: store and API keys are read again. It would end processes that still start, which do not need it."""
         for process in (*self._engines, *self._workers):
             if process.is_ready.is_set():
                 process.signal(number)
