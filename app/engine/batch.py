@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from app.engine.backends import Backend
+from app.engine.backends.backend import Backend, Compute
 from app.engine.slots import SlotTable
 from jfb import LabelStop, ResidualNorm, residual
 from jfb.label_stop import Stability
@@ -140,16 +140,12 @@ class Lane:
         return states, logits.cpu().numpy()
 
     def hand_over(self, residual: NDArray[np.floating], ended: NDArray[np.bool_], now: float) -> NDArray[np.bool_]:
-        """Give the lane of full precision, if there is one, the rows that low precision cannot bring nearer.
-
-        They are returned, ``[active]``, none of them ended; this lane still has them.
-        """
+        """Give the lane of full precision the rows that low precision cannot bring nearer; return which: they are still here."""
         if self.full_precision is None:
             return np.zeros_like(ended)
         table = self.table
         near = needs_full_precision(residual, self._size.cpu().numpy(), table.tolerance)
-        near |= (table.iterations >= table.max_iterations - 1) | (table.deadline <= now)
-        near &= ~ended
+        near = (near | (table.iterations >= table.max_iterations - 1) | (table.deadline <= now)) & ~ended
         if near.any():
             self.full_precision.table.admit_from(table, np.flatnonzero(near))
         return near
@@ -243,27 +239,18 @@ class RunningBatch:
 
     def iterate(self, fail: Fail) -> list[int]:
         """Iterate all rows once; return how many there were, lane by lane."""
-        for lane in self.active_lanes:
+        lanes = self.active_lanes
+        for lane in lanes:
             lane.iterate(fail)
-        return [lane.table.active for lane in self.active_lanes]
+        return [lane.table.active for lane in lanes]
 
 
 def _isolated(
-    compute: Callable[..., Tensor],
-    like: Tensor,
-    requests: NDArray[np.int64],
-    fail: Fail,
-    *rows: Tensor,
-    changed: tuple[Tensor, ...] = (),
+    compute: Compute, like: Tensor, requests: NDArray[np.int64], fail: Fail, *rows: Tensor, changed: tuple[Tensor, ...] = ()
 ) -> Tensor:
     """Compute rows; if that raises, compute each request's rows alone, and fail the requests that raise, with NaN as their rows.
 
-    Args:
-        compute: maps ``rows``, then ``changed``, which it may change in place, to rows like ``like``.
-        requests: whose rows these are, ``[n]``, on the host.
-
-    Raises:
-        torch.AcceleratorError: if the device is lost.
+    ``compute`` maps ``rows``, then ``changed``, which it may change in place, to rows like ``like``; they are of ``requests``.
     """
     try:
         return compute(*rows, *changed)

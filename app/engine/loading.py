@@ -20,8 +20,7 @@ from jfb import Checkpoint, LabelStop, checkpoint
 from jfb.config import Serving
 from jfb.label_stop import Kind, label_tolerance
 
-MAX_SLOTS = defaultdict(lambda: 1024, cpu=64)
-"""By the type of the device."""
+MAX_SLOTS = defaultdict(lambda: 1024, cpu=64)  # by the type of the device
 
 log = structlog.get_logger(__name__)
 
@@ -62,33 +61,16 @@ def make_batch(found: Checkpoint, folder: Path, device: torch.device, config: En
     If ``config.slots`` is None, they are as many as a measurement finds worthwhile, at most ``MAX_SLOTS``.
     """
     max_slots = config.slots or MAX_SLOTS[device.type]
-    choice = choose(
-        candidates(found, folder, device, config.backend),
-        _probe(found, max_slots),
-        only=None if config.backend == "auto" else config.backend,
-        low_precision=low_precision(found, device),
-        precision=config.precision,
-    )
+    backends, low = candidates(found, folder, device, config.backend), low_precision(found, device)
+    only = None if config.backend == "auto" else config.backend
+    choice = choose(backends, _probe(found, max_slots), only=only, low_precision=low, precision=config.precision)
     slots = config.slots or min(choice.best_slots, max_slots)
-    log.info(
-        "backends chosen",
-        folder=str(folder),
-        device=str(device),
-        **choice.table,
-        microseconds_per_row=[round(1e6 * seconds / 2**k, 1) for k, seconds in enumerate(choice.step_seconds)],
-        low_precision=choice.low_precision is not None,
-        refused=choice.refused,
-        slots=slots,
-    )
-    return RunningBatch(
-        choice.backend,
-        found.solvers,
-        found.config.serving.residual_norm,
-        found.config.input.shape,
-        slots=slots,
-        low_precision=choice.low_precision,
-        label_stop=LabelStop.of(found.network, found.config.serving),
-    )
+    microseconds = [round(1e6 * seconds / 2**k, 1) for k, seconds in enumerate(choice.step_seconds)]
+    chosen = log.bind(folder=str(folder), device=str(device), **choice.table, microseconds_per_row=microseconds)
+    chosen.info("backends chosen", low_precision=choice.low_precision is not None, refused=choice.refused, slots=slots)
+    norm, stop = found.config.serving.residual_norm, LabelStop.of(found.network, found.config.serving)
+    network = choice.backend, found.solvers, norm, found.config.input.shape
+    return RunningBatch(*network, slots=slots, low_precision=choice.low_precision, label_stop=stop)
 
 
 def _described(batch: RunningBatch, serving: Serving) -> messages.LabelStop | None:

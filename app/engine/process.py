@@ -10,6 +10,7 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
+from operator import attrgetter
 from pathlib import Path
 
 import msgspec
@@ -23,10 +24,8 @@ from app.engine_client.errors import QueueFull
 from app.engine_client.messages import Cancel, Failed, GetState, Load, ModelsChanged, NotServed, Request, Unload
 from app.supervisor.lifeline import HEARTBEAT_SECONDS, Lifeline
 
-RECEIVE_BYTES = 2**20
-"""Per client and tick, so that a flood of messages cannot keep the rows from being iterated."""
-MAX_UNSENT_BYTES = 2**28
-"""Of answers that a client does not read; it is dropped then."""
+RECEIVE_BYTES = 2**20  # per client and tick, so that a flood of messages cannot keep the rows from being iterated
+MAX_UNSENT_BYTES = 2**28  # of answers that a client does not read; it is dropped then
 
 log = structlog.get_logger(__name__)
 
@@ -55,9 +54,7 @@ class _Client:
 class EngineProcess:
     """Serves models to any number of clients until SIGTERM; then it finishes what it has.
 
-    Args:
-        path: of the Unix socket to listen on; a stale one is replaced.
-        poll_seconds: between rescans of the store; None rescans on SIGHUP only.
+    A stale socket at ``path`` is replaced. Without ``poll_seconds`` the store is rescanned on SIGHUP only.
     """
 
     def __init__(self, path: Path, models: ServedModels, lifeline: Lifeline, poll_seconds: float | None) -> None:
@@ -83,8 +80,8 @@ class EngineProcess:
 
     def serve(self) -> None:
         """Receive, tick, answer; sleep while there is nothing to do."""
-        self._selector.register(self._listener, selectors.EVENT_READ)
-        self._selector.register(self._woken, selectors.EVENT_READ)
+        for end in (self._listener, self._woken):
+            self._selector.register(end, selectors.EVENT_READ)
         signal.set_wakeup_fd(self._wake.fileno(), warn_on_full_buffer=False)
         for number in (signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, self._on_signal)
@@ -178,8 +175,7 @@ class EngineProcess:
                 raise ValueError(f"id: must be unique (got {request.id}, which is in use)")
             scheduler.submit(RunningRequest(number, request, scheduler.input_shape))
         except QueueFull as full:
-            answer = messages.QueueFull(request.id, full.waiting_rows, full.max_waiting_rows, full.retry_after)
-            client.messages.append(answer)
+            client.messages.append(messages.QueueFull(request.id, full.waiting_rows, full.max_waiting_rows, full.retry_after))
         except ValueError as error:
             client.messages.append(Failed(request.id, str(error)))
         else:
@@ -225,9 +221,7 @@ class EngineProcess:
             client.messages.append(state)
 
     def _tick(self) -> None:
-        for scheduler in self._models.schedulers():
-            if not scheduler.busy:
-                continue
+        for scheduler in filter(attrgetter("busy"), self._models.schedulers()):
             finished = scheduler.tick(time.monotonic())
             for request, iteration in scheduler.take_iterations():
                 self._running[request.number].messages.append(iteration)

@@ -12,11 +12,9 @@ from numpy.typing import NDArray
 from app.engine.running_request import RunningRequest
 from app.engine_client.errors import QueueFull
 
-THROUGHPUT_MEMORY_SECONDS = 5.0
-"""Seconds of work after which what happened counts 1/e in the throughput."""
+THROUGHPUT_MEMORY_SECONDS = 5.0  # seconds of work after which what happened counts 1/e in the throughput
 
-Rows = list[tuple[RunningRequest, NDArray[np.int64]]]
-"""Requests, each with the numbers of its rows that are meant."""
+Rows = list[tuple[RunningRequest, NDArray[np.int64]]]  # requests, each with the numbers of its rows that are meant
 
 
 @dataclass(slots=True, eq=False)

@@ -9,9 +9,11 @@ from torch import Tensor
 from app.engine_client.messages import Failed, Request, Result, Timings
 from jfb import Status
 
+RowResult = tuple[int, float, Status, float, float]  # iterations, residual, status, margin, bound
+
 
 class RunningRequest:
-    """The rows of one request, which is answered when all of them have ended.
+    """The rows of one request, which is answered when all have ended; ``ValueError`` for a wrong length or a value out of range.
 
     Args:
         number: unique within the engine, whereas ``request.id`` is unique within one client.
@@ -25,9 +27,6 @@ class RunningRequest:
         failure: why there is no result; None if there is one.
         start: where its rows start, ``[rows, *state_shape]``; None where the network says.
         fixed_points: where the rows of a session ended, of the same shape.
-
-    Raises:
-        ValueError: for inputs or a list of the wrong length, or a value out of range.
     """
 
     def __init__(self, number: int, request: Request, input_shape: tuple[int, ...]) -> None:
@@ -80,19 +79,10 @@ class RunningRequest:
             self.status[row] = Status.DEADLINE
         self._unfinished -= len(rows)
 
-    def end(
-        self,
-        row: int,
-        logits: NDArray[np.floating],
-        fixed_point: Tensor,
-        iterations: int,
-        residual: float,
-        status: Status,
-        margin: float,
-        bound: float,
-    ) -> None:
+    def end(self, row: int, logits: NDArray[np.floating], fixed_point: Tensor, result: RowResult) -> None:
         """Take a row's result; its fixed point is kept for the next rows of the session."""
-        self.logits[row], self.iterations[row], self.residual[row], self.status[row] = logits, iterations, residual, status
+        self.logits[row] = logits
+        self.iterations[row], self.residual[row], self.status[row], margin, bound = result
         if self.margin is not None and self.bound is not None:
             self.margin[row], self.bound[row] = margin, bound
         if self.session is not None:

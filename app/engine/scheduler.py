@@ -41,10 +41,7 @@ class Scheduler:
         warm_starts: WarmStarts | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.ticks = 0
-        self.step_evaluations = 0
-        self.iterations = 0
-        self.rows_ended = 0
+        self.ticks = self.step_evaluations = self.iterations = self.rows_ended = 0
         self.batch_sizes = [0] * ((batch.slots - 1).bit_length() + 1)
         self.input_shape = batch.input_shape
         self.slots = batch.slots
@@ -73,12 +70,7 @@ class Scheduler:
         return bool(self._requests or self.active_rows)
 
     def submit(self, request: RunningRequest) -> None:
-        """Queue a request.
-
-        Raises:
-            QueueFull: if not all of its rows may wait now.
-            ValueError: if it names a solver or a stop that is not offered.
-        """
+        """Queue a request; ``QueueFull`` if not all rows may wait now, ``ValueError`` if its solver or stop is not offered."""
         solver, solvers = request.solver, self._batch.solvers
         if solver is not None and solver not in solvers:
             raise ValueError(f"solver: must be one of {', '.join(solvers)} (got {solver!r})")
@@ -103,14 +95,14 @@ class Scheduler:
     def tick(self, now: float) -> list[RunningRequest]:
         """Retire the rows that have ended, admit waiting ones, iterate all once; return what has finished or failed.
 
-        An error in the network does not come out of here: it fails the request whose rows it belongs to. ``now`` is in seconds
-        of the clock that deadlines refer to.
-
-        Raises:
-            torch.AcceleratorError: if the device is lost, and with it everything that was on it.
+        An error in the network does not come out of here: it fails the request whose rows it belongs to. Only a lost device does,
+        as ``torch.AcceleratorError``. ``now`` is in seconds of the clock that deadlines refer to.
         """
         if self._queue.first_deadline <= now:
-            self._expire(now)
+            for request, late in self._queue.take_late(now):
+                request.expire(late)
+                self.rows_ended += len(late)
+                self._finish(request, now)
         retired = self._retire(now)
         self._admit(now)
         for rows in self._batch.iterate(self._fail):
@@ -127,13 +119,6 @@ class Scheduler:
         """The iterations of streamed requests that the last tick saw the end of."""
         iterations, self._streamed_iterations = self._streamed_iterations, []
         return iterations
-
-    def _expire(self, now: float) -> None:
-        """End the rows whose deadline has passed while they waited."""
-        for request, rows in self._queue.take_late(now):
-            request.expire(rows)
-            self.rows_ended += len(rows)
-            self._finish(request, now)
 
     def _retire(self, now: float) -> int:
         """Free the slots of the rows that have ended or that were cancelled; return how many did."""
@@ -169,7 +154,7 @@ class Scheduler:
         numbers, own_rows = table.request[rows].tolist(), table.row[rows].tolist()
         for k, (number, row, result) in enumerate(zip(numbers, own_rows, results, strict=True)):
             if request := self._requests.get(number):
-                request.end(row, logits[k], states[k], *result)
+                request.end(row, logits[k], states[k], result)
                 request.timings.ended, request.timings.read_out = ended_at, read_out_at
                 self._finish(request, now)
 
@@ -185,8 +170,7 @@ class Scheduler:
             if request := self._requests.get(number):  # reading out may have failed it
                 own = numbers == number
                 columns = [values[streamed[own]].tolist() for values in (table.iterations, residual, table.row)]
-                iteration = Iteration(request.id, logits[own].astype("<f4").tobytes(), *columns)
-                self._streamed_iterations.append((request, iteration))
+                self._streamed_iterations.append((request, Iteration(request.id, logits[own].astype("<f4").tobytes(), *columns)))
 
     def _admit(self, now: float) -> None:
         """Move waiting rows into free slots."""
@@ -202,21 +186,15 @@ class Scheduler:
         admitted_at = self._clock()
         injection = self._batch.inject(gather("inputs"), numbers, self._fail)
         injected_at = self._clock()
-        for request, _ in admitted:
-            if request.timings.admitted is None:
-                request.timings.admitted, request.timings.injected = admitted_at, injected_at
+        for timings in (request.timings for request, _ in admitted if request.timings.admitted is None):
+            timings.admitted, timings.injected = admitted_at, injected_at
         point = self._batch.initial_state(injection, numbers, self._fail)
         if any(request.session is not None for request, _ in admitted):
             point = self._warm(point, admitted, now)
-        self._batch.admit(
-            [request.solver for request in by_row],
-            point,
-            injection,
-            request=numbers,
-            row=np.concatenate([rows for _, rows in admitted]),
-            **{name: gather(name) for name in ("tolerance", "max_iterations", "deadline")},
-            by_label=np.array([request.stop == "label" for request in by_row]),
-        )
+        limits = {name: gather(name) for name in ("tolerance", "max_iterations", "deadline")}
+        limits["by_label"] = np.array([request.stop == "label" for request in by_row])
+        row = np.concatenate([rows for _, rows in admitted])
+        self._batch.admit([request.solver for request in by_row], point, injection, request=numbers, row=row, **limits)
 
     def _warm(self, point: Tensor, admitted: Rows, now: float) -> Tensor:
         """Replace the starts of the rows whose session is remembered."""

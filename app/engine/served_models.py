@@ -12,12 +12,11 @@ import torch
 from app.engine.loading import LoadedVersion, Loader, fingerprint
 from app.engine.scheduler import Scheduler
 from app.engine_client.messages import Counters, State
-from jfb.store import list_models, list_versions
+from jfb.store import is_model_name, list_models, list_versions
 
 log = structlog.get_logger(__name__)
 
-Key = tuple[str, int]
-"""Name and version."""
+Key = tuple[str, int]  # name and version
 
 
 @dataclass(frozen=True)
@@ -32,10 +31,8 @@ class RefusedVersion:
 class Changes:
     """What was found in the store, and has not taken effect."""
 
-    models: frozenset[str]
-    """Those that were scanned."""
-    present: frozenset[Key]
-    """The versions of those that the store holds."""
+    models: frozenset[str]  # those that were scanned
+    present: frozenset[Key]  # the versions of those that the store holds
     loaded: dict[Key, LoadedVersion] = field(default_factory=dict)
     refused: dict[Key, RefusedVersion] = field(default_factory=dict)
 
@@ -77,20 +74,16 @@ class ServedModels:
 
     def state(self) -> State:
         """What is served, and what it has done."""
-        counters = [
-            Counters(*key, **{name: getattr(loaded.scheduler, name) for name in Counters.__struct_fields__[2:]})
-            for key, loaded in self._versions.items()
-        ]
+        names = Counters.__struct_fields__[2:]
+        counters = [Counters(*key, *(getattr(one.scheduler, name) for name in names)) for key, one in self._versions.items()]
         served = [self._versions[key].served for key in sorted(self._versions)]
         return State(served, reasons(self._refused), counters, sorted(self._unloaded))
 
     def load_all(self) -> None:
         """Serve what the store holds now."""
         self.apply(self.find_changes(None))
-        store = self._loader.config.model_store
-        # One that was removed in the meantime may have been replaced.
-        while not all((store / model / str(version)).exists() for model, version in self._refused):
-            self.apply(self.find_changes(None))
+        while not all(version in list_versions(self._loader.config.model_store / name) for name, version in self._refused):
+            self.apply(self.find_changes(None))  # one that was removed in the meantime may have been replaced
 
     def find_changes(self, model: str | None) -> Changes:
         """Load what the store holds and is not served yet. Changes nothing here, so it may run in another thread.
@@ -99,26 +92,30 @@ class ServedModels:
         unloaded ones, and versions are left alone that are as they were when they were refused.
         """
         store = self._loader.config.model_store
-        found = list_models(store) if model is None else {model: list_versions(store / model)}
+        found = list_models(store) if model is None else {model: list_versions(store / model) if is_model_name(model) else []}
         versions, refused = dict(self._versions), dict(self._refused)
         models = frozenset({model} if model is not None else {*found, *(name for name, _ in (*versions, *refused))})
         present = frozenset((name, version) for name, numbers in found.items() for version in numbers)
         changes = Changes(models, present)
         for name, version in sorted(present):
-            key, mark = (name, version), fingerprint(store / name / str(version))
-            if (model is None and name in self._unloaded) or (key in versions and versions[key].served.fingerprint == mark):
-                continue
-            if key in refused and refused[key].fingerprint == mark and model is None:
-                changes.refused[key] = refused[key]
+            key, mark = (name, version), ""
+            if model is None and name in self._unloaded:
                 continue
             try:
-                changes.loaded[key] = self._loader.load(name, version, mark)
+                mark = fingerprint(store / name / str(version))
+                if key in versions and versions[key].served.fingerprint == mark:
+                    continue
+                if key in refused and refused[key].fingerprint == mark and model is None:
+                    changes.refused[key] = refused[key]
+                else:
+                    changes.loaded[key] = self._loader.load(name, version, mark)
             except torch.AcceleratorError:  # the device is lost, not the model broken
                 raise
             except Exception as error:  # whatever a model does, it must not take the others down
                 reason = str(error) or type(error).__name__
                 changes.refused[key] = RefusedVersion(mark, reason)
-                log.error("model refused", model=name, version=version, reason=reason, still_served=key in versions)
+                if model is not None or refused.get(key) != changes.refused[key]:  # not again at every look at a broken folder
+                    log.error("model refused", model=name, version=version, reason=reason, still_served=key in versions)
         return changes
 
     def apply(self, changes: Changes) -> bool:
@@ -144,14 +141,13 @@ class ServedModels:
 
     def unload(self, model: str) -> bool:
         """Serve no version of a model any more; return whether one was served or refused."""
-        keys = {key for key in (*self._versions, *self._refused) if key[0] == model}
-        for key in keys:
-            if key in self._versions:
-                self._retire(key, "requested")
-        self._refused = {key: refusal for key, refusal in self._refused.items() if key not in keys}
-        if keys:
+        known = any(name == model for name, _ in (*self._versions, *self._refused))
+        for key in [key for key in self._versions if key[0] == model]:
+            self._retire(key, "requested")
+        self._refused = {key: refusal for key, refusal in self._refused.items() if key[0] != model}
+        if known:
             self._set_unloaded(self._unloaded | {model})
-        return bool(keys)
+        return known
 
     def drop_drained(self) -> None:
         """Forget the replaced schedulers that have finished."""

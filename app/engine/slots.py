@@ -51,10 +51,8 @@ class SlotTable:
         }
         # The same memory where it is the host's: to move a few rows takes NumPy a third of the time that PyTorch takes.
         tensors = (*self._device.values(), *self._memory.values())
-        self._rows: list[Any] = [
-            *(tensor.numpy() if tensor.device.type == "cpu" else tensor for tensor in tensors),
-            *self._host.values(),
-        ]
+        self._rows: list[Any] = [tensor.numpy() if tensor.device.type == "cpu" else tensor for tensor in tensors]
+        self._rows += self._host.values()
         self._resize(0)
 
     def admit(self, *, point: Tensor, injection: Tensor, memory: Memory, **host: NDArray[Any]) -> None:

@@ -7,11 +7,8 @@ class WarmStarts:
     """Remembers the last fixed points of each session, so that its next rows start there and not from nothing.
 
     A contraction has one fixed point, and finds it from anywhere: a start that is near saves iterations and changes nothing
-    else. Memory is bounded: the sessions that were not used for longest are forgotten first, and each after a time.
-
-    Args:
-        max_bytes: of all fixed points together; a session that is larger by itself is not kept.
-        seconds: after which a session that is not used is forgotten.
+    else. Memory is bounded: a session is forgotten after some seconds without use, and those that were not used for longest go
+    first when all together exceed ``max_bytes``; one that is larger by itself is not kept.
     """
 
     def __init__(self, max_bytes: int, seconds: float) -> None:

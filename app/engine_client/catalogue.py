@@ -13,6 +13,7 @@ class Catalogue:
     Attributes:
         refused: ``name/version`` to the reason why it could not be loaded.
         unloaded: names of the models that a client has unloaded.
+        names: of the served models, in alphabetical order.
     """
 
     def __init__(self, states: Iterable[State] = (), default: str | None = None) -> None:
@@ -27,11 +28,7 @@ class Catalogue:
         self._models: dict[str, dict[int, ServedVersion]] = {}
         for (name, version), one in sorted(served.items()):
             self._models.setdefault(name, {})[version] = one
-
-    @property
-    def names(self) -> list[str]:
-        """In alphabetical order."""
-        return list(self._models)
+        self.names = list(self._models)
 
     @property
     def default(self) -> str | None:
@@ -53,11 +50,9 @@ class Catalogue:
         return {path.removeprefix(f"{name}/"): reason for path, reason in self.refused.items() if path.startswith(f"{name}/")}
 
     def find(self, name: str | None = None, version: int | None = None) -> ServedVersion:
-        """Find the model that a request means; no name is the default model, no version the highest.
+        """What a request means: no name is the default model, or ``NoDefaultModel``; no version is the highest.
 
-        Raises:
-            NoDefaultModel: if there is no name and no default model.
-            ModelNotFound: for a name or a version that is not served.
+        ``ModelNotFound`` for a name or a version that is not served.
         """
         name = name or self.default
         if name is None:
@@ -66,8 +61,7 @@ class Catalogue:
         if version is None:
             version = versions[-1]
         elif version not in self._models[name]:
-            refused = self.refused_versions(name).get(str(version))
-            reason = f"; it was refused: {refused}" if refused else ""
+            reason = f"; it was refused: {refused}" if (refused := self.refused_versions(name).get(str(version))) else ""
             raise ModelNotFound(f"model {name} has no version {version} (available: {', '.join(map(str, versions))}){reason}")
         return self._models[name][version]
 

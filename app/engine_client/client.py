@@ -19,12 +19,9 @@ from app.engine_client.errors import EngineUnavailable, LoadFailed, NotServed, Q
 from app.engine_client.messages import MESSAGE_IDS, Iteration, Load, Request, Result, ServedVersion, State, Unload
 
 RECONNECT_SECONDS = 0.05
-REFRESH_SECONDS = 1.0
-"""Between two looks at what an engine serves."""
-MAX_ITERATIONS_BUFFERED = 1024
-"""Of a streamed request; if its client reads too slowly, the oldest are dropped."""
-MAX_REJECTION_SECONDS = 0.1
-"""How long a worker repeats an engine's rejection without asking it again."""
+REFRESH_SECONDS = 1.0  # between two looks at what an engine serves
+MAX_ITERATIONS_BUFFERED = 1024  # of a streamed request; if its client reads too slowly, the oldest are dropped
+MAX_REJECTION_SECONDS = 0.1  # how long a worker repeats an engine's rejection without asking it again
 
 log = structlog.get_logger(__name__)
 
@@ -75,11 +72,7 @@ class Engines:
             await asyncio.sleep(RECONNECT_SECONDS)
 
     def raise_if_full(self, model: ServedVersion, rows: int = 1) -> None:
-        """Reject at once what every engine would reject: a rejected request must cost less than an answered one.
-
-        Raises:
-            QueueFull: if every engine has just rejected as many rows or fewer.
-        """
+        """``QueueFull`` if every engine has just rejected as many rows or fewer: a rejection must cost less than an answer."""
         rejections = [engine.rejection(model, rows) for engine in self._engines if engine.is_up]
         if rejections and all(rejections):
             raise _queue_full(next(one for one in rejections if one))
@@ -87,15 +80,10 @@ class Engines:
     async def predict(self, request: Request) -> Result:
         """Have rows computed; cancelling the awaiting task drops them in the engine.
 
-        Raises:
-            NotServed: if no engine serves this load of that version; the catalogue is up to date then.
-            QueueFull: if the queue has no room for the rows.
-            EngineUnavailable: if no engine is up, or it exited before it answered.
-            RequestFailed: if the rows cannot be computed.
+        Raises ``NotServed``, and the catalogue is up to date then, ``QueueFull``, ``EngineUnavailable`` or ``RequestFailed``.
         """
-        async with self._choose(request).sent(request) as pending:
-            result: Result = await pending.answer
-            return result
+        result: Result = await self._choose(request).answer(request)
+        return result
 
     async def stream(self, request: Request) -> AsyncGenerator[Iteration | Result, None]:
         """As ``predict``, but yield each iteration, then the result. Closing the generator drops the rows."""
@@ -112,11 +100,7 @@ class Engines:
             yield pending.answer.result()
 
     async def load(self, model: str) -> None:
-        """Serve the versions of a model that the store holds now; return when they are served.
-
-        Raises:
-            LoadFailed: if the store has no such model, or a version of it cannot be loaded; the others are.
-        """
+        """Serve what the store holds of a model; ``LoadFailed`` if that is nothing, or a version cannot be loaded; others are."""
         if refused := await self._change(Load, model):
             raise LoadFailed("; ".join(f"{version}: {reason}" for version, reason in refused.items()))
 
@@ -126,7 +110,7 @@ class Engines:
 
     async def _change(self, kind: type[Load] | type[Unload], model: str) -> dict[str, str]:
         refused: dict[str, str] = {}
-        changes = [engine.change(kind(next(MESSAGE_IDS), model)) for engine in self._up()]
+        changes = [engine.answer(kind(next(MESSAGE_IDS), model)) for engine in self._up()]
         for result in await asyncio.gather(*changes, return_exceptions=True):  # raise only when all have answered
             if isinstance(result, BaseException):
                 raise result
@@ -152,25 +136,18 @@ class Engines:
 @dataclass(eq=False)
 class _Pending:
     message: Request | Load | Unload
-    answer: asyncio.Future[Any]
-    """A ``Result``; of a load or unload the versions that were refused, with the reasons."""
+    answer: asyncio.Future[Any]  # a `Result`; of a load or unload the versions that were refused, with the reasons
     iterations: deque[Iteration] = field(default_factory=lambda: deque(maxlen=MAX_ITERATIONS_BUFFERED))
     arrived: asyncio.Event = field(default_factory=asyncio.Event)
 
 
 class EngineClient(asyncio.Protocol):
-    """The connection to the engine that listens on a socket.
-
-    Attributes:
-        state: what the engine last said; None before the first time.
-        is_up: whether it is connected and has said what it serves.
-        rows_in_flight: rows that this process has sent and that are not answered.
-    """
+    """The connection to the engine that listens on a socket."""
 
     def __init__(self, socket: Path) -> None:
-        self.state: State | None = None
-        self.is_up = False
-        self.rows_in_flight = 0
+        self.state: State | None = None  # what the engine last said
+        self.is_up = False  # whether it is connected and has said what it serves
+        self.rows_in_flight = 0  # rows that this process has sent and that are not answered
         self._socket = socket
         self._transport: asyncio.WriteTransport | None = None
         self._disconnected = asyncio.Event()
@@ -223,11 +200,10 @@ class EngineClient(asyncio.Protocol):
             else:
                 pending.answer.exception()  # retrieved, even if the client that waited for it has left
 
-    async def change(self, message: Load | Unload) -> dict[str, str]:
-        """Load or unload a model; return why which versions were refused."""
+    async def answer(self, message: Request | Load | Unload) -> Any:
+        """Send a message and return its answer: see ``_Pending.answer``."""
         async with self.sent(message) as pending:
-            refused: dict[str, str] = await pending.answer
-            return refused
+            return await pending.answer
 
     async def refresh(self, timeout: float) -> None:
         """Ask for the state; return when it has arrived, the engine has exited, or ``timeout`` seconds have passed."""
@@ -300,8 +276,7 @@ class EngineClient(asyncio.Protocol):
             case messages.QueueFull():
                 assert isinstance(pending.message, Request)
                 until = time.monotonic() + min(message.retry_after, MAX_REJECTION_SECONDS)
-                model = pending.message.model, pending.message.version
-                self._rejections[model] = pending.message.rows, until, message
+                self._rejections[pending.message.model, pending.message.version] = pending.message.rows, until, message
                 pending.answer.set_exception(_queue_full(message))
             case messages.NotServed():
                 pending.answer.set_exception(NotServed("the version is not served any more"))

@@ -17,8 +17,7 @@ from numpy.typing import NDArray
 
 from jfb.config import ModelConfig
 
-MESSAGE_IDS = itertools.count()
-"""Unique within the HTTP worker."""
+MESSAGE_IDS = itertools.count()  # unique within the HTTP worker
 Stop = Literal["tolerance", "label"]
 """What ends a row early: ``tolerance`` is the residual; ``label`` also ends it once its label cannot change any more."""
 
@@ -31,24 +30,15 @@ class Request(Struct, tag="request"):
 
     model: str
     version: int
-    inputs: bytes
-    """float32 ``[n, *input_shape]``."""
-    tolerance: list[float]
-    """One per row, positive and finite."""
-    max_iterations: list[int]
-    """One per row, at least 1."""
-    deadline: list[float | None]
-    """One per row, in seconds of ``time.monotonic()``, which all processes of a machine share."""
-    fingerprint: str | None = None
-    """Which load of that version is meant (``ServedVersion.fingerprint``); None accepts any."""
-    solver: str | None = None
-    """One of ``ServedVersion.solvers``; None is the model's own."""
-    stop: Stop = "tolerance"
-    """``label`` only where the version has a ``label_stop``."""
-    session: str | None = None
-    """The rows start where the last rows of this session ended, if there were as many."""
-    streamed: bool = False
-    """Whether the engine sends an ``Iteration`` after each iteration."""
+    inputs: bytes  # float32 `[n, *input_shape]`
+    tolerance: list[float]  # one per row, positive and finite
+    max_iterations: list[int]  # one per row, at least 1
+    deadline: list[float | None]  # one per row, in seconds of `time.monotonic()`, which all processes of a machine share
+    fingerprint: str | None = None  # which load of that version is meant (`ServedVersion.fingerprint`); None accepts any
+    solver: str | None = None  # one of `ServedVersion.solvers`; None is the model's own
+    stop: Stop = "tolerance"  # `label` only where the version has a `label_stop`
+    session: str | None = None  # the rows start where the last rows of this session ended, if there were as many
+    streamed: bool = False  # whether the engine sends an `Iteration` after each iteration
     id: int = msgspec.field(default_factory=MESSAGE_IDS.__next__)
 
     @property
@@ -87,11 +77,9 @@ class Timings(Struct):
     """
 
     submitted: float | None = None
-    admitted: float | None = None
-    """The first of its rows left the queue."""
+    admitted: float | None = None  # the first of its rows left the queue
     injected: float | None = None
-    ended: float | None = None
-    """The last of its rows had ended."""
+    ended: float | None = None  # the last of its rows had ended
     read_out: float | None = None
 
     def phases(self) -> dict[str, tuple[float, float]]:
@@ -103,11 +91,9 @@ class Timings(Struct):
 
 class _Rows(Struct, frozen=True):
     id: int
-    logits: bytes
-    """float32 ``[n, classes]``; NaN for rows without an iteration."""
+    logits: bytes  # float32 `[n, classes]`; NaN for rows without an iteration
     iterations: list[int]
-    residual: list[float]
-    """NaN or infinity for rows that diverged, NaN for rows without an iteration."""
+    residual: list[float]  # NaN or infinity for rows that diverged, NaN for rows without an iteration
 
     def logits_array(self) -> NDArray[np.float32]:
         """The logits, shape ``[n, classes]``, read-only."""
@@ -117,8 +103,7 @@ class _Rows(Struct, frozen=True):
 class Result(_Rows, frozen=True, tag="result"):
     """Engine to HTTP: all rows of a request have ended."""
 
-    status: Sequence[str]
-    """Values of ``jfb.Status``."""
+    status: Sequence[str]  # values of `jfb.Status`
     timings: Timings
     margin: list[float] | None = None
     """Of requests with label stops, one per row: the lead of the label's logit (``jfb.label_stop``)."""
@@ -138,8 +123,7 @@ class QueueFull(Struct, frozen=True, tag="queue_full"):
     id: int
     waiting_rows: int
     max_waiting_rows: int
-    retry_after: float
-    """In seconds, from the measured throughput."""
+    retry_after: float  # in seconds, from the measured throughput
 
 
 class NotServed(Struct, frozen=True, tag="not_served"):
@@ -152,8 +136,7 @@ class ModelsChanged(Struct, frozen=True, tag="models_changed"):
     """Engine to HTTP: the load or unload is done. A ``State`` precedes it."""
 
     id: int
-    refused: dict[str, str]
-    """``name/version`` to the reason, of the model that was to be loaded."""
+    refused: dict[str, str]  # `name/version` to the reason, of the model that was to be loaded
 
 
 class Failed(Struct, frozen=True, tag="failed"):
@@ -169,14 +152,10 @@ class LabelStop(Struct, frozen=True):
     kind: Literal["estimate", "guarantee"]
     """``guarantee``: the network contracts by construction; ``estimate``: calibrated on held-out data."""
     solvers: tuple[str, ...]
-    tolerance: float
-    """The default tolerance of such requests."""
-    inputs: int | None = None
-    """How many held-out inputs; None for a guarantee."""
-    differing: float | None = None
-    """Share of them whose label was not that of the exact fixed point, in [0, 1]."""
-    iterations: float | None = None
-    """Their mean."""
+    tolerance: float  # the default tolerance of such requests
+    inputs: int | None = None  # how many held-out inputs; None for a guarantee
+    differing: float | None = None  # share of them whose label was not that of the exact fixed point, in [0, 1]
+    iterations: float | None = None  # their mean
 
 
 class ServedVersion(Struct, frozen=True, dict=True):
@@ -184,10 +163,8 @@ class ServedVersion(Struct, frozen=True, dict=True):
 
     model: str
     version: int
-    config_json: str
-    """``config.json``, validated and complete (``ModelConfig.model_dump_json()``)."""
-    fingerprint: str = ""
-    """Changes when the version's folder is replaced and loaded again."""
+    config_json: str  # `config.json`, validated and complete (`ModelConfig.model_dump_json()`)
+    fingerprint: str = ""  # changes when the version's folder is replaced and loaded again
     solvers: tuple[str, ...] = ()
     label_stop: LabelStop | None = None
 
@@ -202,13 +179,10 @@ class Counters(Struct, frozen=True):
     model: str
     version: int
     ticks: int
-    step_evaluations: int
-    """Rows summed over the ticks: the work that was done."""
-    iterations: int
-    """Iterations summed over the rows that ended, cancelled ones included: the work that was requested."""
+    step_evaluations: int  # rows summed over the ticks: the work that was done
+    iterations: int  # iterations summed over the rows that ended, cancelled ones included: the work that was requested
     rows_ended: int
-    batch_sizes: list[int]
-    """Ticks with at most 1, 2, 4, 8, ... rows, and more than half as many."""
+    batch_sizes: list[int]  # ticks with at most 1, 2, 4, 8, ... rows, and more than half as many
     active_rows: int
     waiting_rows: int
     slots: int
@@ -218,8 +192,7 @@ class State(Struct, frozen=True, tag="state"):
     """Engine to HTTP: what it serves and what it has done. An engine that answers has loaded its models."""
 
     served: list[ServedVersion]
-    refused: dict[str, str]
-    """``name/version`` to the reason why it could not be loaded; an earlier load of it may still be served."""
+    refused: dict[str, str]  # `name/version` to the reason why it could not be loaded; an earlier load of it may still be served
     counters: list[Counters]
     unloaded: list[str] = []
 
@@ -247,11 +220,7 @@ class FrameDecoder(Generic[Message]):
         self._buffer = bytearray()
 
     def feed(self, data: bytes) -> Iterator[Message]:
-        """Yield the messages that ``data`` completes.
-
-        Raises:
-            msgspec.MsgspecError: for bytes that are no messages; the stream cannot be read any further then.
-        """
+        """Yield the messages that ``data`` completes; after a ``msgspec.MsgspecError`` the stream cannot be read any further."""
         self._buffer += data
         while len(self._buffer) >= _LENGTH.size:
             end = _LENGTH.size + _LENGTH.unpack_from(self._buffer)[0]

@@ -17,8 +17,7 @@ from msgspec.structs import replace
 
 from app.supervisor.lifeline import READY
 
-SHORT_LIFE_SECONDS = 15.0
-"""A process that was ready for longer is not one that exits again and again."""
+SHORT_LIFE_SECONDS = 15.0  # a process that was ready for longer is not one that exits again and again
 MAX_BACKOFF_SECONDS = 30.0
 
 log = structlog.get_logger(__name__)
@@ -29,10 +28,8 @@ class ProcessStatus(msgspec.Struct, frozen=True):
 
     ready: bool = False
     restarts: int = 0
-    consecutive_exits: int = 0
-    """Exits, each soon after the start; 0 again when a process lives."""
-    last_error: str | None = None
-    """Why there is no process now; None if there is one, or none has exited yet."""
+    consecutive_exits: int = 0  # exits, each soon after the start; 0 again when a process lives
+    last_error: str | None = None  # why there is no process now; None if there is one, or none has exited yet
 
 
 def read_status(path: Path) -> ProcessStatus:
@@ -47,38 +44,26 @@ def read_status(path: Path) -> ProcessStatus:
 class Command:
     """What to run."""
 
-    kind: str
-    """``engine`` or ``HTTP worker``."""
-    number: int
-    """Among those of its kind."""
+    kind: str  # `engine` or `HTTP worker`
+    number: int  # among those of its kind
     module: str
     arguments: Sequence[str]
-    config: str
-    """JSON that the process reads from its lifeline."""
-    sockets: Sequence[int] = ()
-    """Descriptors that it inherits."""
-    environment: Mapping[str, str] | None = None
-    """None is that of this process."""
-    hang_seconds: float = 10.0
-    """Of silence, after which a process is killed."""
-    start_seconds: float = 300.0
-    """The same, until it is ready for the first time."""
+    config: str  # JSON that the process reads from its lifeline
+    sockets: Sequence[int] = ()  # descriptors that it inherits
+    environment: Mapping[str, str] | None = None  # None is that of this process
+    hang_seconds: float = 10.0  # of silence, after which a process is killed
+    start_seconds: float = 300.0  # the same, until it is ready for the first time
 
 
 class SupervisedProcess:
     """Starts a command, and again whenever it exits or hangs: at once the first time, then with growing pauses.
 
-    Args:
-        status_file: where its ``ProcessStatus`` is written whenever it changes.
-
-    Attributes:
-        pid: None while there is no process.
-        is_ready: set while the process serves.
+    Its ``ProcessStatus`` is written to ``status_file`` whenever that changes.
     """
 
     def __init__(self, command: Command, status_file: Path) -> None:
-        self.pid: int | None = None
-        self.is_ready = asyncio.Event()
+        self.pid: int | None = None  # None while there is no process
+        self.is_ready = asyncio.Event()  # set while the process serves
         self._command = command
         self._status_file = status_file
         self._status = ProcessStatus()
@@ -186,12 +171,8 @@ class SupervisedProcess:
 
 
 async def _read(reader: asyncio.StreamReader, seconds: float) -> bytes | None:
-    """What arrives within some seconds, or None.
-
-    It waits twice for half of them: an event loop that was blocked for longer sees that its time is up before it sees what has
-    arrived meanwhile, and a process is not to be killed for that.
-    """
-    for _ in range(2):
+    """What arrives within some seconds, or None."""
+    for _ in range(2):  # an event loop that was blocked for long sees that its time is up before it sees what has arrived
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds / 2):
                 return await reader.read(4096)

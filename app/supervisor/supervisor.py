@@ -16,19 +16,14 @@ import structlog
 from app.settings import Settings
 from app.supervisor.process import Command, SupervisedProcess
 
-SHUTDOWN_SECONDS = 10
-"""How long requests in flight may take to finish once a worker has stopped accepting new ones."""
-EXTRA_SECONDS = 5.0
-"""How much longer a worker may take to exit than its requests."""
+SHUTDOWN_SECONDS = 10  # how long requests in flight may take to finish once a worker has stopped accepting new ones
+EXTRA_SECONDS = 5.0  # how much longer a worker may take to exit than its requests
 
 log = structlog.get_logger(__name__)
 
 
 class RunFolder:
-    """A server's private folder: where its engines listen, and how its processes are.
-
-    Only this user can enter it. The HTTP workers find everything they need in it, so nothing else has to be sent to them.
-    """
+    """A folder that only this user can enter: where a server's engines listen, and how they are; all that HTTP workers need."""
 
     def __init__(self, path: Path, engines: int) -> None:
         self.path = path
@@ -52,9 +47,8 @@ class Supervisor:
         self, settings: Settings, listeners: Sequence[socket.socket] = (), metrics_listener: socket.socket | None = None
     ) -> None:
         configs = settings.engine_configs
-        self.run_folder = RunFolder(Path(tempfile.gettempdir()) / f"jfb-{secrets.token_hex(8)}", len(configs))
+        self.run_folder = folder = RunFolder(Path(tempfile.gettempdir()) / f"jfb-{secrets.token_hex(8)}", len(configs))
         self._settings = settings
-        folder = self.run_folder
         self._engines = [
             SupervisedProcess(Command("engine", number, "app.engine", [str(socket)], config.model_dump_json()), status)
             for number, (config, socket, status) in enumerate(zip(configs, folder.sockets, folder.status_files, strict=True))
@@ -89,10 +83,7 @@ class Supervisor:
             shutil.rmtree(self.run_folder.path, ignore_errors=True)
 
     def signal(self, number: Signals) -> None:
-        """Pass a signal on: SIGHUP has the engines rescan the store and the workers read their API keys again.
-
-        Processes that are still starting do not need it, and would be ended by it.
-        """
+        """Pass on SIGHUP: store and API keys are read again. It would end processes that still start, which do not need it."""
         for process in (*self._engines, *self._workers):
             if process.is_ready.is_set():
                 process.signal(number)

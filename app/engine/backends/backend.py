@@ -12,6 +12,7 @@ from jfb.mixed_precision import low_precision_step
 from jfb.solvers import Memory, Solver
 
 Map = Literal["inject", "step", "readout"]
+Compute = Callable[..., Tensor]
 MAPS: tuple[Map, ...] = ("inject", "step", "readout")
 
 
@@ -49,9 +50,7 @@ class Backend(ABC):
 class TorchBackend(Backend):
     """PyTorch, eager unless ``step`` is to be compiled, whose first call then takes tens of seconds.
 
-    Args:
-        network: in evaluation mode, or its rows are not independent; it is moved, not copied.
-        dtype: what to compute in; tests use float64.
+    The network must be in evaluation mode, or its rows are not independent; it is moved, not copied.
     """
 
     def __init__(

@@ -16,10 +16,8 @@ def candidates(found: Checkpoint, folder: Path, device: torch.device, wanted: Ba
 
     ``torch`` is eager PyTorch, ``folded`` the same with fixed affine maps folded and channels last, ``onnx`` ONNX Runtime on the
     graphs in the folder (``python -m training export --parts``), ``compiled`` ``torch.compile`` of the folded step. ``auto`` is
-    all that are ready at once: to compile takes tens of seconds, so that must be named.
-
-    Raises:
-        ValueError: if the version cannot be computed by what is wanted.
+    all that are ready at once: to compile takes tens of seconds, so that must be named. ``ValueError`` if what is wanted cannot
+    compute the version.
     """
     backends: dict[str, Backend] = {"torch": TorchBackend(found.network, device)}
     if found.config.architecture.name == ONNX:

@@ -1,5 +1,6 @@
 """The choice of backends: a short measurement when a model is loaded."""
 
+import itertools
 import math
 import time
 from collections.abc import Callable, Mapping
@@ -9,24 +10,19 @@ import structlog
 import torch
 from torch import Tensor
 
-from app.engine.backends.backend import MAPS, Backend, FastestBackend, Map
+from app.engine.backends.backend import MAPS, Backend, Compute, FastestBackend, Map
 from app.settings import Precision
 
-AGREEMENT = 1e-4
-"""How far answers may be from those of float32 eager PyTorch, in units of the largest entry if that is over 1."""
-LOW_PRECISION_AGREEMENT = 2.0**-4
-"""The same, for one step in low precision."""
+AGREEMENT = 1e-4  # how far answers may be from those of float32 eager PyTorch, in units of the largest entry if that is over 1
+LOW_PRECISION_AGREEMENT = 2.0**-4  # the same, for one step in low precision
 MAX_LOW_PRECISION_SHARE = 0.5
 """Of the time of a step in full precision, for low precision to be used: it divides each batch in two, which cost more than the
 whole. At 0.62 the engine answered no more requests with it (benchmarks/results/engine.md)."""
-MAX_SHARE_OF_BEST = 0.9
-"""Of the time of the backend that is best over all batch sizes, for another to be used at one of them."""
+MAX_SHARE_OF_BEST = 0.9  # of the time of the backend that is best over all batch sizes, for another to be used at one of them
 TICK_SECONDS = 3e-4
 """Of a tick without its step, however many rows it has: the host's work, on the machines where it was measured."""
-MAX_SHARE_OF_BEST_BATCH = 1.1
-"""Of the time per row in the best of batches, for a smaller batch to be preferred."""
-MEASUREMENT_SECONDS = 0.02
-"""For a backend at a batch size, or three runs if those take longer."""
+MAX_SHARE_OF_BEST_BATCH = 1.1  # of the time per row in the best of batches, for a smaller batch to be preferred
+MEASUREMENT_SECONDS = 0.02  # for a backend at a batch size, or three runs if those take longer
 
 log = structlog.get_logger(__name__)
 
@@ -36,14 +32,11 @@ class Choice:
     """What was found."""
 
     backend: FastestBackend
-    table: dict[Map, list[str]]
-    """For each map, the name of the fastest backend for at most 1, 2, 4, ... rows."""
-    step_seconds: list[float]
-    """Of the fastest step of 1, 2, 4, ... rows."""
+    table: dict[Map, list[str]]  # for each map, the name of the fastest backend for at most 1, 2, 4, ... rows
+    step_seconds: list[float]  # of the fastest step of 1, 2, 4, ... rows
     low_precision: Backend | None
     """What to compute steps with that are far from the tolerance; None if low precision does not pay."""
-    refused: dict[str, str] = field(default_factory=dict)
-    """Backends that were not considered, and why."""
+    refused: dict[str, str] = field(default_factory=dict)  # backends that were not considered, and why
 
     @property
     def best_slots(self) -> int:
@@ -71,8 +64,7 @@ def choose(
         only: the one that must be taken.
         precision: whether to use ``low_precision``: where it pays, never, or even if it does not pay.
 
-    Raises:
-        ValueError: if the one that must be taken is refused, and for ``mixed`` where low precision is, or there is none.
+    ``ValueError`` if the one that must be taken is refused, and for ``mixed`` where low precision is, or there is none.
     """
     reference = next(iter(candidates.values()))
     inputs = inputs.to(reference.device, reference.dtype)
@@ -95,17 +87,16 @@ def choose(
     measured = {name: backend for name, backend in backends.items() if only in (None, name)}
     sizes = [2**k for k in range(max(len(inputs) - 1, 0).bit_length() + 1)]
     seconds: dict[Map, list[dict[str, float]]] = {name: [] for name in MAPS}
-    for rows in sizes:
-        for name in MAPS:
-            some = tuple(tensor[:rows] for tensor in arguments[name])
-            seconds[name].append(_seconds({key: getattr(backend, name) for key, backend in measured.items()}, some, clock))
+    for rows, name in itertools.product(sizes, MAPS):
+        some = tuple(tensor[:rows] for tensor in arguments[name])
+        seconds[name].append(_seconds({key: getattr(backend, name) for key, backend in measured.items()}, some, clock))
     table = {name: _fastest(seconds[name]) for name in MAPS}
     step_seconds = [found[name] for found, name in zip(seconds["step"], table["step"], strict=True)]
     fastest = FastestBackend(backends, table)
 
     if precision == "float32":
         low_precision = None
-    elif low_precision is not None:
+    if low_precision is not None:
         reason = _difference(low_precision.step, arguments["step"], next_state, LOW_PRECISION_AGREEMENT)
         reason = reason or _dependence(low_precision.step, arguments["step"], sizes)
         alike = [name for name, backend in measured.items() if not _dependence(backend.inject, (inputs,), sizes[1:])]
@@ -116,8 +107,7 @@ def choose(
             share = times["low"] / times["full"]
             reason = f"a step takes {share:.2f} of the time of one in full precision" if share > MAX_LOW_PRECISION_SHARE else ""
         if reason:
-            refused["bfloat16"] = reason
-            low_precision = None
+            refused["bfloat16"], low_precision = reason, None
         else:
             table["inject"] = [table["inject"][-1] if table["inject"][-1] in alike else alike[0]] * len(sizes)
             fastest = FastestBackend(backends, table, in_pairs=True)
@@ -130,17 +120,12 @@ def choose(
 def _fastest(seconds: list[dict[str, float]]) -> list[str]:
     """For each batch size the name of the backend to take: one for all, but where another is clearly faster."""
     overall = min(seconds[0], key=lambda name: math.prod(found[name] for found in seconds))
-    best = [min(found, key=found.__getitem__) for found in seconds]
-    return [
-        name if found[name] <= MAX_SHARE_OF_BEST * found[overall] else overall for name, found in zip(best, seconds, strict=True)
-    ]
+    pairs = [(found, min(found, key=found.__getitem__)) for found in seconds]
+    return [name if found[name] <= MAX_SHARE_OF_BEST * found[overall] else overall for found, name in pairs]
 
 
-def _dependence(compute: Callable[..., Tensor], arguments: tuple[Tensor, ...], sizes: list[int]) -> str:
-    """Whether a map rounds differently in batches of different sizes.
-
-    In float32 that is beneath notice; in low precision a row could tell from its answer what company it had.
-    """
+def _dependence(compute: Compute, arguments: tuple[Tensor, ...], sizes: list[int]) -> str:
+    """Whether rounding depends on the batch size: in low precision a row could tell from its answer what company it had."""
     together = compute(*arguments)
     for rows in sizes:
         if not torch.equal(compute(*(tensor[:rows] for tensor in arguments)), together[:rows]):
@@ -148,7 +133,7 @@ def _dependence(compute: Callable[..., Tensor], arguments: tuple[Tensor, ...], s
     return ""
 
 
-def _difference(compute: Callable[..., Tensor], arguments: tuple[Tensor, ...], expected: Tensor, agreement: float) -> str:
+def _difference(compute: Compute, arguments: tuple[Tensor, ...], expected: Tensor, agreement: float) -> str:
     """Why a backend must not be used; nothing if it may."""
     try:
         found = compute(*arguments)
@@ -165,12 +150,10 @@ def _difference(compute: Callable[..., Tensor], arguments: tuple[Tensor, ...], e
     return "" if difference <= allowed else f"{difference:.1e} from float32 eager, where {allowed:.1e} is allowed"
 
 
-def _seconds(
-    functions: Mapping[str, Callable[..., Tensor]], arguments: tuple[Tensor, ...], clock: Callable[[], float]
-) -> dict[str, float]:
+def _seconds(functions: Mapping[str, Compute], arguments: tuple[Tensor, ...], clock: Callable[[], float]) -> dict[str, float]:
     """The best of several runs of each, in turn, as others may be using the machine."""
 
-    def once(function: Callable[..., Tensor]) -> float:
+    def once(function: Compute) -> float:
         began = clock()
         result = function(*arguments)
         if result.is_cuda:
