@@ -25,7 +25,9 @@ from tests.app.running import wait_until
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 BLOCK = re.compile(r"(<!-- not run: [^>]*-->\n)?^( *)```(\w+)(?: title=\"([^\"]+)\")?\n(.*?)^ *```$", re.DOTALL | re.MULTILINE)
 PAGES = ["tutorial.md", *(f"guides/{path.name}" for path in sorted((DOCS / "guides").glob("*.md")))]
-LONG = {"tutorial.md", "guides/tolerance.md", "guides/export.md", "guides/iterations_matter.md"}
+LONG = {"tutorial.md"} | {
+    f"guides/{name}.md" for name in ("tolerance", "export", "iterations_matter", "fewer_iterations", "own_network")
+}
 MAY_BE_LEFT_OUT = {"guides/deploy.md": 1, "guides/observe.md": 1, "guides/own_network.md": 1, "tutorial.md": 1}
 
 pytestmark = pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")

@@ -92,7 +92,7 @@ def test_the_notebooks_are_pages_with_their_pictures(site: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("name", ["fixed_points", "mazes"])
+@pytest.mark.parametrize("name", ["fixed_points", pytest.param("mazes", marks=pytest.mark.long)])  # which trains
 def test_a_notebook_runs_from_top_to_bottom(name: str, tmp_path: Path) -> None:
     """Its claims are assertions, so running is checking."""
     command = [sys.executable, "-m", "nbconvert", "--to", "notebook", "--execute", "--output-dir", str(tmp_path)]

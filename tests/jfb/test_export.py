@@ -172,7 +172,10 @@ def test_an_older_export_is_replaced_and_a_start_is_written_where_it_is_not_zero
     session(folder)
 
 
-@pytest.mark.parametrize("norm", [ResidualNorm.RELATIVE, ResidualNorm.CHANNEL_MAX, ResidualNorm.MAX])
+LONG_NORMS = [pytest.param(norm, marks=pytest.mark.long) for norm in (ResidualNorm.CHANNEL_MAX, ResidualNorm.MAX)]
+
+
+@pytest.mark.parametrize("norm", [ResidualNorm.RELATIVE, *LONG_NORMS])
 def test_a_diverging_row_ends_when_it_does_in_solve_and_leaves_its_neighbours_alone(tmp_path: Path, norm: ResidualNorm) -> None:
     network = small_mlp().float()
     with torch.no_grad():

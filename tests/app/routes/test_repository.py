@@ -192,6 +192,7 @@ def test_what_is_not_in_the_store_is_neither_loaded_nor_unloaded(own: RunningSer
     assert own.predict(BODY).status_code == 200
 
 
+@pytest.mark.long
 def test_memory_after_50_reloads_is_that_after_5(own: RunningServer, own_store: Path) -> None:
     replaced = own.log.read_text().count("replaced in the store")
 

@@ -86,6 +86,7 @@ def test_measuring_alignment_does_not_change_the_weights(quick: Recipe, console:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_memory_grows_with_the_iterations_when_unrolled_and_not_under_jfb() -> None:
     recipe = load_recipe("digits").changed({"optimisation.batch_size": 400})
     spec = InputSpec(shape=(1, 8, 8), kind="image", low=0, high=16)

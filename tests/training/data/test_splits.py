@@ -160,6 +160,7 @@ def test_a_broken_parquet_file_is_an_error_of_the_source(tmp_path: Path, console
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_mnist_is_whole_and_in_order(shared: Path, console: Console) -> None:
     folder = shared / "data" / "mnist"
     if not folder.is_dir():

@@ -158,6 +158,7 @@ def test_weights_of_another_family_are_rejected_with_what_differs(tmp_path: Path
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_the_published_mnist_network_has_its_published_accuracy(shared: Path, tmp_path: Path) -> None:
     """99.36 % on the 10,000 test images at tolerance 0.1, each image stopping on its own."""
     from rich.console import Console

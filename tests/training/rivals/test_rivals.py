@@ -129,6 +129,7 @@ def test_the_penalty_is_the_squared_jacobian_on_average_and_reduces_it() -> None
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_monotone_networks_learn_under_jfb_and_under_the_exact_gradient(quick: Recipe, console: Console) -> None:
     data = load_data(quick, console)
     base = quick.changed({"optimisation.epochs": 3})
