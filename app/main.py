@@ -30,15 +30,7 @@ CONNECT_SECONDS = 1.0
 
 
 def create_app(settings: Settings | None = None, run_folder: RunFolder | None = None) -> FastAPI:
-    """Build the application; ``uvicorn --factory app.main:create_app`` reads the settings from the environment.
-
-    Args:
-        run_folder: of the supervisor whose engines the application uses; None supervises engines of its own.
-
-    Raises:
-        ApiKeyError: if the settings require API keys, and none can be read.
-        TracingUnavailable: if the settings require traces, and the packages are not installed.
-    """
+    """Build the application, with engines of its own unless a ``run_folder`` is given; ``uvicorn --factory`` can start it."""
     settings = settings or Settings()
     supervisor = None
     if run_folder is None:

@@ -40,11 +40,7 @@ class Replica:
     app: FastAPI
 
     async def check_health(self) -> None:
-        """Return when an engine is ready; Ray sends requests from then on, and replaces a replica where this fails.
-
-        Raises:
-            ApiError: if the store holds no model that can be loaded.
-        """
+        """Return when an engine is ready: Ray replaces a replica where this fails. ``ApiError`` if no model can be loaded."""
         state = self.app.state.server
         await state.engines.wait_until_ready()
         await health.ready(state)

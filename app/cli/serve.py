@@ -85,7 +85,6 @@ async def _greet(settings: Settings, port: int, supervisor: Supervisor) -> None:
 
 
 def _banner(settings: Settings, port: int, catalogue: Catalogue) -> str:
-    """Where the server listens and what it serves, with a ``curl`` line for its first model."""
     if not catalogue.names:
         return f"No model in {settings.model_store} could be loaded."
     url = f"http://{'127.0.0.1' if settings.host == '0.0.0.0' else settings.host}:{port}"
@@ -112,11 +111,7 @@ def _bind(host: str, port: int, *, reuse_port: bool = False) -> socket.socket:
 
 
 def _let_steps_finish() -> None:
-    """Have the processes of this server wait for their turn when they wake, instead of interrupting the one that computes.
-
-    Where HTTP workers and engines share a core, each arriving request would otherwise interrupt a step and evict its caches
-    (``benchmarks/results`` has the cost). On cores of their own, the processes do not notice.
-    """
+    """Have the processes that share a core take turns: a request would interrupt a step and evict its caches."""
     if hasattr(os, "SCHED_BATCH"):  # Linux
         with suppress(OSError):  # some sandboxes forbid it
             os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))

@@ -115,10 +115,8 @@ class AccessRoute(APIRoute):
 
 
 class FastRoute(AccessRoute):
-    """A route that FastAPI only describes; for what is requested thousands of times per second.
-
-    FastAPI's dependencies, parameters and exit stacks would be a sixth of what such a request costs. The endpoint gets the
-    request only, and returns a ``Response``. The access decision is the only dependency it may have.
+    """A route that FastAPI only describes, as it would cost a sixth of a prediction; the endpoint takes a request and returns a
+    ``Response``, and the access decision is the only dependency.
     """
 
     def __init__(self, path: str, endpoint: Callable[..., Any], **options: Any) -> None:

@@ -1,8 +1,6 @@
-"""Connection limits: uvicorn waits for the end of a request's head for ever, and buffers all of it; here it does not.
+"""Connection limits, which uvicorn lacks for the head of a request.
 
-Written for uvicorn 0.54, whose HttpToolsProtocol has no public way to do this: its attributes ``cycle``, ``flow``, ``transport``
-and ``timeout_keep_alive_task`` and the parser's callbacks are used. pyproject.toml bounds its version; a test fails when they
-move.
+Written for the internals of HttpToolsProtocol in uvicorn 0.54; pyproject.toml bounds its version, and a test fails if they move.
 """
 
 import asyncio
@@ -43,7 +41,6 @@ class _LingeringTransport:
         return self.lingering or self._transport.is_closing()
 
     def close(self) -> None:
-        """Close; the second call closes at once."""
         if self.receiving and not self.is_closing():
             self.lingering = True
             self._transport.write_eof()
@@ -56,11 +53,7 @@ class _LingeringTransport:
 
 
 class BoundedConnection(HttpToolsProtocol):
-    """A connection on which each request's head has a time limit and a size limit; ``bounded_connections`` sets the time.
-
-    A connection on which nothing arrives is closed after that time; a head that is late, too large or malformed is answered
-    first. An unread body, of a request that was answered by its head, has the same time limit.
-    """
+    """A connection whose heads, and unread bodies, have a time limit, and heads a size limit; late ones are answered first."""
 
     seconds: float
 

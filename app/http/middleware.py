@@ -112,11 +112,7 @@ class RequestMiddleware:
 
 
 def _bounded(receive: Receive, headers: Mapping[bytes, bytes], settings: Settings) -> Receive:
-    """The body of a request, with a limit on its time and its size.
-
-    Raises an ``ApiError``, from ``receive``: 408 if the body takes longer than ``body_timeout`` from the first call; 413 as soon
-    as it is known to be larger than ``max_body_bytes``, from its header or while it arrives.
-    """
+    """The body of a request; ``receive`` raises an ``ApiError`` for one that is late (408), or known to be too large (413)."""
     limit, seconds = settings.max_body_bytes, settings.body_timeout
     declared = headers.get(b"content-length", b"0")
     deadline: float | None = None
@@ -151,7 +147,6 @@ def _request_id(headers: Mapping[bytes, bytes]) -> str:
 
 
 def _trace_id(headers: Mapping[bytes, bytes]) -> str | None:
-    """The trace id of a W3C ``traceparent``."""
     given = headers.get(b"traceparent")
     if given is None:
         return None

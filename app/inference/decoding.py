@@ -35,14 +35,7 @@ Rows = NDArray[np.float32]
 async def decode_predict(
     body: bytes, media_type: str, query: QueryParams, model: ServedVersion, settings: Settings, arrived: float
 ) -> Request:
-    """Decode a body and its parameters, which may be in the query string; those in a JSON body take precedence.
-
-    Args:
-        arrived: when the request did, in seconds of ``time.monotonic()``; its deadlines count from then.
-
-    Raises:
-        ApiError: 400 for what is not JSON, 413 for too many rows, 422 for everything else that is invalid.
-    """
+    """Decode a body and its parameters, of which a JSON body's precede the query's; deadlines count from ``arrived``."""
     parameters = _decode_query(query) if query else PredictParameters()
     spec, max_rows = model.config.input, settings.max_rows_per_request
     match media_type:
@@ -63,11 +56,7 @@ async def decode_predict(
 
 
 def build_request(rows: Rows, parameters: PredictParameters, model: ServedVersion, settings: Settings, arrived: float) -> Request:
-    """Validate parameters and combine them with validated rows; the model's defaults hold for what is left out.
-
-    Raises:
-        ApiError: 422 for a value out of its range, a list of the wrong length, or what this model does not offer.
-    """
+    """Combine validated parameters with validated rows; the model's defaults hold for what is left out. ``ApiError`` is 422."""
     count, limit, serving = len(rows), settings.max_iterations_limit, model.config.serving
     stop = _stop(parameters.stop, model)
     solver = _solver(parameters.solver, stop, model)

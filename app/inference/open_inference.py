@@ -1,7 +1,4 @@
-"""The Open Inference Protocol's tensors: from the body of an infer request to a ``Request``, and from a ``Result`` to a body.
-
-With the binary tensor extension, a body is JSON followed by the raw bytes of tensors.
-"""
+"""The Open Inference Protocol's tensors, in JSON or as raw bytes after it: to a ``Request``, and from a ``Result``."""
 
 import math
 import re
@@ -70,11 +67,7 @@ def decompress(content: bytes, encoding: str, max_bytes: int) -> bytes:
 
 
 def split(body: bytes, json_length: str | None) -> tuple[InferRequest, memoryview]:
-    """Decode a body's JSON, of the length in ``JSON_LENGTH_HEADER``, and return it with what follows it.
-
-    Raises:
-        ApiError: 400 for what is not JSON; 422 for JSON that is no infer request, and an invalid length.
-    """
+    """Decode a body's JSON, of the length in ``JSON_LENGTH_HEADER``, and return it with what follows it; else an ``ApiError``."""
     whole, length = memoryview(body), len(body)
     if json_length is not None:
         if not (json_length.isascii() and json_length.isdecimal() and len(json_length) < 20):

@@ -27,12 +27,7 @@ Value = TypeVar("Value")
 
 
 async def find_model(http: HttpRequest) -> ServedVersion:
-    """The model that a path names, else the default model; in the version that it names, else in the highest.
-
-    Raises:
-        ApiError: 422 for a version that is not an integer.
-        EngineError: as ``Catalogue.find``.
-    """
+    """The model that a path names, else the default model; in the version that it names, else in the highest."""
     state: AppState = http.app.state.server
     version: str | None = http.path_params.get("version")
     if version is None:
@@ -79,11 +74,7 @@ async def stream(http: HttpRequest, request: Request) -> tuple[Iteration | Resul
 
 
 async def retry_if_replaced(attempt: Callable[[], Awaitable[Value]]) -> Value:
-    """Make an attempt, which finds a model in the catalogue and runs a request; again if the model was replaced in between.
-
-    When an engine does not serve what it was sent, the catalogue is up to date already. A replaced model is found again, and the
-    body decoded again, as its inputs may be others; a model that is gone is a 404. ``NotServed`` if it happens too often.
-    """
+    """Make an attempt, which finds a model and runs a request; again where ``NotServed`` says that the model was replaced."""
     for _ in range(MAX_ATTEMPTS - 1):
         try:
             return await attempt()
@@ -93,7 +84,6 @@ async def retry_if_replaced(attempt: Callable[[], Awaitable[Value]]) -> Value:
 
 
 async def _reported(state: AppState, log: RequestLog, request: Request) -> AsyncGenerator[Iteration | Result, None]:
-    """Stream a request, and report it."""
     async with aclosing(state.engines.stream(request)) as events:
         async for event in events:
             if isinstance(event, Result):
@@ -111,7 +101,6 @@ async def _last(events: AsyncGenerator[Iteration | Result, None]) -> Result:
 
 
 def _report(state: AppState, log: RequestLog, request: Request, result: Result) -> None:
-    """Count what the engine computed."""
     log.timings = result.timings
     metrics, labels = state.metrics, (request.model, str(request.version))
     for phase, (start, end) in result.timings.phases().items():

@@ -1,8 +1,4 @@
-"""JSON of the native API: requests and responses.
-
-The predict routes decode ``PredictRequest`` with msgspec, for speed, and encode what ``PredictResponse`` and ``IterationEvent``
-describe without them; all other models are pydantic.
-"""
+"""JSON of the native API: pydantic models, and for speed msgspec's ``PredictRequest``."""
 
 from typing import Annotated, Any, Generic, Literal, TypeVar
 

@@ -1,8 +1,4 @@
-"""JSON of the Open Inference Protocol (KServe v2), and of Triton's extensions to it that this server supports.
-
-The infer routes decode ``InferRequest`` with msgspec, for speed, and encode what ``InferResponse`` describes without it; all
-other models are pydantic.
-"""
+"""JSON of the Open Inference Protocol (KServe v2): pydantic models, and for speed msgspec's ``InferRequest``."""
 
 from typing import Annotated, Any, Literal, get_args
 
