@@ -94,9 +94,8 @@ def _create_state(settings: Settings, run_folder: RunFolder) -> AppState:
     counted, registry = CollectorRegistry(), CollectorRegistry()
     folder = os.environ.get("PROMETHEUS_MULTIPROC_DIR")  # set by the supervisor: one worker shows what all have counted
     source: Collector = MultiProcessCollector(None, folder) if folder else counted  # type: ignore[no-untyped-call]
-    engines, tracing = Engines(run_folder.sockets, settings.default_model), None
-    if settings.otlp_endpoint:
-        tracing = Tracing(settings.otlp_endpoint)
+    engines = Engines(run_folder.sockets, settings.default_model)
+    tracing = Tracing(settings.otlp_endpoint) if settings.otlp_endpoint else None
     state = AppState(settings, engines, run_folder, ApiKeys(settings), registry, Metrics(counted), tracing)
     registry.register(RowHistograms(source, [state.metrics.row_iterations, state.metrics.row_residual]))
     registry.register(metrics.EngineCollector(state))

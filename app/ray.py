@@ -9,7 +9,7 @@ Needs the extra ``ray``.
 """
 
 from fastapi import FastAPI
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 from ray import serve
 
 from app.main import create_app
@@ -21,10 +21,8 @@ HEALTH_SECONDS = 30.0
 """How long a replica may be without a ready engine, or not answer, before it is replaced."""
 
 
-class Replicas(BaseModel):
+class Replicas(BaseModel, extra="forbid"):
     """How many replicas there are, and what each of them has; each is also an argument of ``serve run``: ``gpus=0.5``."""
-
-    model_config = ConfigDict(extra="forbid")
 
     min_replicas: int = Field(1, ge=1, description="Replicas without load.")
     max_replicas: int = Field(4, ge=1, description="Replicas at most.")

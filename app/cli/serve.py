@@ -106,8 +106,7 @@ def _listen(settings: Settings) -> list[socket.socket]:
 
 
 def _bind(host: str, port: int, *, reuse_port: bool = False) -> socket.socket:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    return socket.create_server((host, port), family=family, reuse_port=reuse_port)
+    return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET, reuse_port=reuse_port)
 
 
 def _let_steps_finish() -> None:

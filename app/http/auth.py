@@ -25,10 +25,7 @@ class ApiKeyError(Exception):
 
 
 class KeySet:
-    """The keys of one role, separated by commas or white space, of which only the hashes are kept.
-
-    Raises an ``ApiKeyError``, which names the ``setting``, if the file cannot be read or there is no key in it.
-    """
+    """The hashes of one role's keys, separated by commas or white space; ``ApiKeyError`` if keys are set, but none is found."""
 
     def __init__(self, setting: str, keys: SecretStr | None, file: Path | None) -> None:
         self._setting, self._keys, self._file = setting, keys, file

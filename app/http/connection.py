@@ -16,12 +16,7 @@ MAX_HEAD_BYTES = 64 * 1024
 
 
 class _LingeringTransport:
-    """A transport whose ``close`` waits for the client while a part of its request is still arriving.
-
-    A socket that is closed while data arrives for it resets the connection, and the reset overtakes the response: the client
-    sees a broken connection instead of the error (RFC 9112, section 9.6). So the server shuts down its own direction, discards
-    what still arrives, and closes when the client does, or after some seconds.
-    """
+    """A transport whose ``close`` waits for the end of a request: a reset would overtake the response (RFC 9112, section 9.6)."""
 
     def __init__(self, transport: asyncio.Transport, seconds: float) -> None:
         self.receiving = False  # whether more of a request is to come; the protocol sets it
@@ -40,7 +35,7 @@ class _LingeringTransport:
     def is_closing(self) -> bool:
         return self.lingering or self._transport.is_closing()
 
-    def close(self) -> None:
+    def close(self) -> None:  # the second call closes at once
         if self.receiving and not self.is_closing():
             self.lingering = True
             self._transport.write_eof()

@@ -147,8 +147,6 @@ def _request_id(headers: Mapping[bytes, bytes]) -> str:
 
 
 def _trace_id(headers: Mapping[bytes, bytes]) -> str | None:
-    given = headers.get(b"traceparent")
-    if given is None:
-        return None
-    match = re.fullmatch(r"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}(-.*)?", given.decode("latin-1"))
+    given = headers.get(b"traceparent", b"").decode("latin-1")
+    match = re.fullmatch(r"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}(-.*)?", given)
     return match[1] if match and match[1].strip("0") else None

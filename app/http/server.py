@@ -17,24 +17,19 @@ nginx 60 s, httpx 5 s). They must be the first to close one, or their next reque
 
 
 class GracefulServer(uvicorn.Server):
-    """uvicorn, which goes on for ``drain_seconds`` after SIGTERM while ``/v2/health/ready`` answers 503.
-
-    In that time, load balancers send requests elsewhere, so that none meets a closed port. SIGINT (Ctrl-C) or a second SIGTERM
-    ends it early. The process then ends with status 0: process managers take one that dies of the signal for one that failed.
-    """
+    """uvicorn, which drains for ``drain_seconds`` after SIGTERM, not ready, and ends with status 0; a second signal ends that."""
 
     def __init__(self, app: ASGIApp, state: AppState) -> None:
-        super().__init__(
-            uvicorn.Config(
-                app,
-                http=bounded_connections(state.settings.body_timeout),
-                log_config=None,
-                access_log=False,
-                server_header=False,
-                timeout_keep_alive=KEEP_ALIVE_SECONDS,
-                timeout_graceful_shutdown=SHUTDOWN_SECONDS,
-            )
+        config = uvicorn.Config(
+            app,
+            http=bounded_connections(state.settings.body_timeout),
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            timeout_keep_alive=KEEP_ALIVE_SECONDS,
+            timeout_graceful_shutdown=SHUTDOWN_SECONDS,
         )
+        super().__init__(config)
         self._state = state
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:

@@ -28,6 +28,7 @@ TOO_LARGE = "Number out of range"
 """What msgspec says of numbers that no float holds."""
 MEDIA_TYPES = ("application/json", "application/x-npy", "image/png", "image/jpeg")
 
+_decoder = lru_cache(msgspec.json.Decoder)
 Rows = NDArray[np.float32]
 """Raw inputs, shape ``[n, *input_shape]``, C order."""
 
@@ -260,8 +261,9 @@ def _stop(value: object, model: ServedVersion) -> Stop:
     if value != "label":
         raise invalid("stop", "one of tolerance, label", value)
     if model.label_stop is None:
-        reason = f"tolerance, as {model.model} has no label stops (python -m training evaluate calibrates them)"
-        raise invalid("stop", reason, value)
+        raise invalid(
+            "stop", f"tolerance, as {model.model} has no label stops (python -m training evaluate calibrates them)", value
+        )
     return "label"
 
 
@@ -300,11 +302,6 @@ def _per_row(
         if type(entry) not in (int, float) or not low <= entry <= high or (whole and entry % 1):
             raise invalid(f"{name}[{index}]" if isinstance(value, list) else name, requirement, entry)
     return value if isinstance(value, list) else [value] * rows
-
-
-@lru_cache
-def _decoder(kind: Any) -> msgspec.json.Decoder[Any]:
-    return msgspec.json.Decoder(kind)
 
 
 @lru_cache

@@ -44,11 +44,7 @@ LABEL_STOP_OUTPUTS: Mapping[str, tuple[Datatype, Callable[[Result], Any]]] = {
 
 
 def decompress(content: bytes, encoding: str, max_bytes: int) -> bytes:
-    """Undo a content encoding, without producing more than ``max_bytes``.
-
-    Raises:
-        ApiError: 413 for more bytes; 415 for an encoding other than identity, gzip and deflate; 400 for bytes not so encoded.
-    """
+    """Undo a content encoding; ``ApiError`` 413 for more than ``max_bytes``, 415 for other encodings, 400 for wrong bytes."""
     encoding = encoding.strip().lower()
     if encoding == "identity":
         return content

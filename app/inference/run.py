@@ -5,7 +5,7 @@ import re
 import time
 from bisect import bisect_left
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from math import isfinite
 from typing import Any, TypeVar
 
@@ -47,13 +47,7 @@ async def admit(http: HttpRequest) -> AppState:
 
 
 async def predict(http: HttpRequest, request: Request) -> Result:
-    """Have the engine compute a request, and drop it as soon as the client has closed the connection.
-
-    Raises:
-        ApiError: 504 if no row had an iteration before its deadline.
-        ClientDisconnect: if the client left first.
-        EngineError: as ``Engines.predict``.
-    """
+    """Have the engine compute a request; 504 if it had no iteration, and ``ClientDisconnect`` as soon as the client leaves."""
     state: AppState = http.app.state.server
     log: RequestLog = http.scope["request_log"]
     log.rows = request.rows
@@ -76,10 +70,8 @@ async def stream(http: HttpRequest, request: Request) -> tuple[Iteration | Resul
 async def retry_if_replaced(attempt: Callable[[], Awaitable[Value]]) -> Value:
     """Make an attempt, which finds a model and runs a request; again where ``NotServed`` says that the model was replaced."""
     for _ in range(MAX_ATTEMPTS - 1):
-        try:
+        with suppress(NotServed):
             return await attempt()
-        except NotServed:
-            continue
     return await attempt()
 
 

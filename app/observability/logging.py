@@ -18,11 +18,10 @@ def configure_logging(level: str, log_format: str = "auto") -> None:
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
     # Tracebacks have no local variables, which would hold what clients sent.
-    renderer: list[structlog.typing.Processor] = (
-        [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback)]
-        if console
-        else [structlog.processors.format_exc_info, structlog.processors.JSONRenderer(_to_json)]
-    )
+    plain, colors = structlog.dev.plain_traceback, sys.stderr.isatty()
+    renderer: list[structlog.typing.Processor] = [structlog.dev.ConsoleRenderer(colors=colors, exception_formatter=plain)]
+    if not console:
+        renderer = [structlog.processors.format_exc_info, structlog.processors.JSONRenderer(_to_json)]
     structlog.configure(
         processors=[*shared, *renderer],
         logger_factory=structlog.WriteLoggerFactory(sys.stderr),  # through logging, a line would cost twice as much

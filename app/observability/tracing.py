@@ -26,13 +26,7 @@ TraceStep = tuple[int, dict[str, float]]
 
 
 class Tracing:
-    """Sends spans to an OTLP collector over HTTP, such as ``http://localhost:4318``.
-
-    Every request is traced, except those whose client says in its ``traceparent`` that it does not sample the trace.
-
-    Raises:
-        TracingUnavailable: without the packages of the extra ``otel``.
-    """
+    """Sends spans to an OTLP collector, unless a ``traceparent`` says not to; ``TracingUnavailable`` without the packages."""
 
     def __init__(self, endpoint: str) -> None:
         try:  # they are an extra, and a server without traces starts faster without them
