@@ -25,9 +25,6 @@ from app.routes import health, metrics, models, open_inference, openapi, pages, 
 from app.settings import Settings
 from app.supervisor.supervisor import RunFolder, Supervisor
 
-CONNECT_SECONDS = 1.0
-"""How long a worker that was restarted waits for running engines before it serves."""
-
 
 def create_app(settings: Settings | None = None, run_folder: RunFolder | None = None) -> FastAPI:
     """Build the application, with engines of its own unless a ``run_folder`` is given; ``uvicorn --factory`` can start it."""
@@ -49,7 +46,7 @@ def create_app(settings: Settings | None = None, run_folder: RunFolder | None = 
             _reload_on_sighup(state, supervisor)
             if any(socket.exists() for socket in state.run_folder.sockets):
                 with suppress(TimeoutError):
-                    async with asyncio.timeout(CONNECT_SECONDS):
+                    async with asyncio.timeout(1.0):  # a worker that was restarted waits for running engines
                         await state.engines.wait_until_ready()
             gc.collect()
             gc.freeze()  # what has been loaded stays; the collector need not look at it again

@@ -22,9 +22,7 @@ from app.inference.stream import EVENT_STREAM
 from app.schemas.native import IterationEvent, Prediction, PredictResponse
 
 Kind = TypeVar("Kind", bound=BaseModel)
-
 program = typer.Typer(add_completion=False)
-
 BLOCKS = "▁▂▃▄▅▆▇█"
 MAX_WIDTH = 40
 """Characters of a sparkline; longer series are thinned."""

@@ -112,9 +112,7 @@ class AccessRoute(APIRoute):
 
 
 class FastRoute(AccessRoute):
-    """A route that FastAPI only describes, as it would cost a sixth of a prediction; the endpoint takes a request and returns a
-    ``Response``, and the access decision is the only dependency.
-    """
+    """A route that FastAPI only describes, as it costs a sixth of a prediction; the endpoint takes a request only."""
 
     def __init__(self, path: str, endpoint: Callable[..., Any], **options: Any) -> None:
         super().__init__(path, endpoint, **options)

@@ -1,7 +1,4 @@
-"""Connection limits, which uvicorn lacks for the head of a request.
-
-Written for the internals of HttpToolsProtocol in uvicorn 0.54; pyproject.toml bounds its version, and a test fails if they move.
-"""
+"""Limits of a request's head, with internals of uvicorn 0.54: pyproject.toml bounds its version, a test fails if they move."""
 
 import asyncio
 from http import HTTPStatus
@@ -98,9 +95,8 @@ class BoundedConnection(HttpToolsProtocol):
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
-        if self.transport.is_closing():
-            return
-        if self._transport.receiving and not self._in_head and self.cycle.response_complete:
+        unread = self._transport.receiving and not self._in_head
+        if unread and not self.transport.is_closing() and self.cycle.response_complete:
             self._unset_keepalive_if_required()
             self._start_timer()  # for the rest of an unread body
 

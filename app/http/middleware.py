@@ -61,7 +61,8 @@ class RequestMiddleware:
             return
         started = time.perf_counter()
         headers, method = dict(reversed([*scope["headers"]])), scope["method"]  # the first of two with one name counts
-        request_id = _request_id(headers)
+        given = headers.get(b"x-request-id", b"").decode("latin-1")
+        request_id = given if 0 < len(given) <= 128 and given.isascii() and given.isprintable() else os.urandom(16).hex()
         status: int | None = None
 
         async def send_with_id(message: Message) -> None:
@@ -139,11 +140,6 @@ def _bounded(receive: Receive, headers: Mapping[bytes, bytes], settings: Setting
         return message
 
     return bounded
-
-
-def _request_id(headers: Mapping[bytes, bytes]) -> str:
-    given = headers.get(b"x-request-id", b"").decode("latin-1")
-    return given if 0 < len(given) <= 128 and given.isascii() and given.isprintable() else os.urandom(16).hex()
 
 
 def _trace_id(headers: Mapping[bytes, bytes]) -> str | None:

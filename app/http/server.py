@@ -12,8 +12,7 @@ from app.http.state import AppState
 from app.supervisor.supervisor import SHUTDOWN_SECONDS
 
 KEEP_ALIVE_SECONDS = 130
-"""How long a connection may be idle between two requests: longer than clients and proxies keep theirs (Caddy 120 s, Go 90 s,
-nginx 60 s, httpx 5 s). They must be the first to close one, or their next request may cross with the close and be lost."""
+"""Of an idle connection: clients and proxies (Caddy 120 s, Go 90 s) must close first, or a request may cross with the close."""
 
 
 class GracefulServer(uvicorn.Server):

@@ -26,8 +26,9 @@ from jfb.config import InputSpec
 
 TOO_LARGE = "Number out of range"
 """What msgspec says of numbers that no float holds."""
+_TYPES = {"float": "number", "int": "integer", "str": "string", "bool": "boolean", "array": "list", "object": "object"}
+"""Names of JSON's types, by those of msgspec."""
 MEDIA_TYPES = ("application/json", "application/x-npy", "image/png", "image/jpeg")
-
 _decoder = lru_cache(msgspec.json.Decoder)
 Rows = NDArray[np.float32]
 """Raw inputs, shape ``[n, *input_shape]``, C order."""
@@ -155,7 +156,6 @@ def check_lengths(field: str, value: object, shape: Sequence[int]) -> None:
 
 
 def _check_lists(field: str, value: object, spec: InputSpec) -> None:
-    """Raise an ``ApiError`` (422) for what are not nested lists of shape ``[n, *spec.shape]``."""
     if not isinstance(value, list):
         raise invalid(field, f"nested lists of shape {_shape(spec)}", value)
     sides: list[int] = []
@@ -261,9 +261,8 @@ def _stop(value: object, model: ServedVersion) -> Stop:
     if value != "label":
         raise invalid("stop", "one of tolerance, label", value)
     if model.label_stop is None:
-        raise invalid(
-            "stop", f"tolerance, as {model.model} has no label stops (python -m training evaluate calibrates them)", value
-        )
+        remedy = "python -m training evaluate calibrates them"
+        raise invalid("stop", f"tolerance, as {model.model} has no label stops ({remedy})", value)
     return "label"
 
 
@@ -323,10 +322,6 @@ def _range(spec: InputSpec) -> str:
 def _invalid_entry(field: str, requirement: str, rows: NDArray[Any], good: NDArray[np.bool_]) -> ApiError:
     where = np.unravel_index(int(np.argmin(good)), good.shape)
     return invalid(f"{field}{''.join(f'[{index}]' for index in where)}", requirement, rows[where].item())
-
-
-_TYPES = {"float": "number", "int": "integer", "str": "string", "bool": "boolean", "array": "list", "object": "object"}
-"""Names of JSON's types, by those of msgspec."""
 
 
 def _type_error(field: str, message: str, content: Any, kind: Any) -> ApiError:

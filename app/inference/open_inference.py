@@ -153,8 +153,9 @@ def _array(field: str, tensor: RequestInput, raw: memoryview | None, row_shape: 
         raise ApiError(422, f"{field}.shape: must be {wanted} (got {shape if len(shape) <= 32 else f'{len(shape)} sides'})")
     count = math.prod(shape)
     if (raw is None) == (tensor.data is UNSET):
-        got = "neither" if raw is None else "both"
-        raise ApiError(422, f"{field}: must have data or parameters.binary_data_size (got {got})")
+        raise ApiError(
+            422, f"{field}: must have data or parameters.binary_data_size (got {'neither' if raw is None else 'both'})"
+        )
     if raw is None:
         assert tensor.data is not UNSET
         return _array_of_json(f"{field}.data", tensor.data, shape, dtype)

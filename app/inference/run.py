@@ -20,9 +20,6 @@ from app.http.state import AppState
 from app.observability.metrics import RowHistogram
 from app.observability.tracing import MAX_EVENTS
 
-MAX_ATTEMPTS = 5
-"""A model is not replaced more often during one request."""
-
 Value = TypeVar("Value")
 
 
@@ -69,7 +66,7 @@ async def stream(http: HttpRequest, request: Request) -> tuple[Iteration | Resul
 
 async def retry_if_replaced(attempt: Callable[[], Awaitable[Value]]) -> Value:
     """Make an attempt, which finds a model and runs a request; again where ``NotServed`` says that the model was replaced."""
-    for _ in range(MAX_ATTEMPTS - 1):
+    for _ in range(4):  # a model is not replaced more often during one request
         with suppress(NotServed):
             return await attempt()
     return await attempt()

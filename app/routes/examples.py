@@ -53,8 +53,7 @@ def infer_examples(model: ServedVersion, model_store: Path) -> dict[str, dict[st
 
 def _example_input(model: ServedVersion, model_store: Path) -> list[Any]:
     """The first sample, or an input of zeros, or of what is nearest to zero within the model's range."""
-    found = samples(model, model_store)
-    if found:
+    if found := samples(model, model_store):
         return found[0].input
     spec = model.config.input
     nearest = max(spec.low or 0.0, 0.0) if spec.high is None or spec.high >= 0 else spec.high

@@ -17,9 +17,7 @@ from app.schemas import open_inference as schemas
 OPTIONS: dict[str, Any] = {"prefix": "/v2", "tags": ["open inference protocol"], "dependencies": [Depends(user)]}
 router = APIRouter(route_class=AccessRoute, **OPTIONS)
 infer_router = APIRouter(route_class=FastRoute, **OPTIONS)
-
 PLATFORM = "jfb_safetensors"
-EXTENSIONS = ["binary_tensor_data", "model_repository"]
 DESCRIPTION = """Tensors may follow the JSON as raw bytes, in the request (`binary_data_size`) and in the response (`binary_data`,
 `binary_data_output`); the header Inference-Header-Content-Length then has the length of the JSON.
 
@@ -42,7 +40,7 @@ async def server_metadata() -> schemas.ServerMetadata:
         number = version("jfb")
     except PackageNotFoundError:  # run from a checkout
         number = "0"
-    return schemas.ServerMetadata(name="jfb", version=number, extensions=EXTENSIONS)
+    return schemas.ServerMetadata(name="jfb", version=number, extensions=["binary_tensor_data", "model_repository"])
 
 
 @router.get("/models/{name}", summary="Model metadata", responses=errors(401, 404, 503))

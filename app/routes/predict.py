@@ -53,19 +53,16 @@ async def predict(request: Request) -> Response:
     arrived = time.monotonic()
     state = await run.admit(request)
     kind = media_type(request.headers)
+    ranges = request.headers.get("accept", "").split(",")
+    wants_events = EVENT_STREAM in [one.partition(";")[0].strip().lower() for one in ranges]
     body = await request.body()
 
     async def attempt() -> Response:
         model = await run.find_model(request)
         decoded = await decode_predict(body, kind, request.query_params, model, state.settings, arrived)
-        if _wants_events(request):
+        if wants_events:
             return EventStream(model, *await run.stream(request, decoded))
         result = await run.predict(request, decoded)
         return Response(msgspec.json.encode(predict_response(model, result)), media_type="application/json")
 
     return await run.retry_if_replaced(attempt)
-
-
-def _wants_events(request: Request) -> bool:
-    ranges = request.headers.get("accept", "").split(",")
-    return EVENT_STREAM in [one.partition(";")[0].strip().lower() for one in ranges]
