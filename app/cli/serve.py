@@ -28,7 +28,6 @@ log = structlog.get_logger(__name__)
 
 
 def main() -> None:
-    """Read the settings, and serve."""
     try:
         settings = CliApp.run(Settings)
     except ValidationError as error:

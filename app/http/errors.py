@@ -53,7 +53,6 @@ def encode_error(error: ApiError) -> bytes:
 
 
 def error_response(error: ApiError) -> Response:
-    """The response that an error is answered with."""
     return Response(encode_error(error), error.status_code, error.headers, "application/json")
 
 

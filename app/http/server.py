@@ -16,7 +16,7 @@ KEEP_ALIVE_SECONDS = 130
 
 
 class GracefulServer(uvicorn.Server):
-    """uvicorn, which drains for ``drain_seconds`` after SIGTERM, not ready, and ends with status 0; a second signal ends that."""
+    """uvicorn, which goes on for ``drain_seconds`` after SIGTERM, while ready answers 503, and ends with status 0."""
 
     def __init__(self, app: ASGIApp, state: AppState) -> None:
         config = uvicorn.Config(

@@ -37,7 +37,7 @@ Rows = NDArray[np.float32]
 async def decode_predict(
     body: bytes, media_type: str, query: QueryParams, model: ServedVersion, settings: Settings, arrived: float
 ) -> Request:
-    """Decode a body and its parameters, of which a JSON body's precede the query's; deadlines count from ``arrived``."""
+    """Decode a body and its parameters; a JSON body's precede those of the query. Deadlines count from ``arrived``."""
     parameters = _decode_query(query) if query else PredictParameters()
     spec, max_rows = model.config.input, settings.max_rows_per_request
     match media_type:
@@ -58,7 +58,7 @@ async def decode_predict(
 
 
 def build_request(rows: Rows, parameters: PredictParameters, model: ServedVersion, settings: Settings, arrived: float) -> Request:
-    """Combine validated parameters with validated rows; the model's defaults hold for what is left out. ``ApiError`` is 422."""
+    """Validate parameters, and combine them with validated rows; the model's defaults hold for what is left out."""
     count, limit, serving = len(rows), settings.max_iterations_limit, model.config.serving
     stop = _stop(parameters.stop, model)
     solver = _solver(parameters.solver, stop, model)

@@ -16,9 +16,8 @@ def predict_response(model: ServedVersion, result: Result) -> dict[str, Any]:
     indices: list[int] = np.argmax(probabilities, axis=1).tolist()
     rounded: list[list[float]] = _float32_digits(probabilities).tolist()
     predictions = []
-    for row, (iterations, status) in enumerate(zip(result.iterations, result.status, strict=True)):
+    for row, (index, iterations, status) in enumerate(zip(indices, result.iterations, result.status, strict=True)):
         valid = iterations > 0 and status != "diverged" and isfinite(rounded[row][0])
-        index = indices[row]
         prediction: dict[str, Any] = {
             "label": classes[index] if valid else None,
             "index": index if valid else None,

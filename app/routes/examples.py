@@ -42,7 +42,6 @@ def predict_examples(model: ServedVersion, model_store: Path) -> dict[str, dict[
 
 
 def infer_examples(model: ServedVersion, model_store: Path) -> dict[str, dict[str, Any]]:
-    """As ``predict_examples``, for infer."""
     spec, tolerance = model.config.input, model.config.serving.tolerance
     if math.prod(spec.shape) > MAX_EXAMPLE_NUMBERS:
         return {}
