@@ -25,20 +25,9 @@ from app.routes import health, metrics, models, open_inference, openapi, pages, 
 from app.settings import Settings
 from app.supervisor.supervisor import RunFolder, Supervisor
 
-CONNECT_SECONDS = 1.0
-"""How long a worker that was restarted waits for running engines before it serves."""
-
 
 def create_app(settings: Settings | None = None, run_folder: RunFolder | None = None) -> FastAPI:
-    """Build the application; ``uvicorn --factory app.main:create_app`` reads the settings from the environment.
-
-    Args:
-        run_folder: of the supervisor whose engines the application uses; None supervises engines of its own.
-
-    Raises:
-        ApiKeyError: if the settings require API keys, and none can be read.
-        TracingUnavailable: if the settings require traces, and the packages are not installed.
-    """
+    """Build the application, with engines of its own unless a ``run_folder`` is given; ``uvicorn --factory`` can start it."""
     settings = settings or Settings()
     supervisor = None
     if run_folder is None:
@@ -57,7 +46,7 @@ def create_app(settings: Settings | None = None, run_folder: RunFolder | None = 
             _reload_on_sighup(state, supervisor)
             if any(socket.exists() for socket in state.run_folder.sockets):
                 with suppress(TimeoutError):
-                    async with asyncio.timeout(CONNECT_SECONDS):
+                    async with asyncio.timeout(1.0):  # a worker that was restarted waits for running engines
                         await state.engines.wait_until_ready()
             gc.collect()
             gc.freeze()  # what has been loaded stays; the collector need not look at it again
@@ -102,9 +91,8 @@ def _create_state(settings: Settings, run_folder: RunFolder) -> AppState:
     counted, registry = CollectorRegistry(), CollectorRegistry()
     folder = os.environ.get("PROMETHEUS_MULTIPROC_DIR")  # set by the supervisor: one worker shows what all have counted
     source: Collector = MultiProcessCollector(None, folder) if folder else counted  # type: ignore[no-untyped-call]
-    engines, tracing = Engines(run_folder.sockets, settings.default_model), None
-    if settings.otlp_endpoint:
-        tracing = Tracing(settings.otlp_endpoint)
+    engines = Engines(run_folder.sockets, settings.default_model)
+    tracing = Tracing(settings.otlp_endpoint) if settings.otlp_endpoint else None
     state = AppState(settings, engines, run_folder, ApiKeys(settings), registry, Metrics(counted), tracing)
     registry.register(RowHistograms(source, [state.metrics.row_iterations, state.metrics.row_residual]))
     registry.register(metrics.EngineCollector(state))

@@ -9,7 +9,7 @@ Needs the extra ``ray``.
 """
 
 from fastapi import FastAPI
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 from ray import serve
 
 from app.main import create_app
@@ -21,10 +21,8 @@ HEALTH_SECONDS = 30.0
 """How long a replica may be without a ready engine, or not answer, before it is replaced."""
 
 
-class Replicas(BaseModel):
+class Replicas(BaseModel, extra="forbid"):
     """How many replicas there are, and what each of them has; each is also an argument of ``serve run``: ``gpus=0.5``."""
-
-    model_config = ConfigDict(extra="forbid")
 
     min_replicas: int = Field(1, ge=1, description="Replicas without load.")
     max_replicas: int = Field(4, ge=1, description="Replicas at most.")
@@ -40,11 +38,7 @@ class Replica:
     app: FastAPI
 
     async def check_health(self) -> None:
-        """Return when an engine is ready; Ray sends requests from then on, and replaces a replica where this fails.
-
-        Raises:
-            ApiError: if the store holds no model that can be loaded.
-        """
+        """Return when an engine is ready: Ray replaces a replica where this fails. ``ApiError`` if no model can be loaded."""
         state = self.app.state.server
         await state.engines.wait_until_ready()
         await health.ready(state)

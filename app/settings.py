@@ -5,26 +5,15 @@ import re
 from pathlib import Path
 from typing import Literal, Self
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    FieldSerializationInfo,
-    SecretStr,
-    field_serializer,
-    field_validator,
-    model_validator,
-)
+from pydantic import BaseModel, Field, FieldSerializationInfo, SecretStr, field_serializer, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 BackendName = Literal["auto", "torch", "folded", "onnx", "compiled"]
 Precision = Literal["auto", "float32", "mixed"]
 
 
-class EngineConfig(BaseModel):
+class EngineConfig(BaseModel, frozen=True, use_attribute_docstrings=True, extra="ignore"):
     """The settings that an engine process needs; it receives them as JSON."""
-
-    model_config = ConfigDict(frozen=True, use_attribute_docstrings=True, extra="ignore")
 
     model_store: Path = Path("model_store")
     """Folder of the models, <name>/<version>/ in it."""
@@ -56,13 +45,7 @@ class Settings(BaseSettings, EngineConfig):
     """Serve the implicit networks of a model store over HTTP. Every flag is also an environment variable: --port is JFB_PORT."""
 
     model_config = SettingsConfigDict(
-        env_prefix="JFB_",
-        cli_prog_name="python -m app",
-        cli_kebab_case=True,
-        cli_hide_none_type=True,
-        frozen=True,
-        extra="ignore",
-        use_attribute_docstrings=True,
+        env_prefix="JFB_", cli_prog_name="python -m app", cli_kebab_case=True, cli_hide_none_type=True
     )
 
     host: str = "127.0.0.1"

@@ -1,7 +1,4 @@
-"""An HTTP worker process; the supervisor starts it.
-
-Arguments: the run folder, the descriptor of the listening socket and, where metrics have a port of their own, that of its socket.
-"""
+"""An HTTP worker process of the supervisor; its arguments are the run folder and the descriptors of listening sockets."""
 
 import asyncio
 import signal

@@ -22,9 +22,7 @@ from app.inference.stream import EVENT_STREAM
 from app.schemas.native import IterationEvent, Prediction, PredictResponse
 
 Kind = TypeVar("Kind", bound=BaseModel)
-
 program = typer.Typer(add_completion=False)
-
 BLOCKS = "▁▂▃▄▅▆▇█"
 MAX_WIDTH = 40
 """Characters of a sparkline; longer series are thinned."""
@@ -59,10 +57,7 @@ def predict(
 
 
 def sparkline(residuals: list[float | None]) -> str:
-    """Residuals as blocks of eight heights on a log axis from the smallest to the largest; ``!`` where one is not finite.
-
-    More than ``MAX_WIDTH`` are thinned evenly; the first and the last are kept.
-    """
+    """Residuals as blocks on a log axis, ``!`` where one is not finite; of more than ``MAX_WIDTH``, evenly spread ones."""
     if len(residuals) > MAX_WIDTH:
         residuals = [residuals[round(k * (len(residuals) - 1) / (MAX_WIDTH - 1))] for k in range(MAX_WIDTH)]
     powers = [math.log10(one) for one in residuals if one]

@@ -28,7 +28,6 @@ log = structlog.get_logger(__name__)
 
 
 def main() -> None:
-    """Read the settings, and serve."""
     try:
         settings = CliApp.run(Settings)
     except ValidationError as error:
@@ -85,7 +84,6 @@ async def _greet(settings: Settings, port: int, supervisor: Supervisor) -> None:
 
 
 def _banner(settings: Settings, port: int, catalogue: Catalogue) -> str:
-    """Where the server listens and what it serves, with a ``curl`` line for its first model."""
     if not catalogue.names:
         return f"No model in {settings.model_store} could be loaded."
     url = f"http://{'127.0.0.1' if settings.host == '0.0.0.0' else settings.host}:{port}"
@@ -107,16 +105,11 @@ def _listen(settings: Settings) -> list[socket.socket]:
 
 
 def _bind(host: str, port: int, *, reuse_port: bool = False) -> socket.socket:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    return socket.create_server((host, port), family=family, reuse_port=reuse_port)
+    return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET, reuse_port=reuse_port)
 
 
 def _let_steps_finish() -> None:
-    """Have the processes of this server wait for their turn when they wake, instead of interrupting the one that computes.
-
-    Where HTTP workers and engines share a core, each arriving request would otherwise interrupt a step and evict its caches
-    (``benchmarks/results`` has the cost). On cores of their own, the processes do not notice.
-    """
+    """Have the processes that share a core take turns: a request would interrupt a step and evict its caches."""
     if hasattr(os, "SCHED_BATCH"):  # Linux
         with suppress(OSError):  # some sandboxes forbid it
             os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))

@@ -25,10 +25,7 @@ class ApiKeyError(Exception):
 
 
 class KeySet:
-    """The keys of one role, separated by commas or white space, of which only the hashes are kept.
-
-    Raises an ``ApiKeyError``, which names the ``setting``, if the file cannot be read or there is no key in it.
-    """
+    """The hashes of one role's keys, separated by commas or white space; ``ApiKeyError`` if keys are set, but none is found."""
 
     def __init__(self, setting: str, keys: SecretStr | None, file: Path | None) -> None:
         self._setting, self._keys, self._file = setting, keys, file
@@ -115,11 +112,7 @@ class AccessRoute(APIRoute):
 
 
 class FastRoute(AccessRoute):
-    """A route that FastAPI only describes; for what is requested thousands of times per second.
-
-    FastAPI's dependencies, parameters and exit stacks would be a sixth of what such a request costs. The endpoint gets the
-    request only, and returns a ``Response``. The access decision is the only dependency it may have.
-    """
+    """A route that FastAPI only describes, as it costs a sixth of a prediction; the endpoint takes a request only."""
 
     def __init__(self, path: str, endpoint: Callable[..., Any], **options: Any) -> None:
         super().__init__(path, endpoint, **options)

@@ -1,9 +1,4 @@
-"""Connection limits: uvicorn waits for the end of a request's head for ever, and buffers all of it; here it does not.
-
-Written for uvicorn 0.54, whose HttpToolsProtocol has no public way to do this: its attributes ``cycle``, ``flow``, ``transport``
-and ``timeout_keep_alive_task`` and the parser's callbacks are used. pyproject.toml bounds its version; a test fails when they
-move.
-"""
+"""Limits of a request's head, with internals of uvicorn 0.54: pyproject.toml bounds its version, a test fails if they move."""
 
 import asyncio
 from http import HTTPStatus
@@ -18,12 +13,7 @@ MAX_HEAD_BYTES = 64 * 1024
 
 
 class _LingeringTransport:
-    """A transport whose ``close`` waits for the client while a part of its request is still arriving.
-
-    A socket that is closed while data arrives for it resets the connection, and the reset overtakes the response: the client
-    sees a broken connection instead of the error (RFC 9112, section 9.6). So the server shuts down its own direction, discards
-    what still arrives, and closes when the client does, or after some seconds.
-    """
+    """A transport whose ``close`` waits for the end of a request: a reset would overtake the response (RFC 9112, section 9.6)."""
 
     def __init__(self, transport: asyncio.Transport, seconds: float) -> None:
         self.receiving = False  # whether more of a request is to come; the protocol sets it
@@ -42,8 +32,7 @@ class _LingeringTransport:
     def is_closing(self) -> bool:
         return self.lingering or self._transport.is_closing()
 
-    def close(self) -> None:
-        """Close; the second call closes at once."""
+    def close(self) -> None:  # the second call closes at once
         if self.receiving and not self.is_closing():
             self.lingering = True
             self._transport.write_eof()
@@ -56,11 +45,7 @@ class _LingeringTransport:
 
 
 class BoundedConnection(HttpToolsProtocol):
-    """A connection on which each request's head has a time limit and a size limit; ``bounded_connections`` sets the time.
-
-    A connection on which nothing arrives is closed after that time; a head that is late, too large or malformed is answered
-    first. An unread body, of a request that was answered by its head, has the same time limit.
-    """
+    """A connection whose heads, and unread bodies, have a time limit, and heads a size limit; late ones are answered first."""
 
     seconds: float
 
@@ -110,9 +95,8 @@ class BoundedConnection(HttpToolsProtocol):
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
-        if self.transport.is_closing():
-            return
-        if self._transport.receiving and not self._in_head and self.cycle.response_complete:
+        unread = self._transport.receiving and not self._in_head
+        if unread and not self.transport.is_closing() and self.cycle.response_complete:
             self._unset_keepalive_if_required()
             self._start_timer()  # for the rest of an unread body
 

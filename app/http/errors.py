@@ -14,9 +14,6 @@ from app.engine_client.errors import EngineError, LoadFailed, ModelNotFound, NoD
 
 log = structlog.get_logger(__name__)
 
-CLIENT_DISCONNECTED = 499
-"""The status that is logged when the client left before its answer (nginx's convention); it is never sent."""
-
 
 class ApiError(HTTPException):
     """A request that is answered with an error: a status of 4xx or 5xx, and ``<field>: must be ... (got ...)``."""
@@ -56,7 +53,6 @@ def encode_error(error: ApiError) -> bytes:
 
 
 def error_response(error: ApiError) -> Response:
-    """The response that an error is answered with."""
     return Response(encode_error(error), error.status_code, error.headers, "application/json")
 
 
@@ -84,7 +80,7 @@ def install(app: FastAPI) -> None:
     async def respond(request: Request, error: Exception) -> Response:
         match error:
             case ClientDisconnect():
-                return Response(status_code=CLIENT_DISCONNECTED)
+                return Response(status_code=499)  # nginx's convention: logged, never sent
             case EngineError():
                 error = engine_error(error)
             case RequestValidationError():

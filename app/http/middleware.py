@@ -61,7 +61,8 @@ class RequestMiddleware:
             return
         started = time.perf_counter()
         headers, method = dict(reversed([*scope["headers"]])), scope["method"]  # the first of two with one name counts
-        request_id = _request_id(headers)
+        given = headers.get(b"x-request-id", b"").decode("latin-1")
+        request_id = given if 0 < len(given) <= 128 and given.isascii() and given.isprintable() else os.urandom(16).hex()
         status: int | None = None
 
         async def send_with_id(message: Message) -> None:
@@ -112,11 +113,7 @@ class RequestMiddleware:
 
 
 def _bounded(receive: Receive, headers: Mapping[bytes, bytes], settings: Settings) -> Receive:
-    """The body of a request, with a limit on its time and its size.
-
-    Raises an ``ApiError``, from ``receive``: 408 if the body takes longer than ``body_timeout`` from the first call; 413 as soon
-    as it is known to be larger than ``max_body_bytes``, from its header or while it arrives.
-    """
+    """The body of a request; ``receive`` raises an ``ApiError`` for one that is late (408), or known to be too large (413)."""
     limit, seconds = settings.max_body_bytes, settings.body_timeout
     declared = headers.get(b"content-length", b"0")
     deadline: float | None = None
@@ -145,15 +142,7 @@ def _bounded(receive: Receive, headers: Mapping[bytes, bytes], settings: Setting
     return bounded
 
 
-def _request_id(headers: Mapping[bytes, bytes]) -> str:
-    given = headers.get(b"x-request-id", b"").decode("latin-1")
-    return given if 0 < len(given) <= 128 and given.isascii() and given.isprintable() else os.urandom(16).hex()
-
-
 def _trace_id(headers: Mapping[bytes, bytes]) -> str | None:
-    """The trace id of a W3C ``traceparent``."""
-    given = headers.get(b"traceparent")
-    if given is None:
-        return None
-    match = re.fullmatch(r"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}(-.*)?", given.decode("latin-1"))
+    given = headers.get(b"traceparent", b"").decode("latin-1")
+    match = re.fullmatch(r"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}(-.*)?", given)
     return match[1] if match and match[1].strip("0") else None

@@ -26,8 +26,10 @@ from jfb.config import InputSpec
 
 TOO_LARGE = "Number out of range"
 """What msgspec says of numbers that no float holds."""
+_TYPES = {"float": "number", "int": "integer", "str": "string", "bool": "boolean", "array": "list", "object": "object"}
+"""Names of JSON's types, by those of msgspec."""
 MEDIA_TYPES = ("application/json", "application/x-npy", "image/png", "image/jpeg")
-
+_decoder = lru_cache(msgspec.json.Decoder)
 Rows = NDArray[np.float32]
 """Raw inputs, shape ``[n, *input_shape]``, C order."""
 
@@ -35,14 +37,7 @@ Rows = NDArray[np.float32]
 async def decode_predict(
     body: bytes, media_type: str, query: QueryParams, model: ServedVersion, settings: Settings, arrived: float
 ) -> Request:
-    """Decode a body and its parameters, which may be in the query string; those in a JSON body take precedence.
-
-    Args:
-        arrived: when the request did, in seconds of ``time.monotonic()``; its deadlines count from then.
-
-    Raises:
-        ApiError: 400 for what is not JSON, 413 for too many rows, 422 for everything else that is invalid.
-    """
+    """Decode a body and its parameters; a JSON body's precede those of the query. Deadlines count from ``arrived``."""
     parameters = _decode_query(query) if query else PredictParameters()
     spec, max_rows = model.config.input, settings.max_rows_per_request
     match media_type:
@@ -63,11 +58,7 @@ async def decode_predict(
 
 
 def build_request(rows: Rows, parameters: PredictParameters, model: ServedVersion, settings: Settings, arrived: float) -> Request:
-    """Validate parameters and combine them with validated rows; the model's defaults hold for what is left out.
-
-    Raises:
-        ApiError: 422 for a value out of its range, a list of the wrong length, or what this model does not offer.
-    """
+    """Validate parameters, and combine them with validated rows; the model's defaults hold for what is left out."""
     count, limit, serving = len(rows), settings.max_iterations_limit, model.config.serving
     stop = _stop(parameters.stop, model)
     solver = _solver(parameters.solver, stop, model)
@@ -165,7 +156,6 @@ def check_lengths(field: str, value: object, shape: Sequence[int]) -> None:
 
 
 def _check_lists(field: str, value: object, spec: InputSpec) -> None:
-    """Raise an ``ApiError`` (422) for what are not nested lists of shape ``[n, *spec.shape]``."""
     if not isinstance(value, list):
         raise invalid(field, f"nested lists of shape {_shape(spec)}", value)
     sides: list[int] = []
@@ -271,8 +261,8 @@ def _stop(value: object, model: ServedVersion) -> Stop:
     if value != "label":
         raise invalid("stop", "one of tolerance, label", value)
     if model.label_stop is None:
-        reason = f"tolerance, as {model.model} has no label stops (python -m training evaluate calibrates them)"
-        raise invalid("stop", reason, value)
+        remedy = "python -m training evaluate calibrates them"
+        raise invalid("stop", f"tolerance, as {model.model} has no label stops ({remedy})", value)
     return "label"
 
 
@@ -314,11 +304,6 @@ def _per_row(
 
 
 @lru_cache
-def _decoder(kind: Any) -> msgspec.json.Decoder[Any]:
-    return msgspec.json.Decoder(kind)
-
-
-@lru_cache
 def _body_type(depth: int) -> Any:
     body: Any = PredictRequest
     return body[lists_of(float, depth)]
@@ -337,10 +322,6 @@ def _range(spec: InputSpec) -> str:
 def _invalid_entry(field: str, requirement: str, rows: NDArray[Any], good: NDArray[np.bool_]) -> ApiError:
     where = np.unravel_index(int(np.argmin(good)), good.shape)
     return invalid(f"{field}{''.join(f'[{index}]' for index in where)}", requirement, rows[where].item())
-
-
-_TYPES = {"float": "number", "int": "integer", "str": "string", "bool": "boolean", "array": "list", "object": "object"}
-"""Names of JSON's types, by those of msgspec."""
 
 
 def _type_error(field: str, message: str, content: Any, kind: Any) -> ApiError:

@@ -1,7 +1,4 @@
-"""The Open Inference Protocol's tensors: from the body of an infer request to a ``Request``, and from a ``Result`` to a body.
-
-With the binary tensor extension, a body is JSON followed by the raw bytes of tensors.
-"""
+"""The Open Inference Protocol's tensors, in JSON or as raw bytes after it: to a ``Request``, and from a ``Result``."""
 
 import math
 import re
@@ -47,11 +44,7 @@ LABEL_STOP_OUTPUTS: Mapping[str, tuple[Datatype, Callable[[Result], Any]]] = {
 
 
 def decompress(content: bytes, encoding: str, max_bytes: int) -> bytes:
-    """Undo a content encoding, without producing more than ``max_bytes``.
-
-    Raises:
-        ApiError: 413 for more bytes; 415 for an encoding other than identity, gzip and deflate; 400 for bytes not so encoded.
-    """
+    """Undo a content encoding; ``ApiError`` 413 for more than ``max_bytes``, 415 for other encodings, 400 for wrong bytes."""
     encoding = encoding.strip().lower()
     if encoding == "identity":
         return content
@@ -70,11 +63,7 @@ def decompress(content: bytes, encoding: str, max_bytes: int) -> bytes:
 
 
 def split(body: bytes, json_length: str | None) -> tuple[InferRequest, memoryview]:
-    """Decode a body's JSON, of the length in ``JSON_LENGTH_HEADER``, and return it with what follows it.
-
-    Raises:
-        ApiError: 400 for what is not JSON; 422 for JSON that is no infer request, and an invalid length.
-    """
+    """Decode a body's JSON, of the length in ``JSON_LENGTH_HEADER``, and return it with what follows it; else an ``ApiError``."""
     whole, length = memoryview(body), len(body)
     if json_length is not None:
         if not (json_length.isascii() and json_length.isdecimal() and len(json_length) < 20):
@@ -164,8 +153,9 @@ def _array(field: str, tensor: RequestInput, raw: memoryview | None, row_shape: 
         raise ApiError(422, f"{field}.shape: must be {wanted} (got {shape if len(shape) <= 32 else f'{len(shape)} sides'})")
     count = math.prod(shape)
     if (raw is None) == (tensor.data is UNSET):
-        got = "neither" if raw is None else "both"
-        raise ApiError(422, f"{field}: must have data or parameters.binary_data_size (got {got})")
+        raise ApiError(
+            422, f"{field}: must have data or parameters.binary_data_size (got {'neither' if raw is None else 'both'})"
+        )
     if raw is None:
         assert tensor.data is not UNSET
         return _array_of_json(f"{field}.data", tensor.data, shape, dtype)

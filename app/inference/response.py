@@ -8,9 +8,6 @@ from numpy.typing import NDArray
 
 from app.engine_client.messages import Iteration, Result, ServedVersion
 
-TOP = 5
-"""Labels in an iteration's event."""
-
 
 def predict_response(model: ServedVersion, result: Result) -> dict[str, Any]:
     """A ``PredictResponse``: labels and probabilities from logits; nulls for rows that diverged or had no iteration."""
@@ -19,9 +16,8 @@ def predict_response(model: ServedVersion, result: Result) -> dict[str, Any]:
     indices: list[int] = np.argmax(probabilities, axis=1).tolist()
     rounded: list[list[float]] = _float32_digits(probabilities).tolist()
     predictions = []
-    for row, (iterations, status) in enumerate(zip(result.iterations, result.status, strict=True)):
+    for row, (index, iterations, status) in enumerate(zip(indices, result.iterations, result.status, strict=True)):
         valid = iterations > 0 and status != "diverged" and isfinite(rounded[row][0])
-        index = indices[row]
         prediction: dict[str, Any] = {
             "label": classes[index] if valid else None,
             "index": index if valid else None,
@@ -38,10 +34,10 @@ def predict_response(model: ServedVersion, result: Result) -> dict[str, Any]:
 
 
 def iteration_events(model: ServedVersion, iteration: Iteration) -> list[dict[str, Any]]:
-    """An ``IterationEvent`` for each row."""
+    """An ``IterationEvent`` for each row, with the five most likely labels."""
     classes = model.config.classes
     probabilities = softmax(iteration.logits_array())
-    best = np.argsort(-probabilities, axis=1, kind="stable")[:, :TOP].tolist()
+    best = np.argsort(-probabilities, axis=1, kind="stable")[:, :5].tolist()
     events = []
     for k, (row, count, residual) in enumerate(zip(iteration.rows, iteration.iterations, iteration.residual, strict=True)):
         valid = isfinite(residual) and bool(np.isfinite(probabilities[k]).all())

@@ -5,7 +5,7 @@ import re
 import time
 from bisect import bisect_left
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from math import isfinite
 from typing import Any, TypeVar
 
@@ -20,19 +20,11 @@ from app.http.state import AppState
 from app.observability.metrics import RowHistogram
 from app.observability.tracing import MAX_EVENTS
 
-MAX_ATTEMPTS = 5
-"""A model is not replaced more often during one request."""
-
 Value = TypeVar("Value")
 
 
 async def find_model(http: HttpRequest) -> ServedVersion:
-    """The model that a path names, else the default model; in the version that it names, else in the highest.
-
-    Raises:
-        ApiError: 422 for a version that is not an integer.
-        EngineError: as ``Catalogue.find``.
-    """
+    """The model that a path names, else the default model; in the version that it names, else in the highest."""
     state: AppState = http.app.state.server
     version: str | None = http.path_params.get("version")
     if version is None:
@@ -52,13 +44,7 @@ async def admit(http: HttpRequest) -> AppState:
 
 
 async def predict(http: HttpRequest, request: Request) -> Result:
-    """Have the engine compute a request, and drop it as soon as the client has closed the connection.
-
-    Raises:
-        ApiError: 504 if no row had an iteration before its deadline.
-        ClientDisconnect: if the client left first.
-        EngineError: as ``Engines.predict``.
-    """
+    """Have the engine compute a request; 504 if it had no iteration, and ``ClientDisconnect`` as soon as the client leaves."""
     state: AppState = http.app.state.server
     log: RequestLog = http.scope["request_log"]
     log.rows = request.rows
@@ -79,21 +65,14 @@ async def stream(http: HttpRequest, request: Request) -> tuple[Iteration | Resul
 
 
 async def retry_if_replaced(attempt: Callable[[], Awaitable[Value]]) -> Value:
-    """Make an attempt, which finds a model in the catalogue and runs a request; again if the model was replaced in between.
-
-    When an engine does not serve what it was sent, the catalogue is up to date already. A replaced model is found again, and the
-    body decoded again, as its inputs may be others; a model that is gone is a 404. ``NotServed`` if it happens too often.
-    """
-    for _ in range(MAX_ATTEMPTS - 1):
-        try:
+    """Make an attempt, which finds a model and runs a request; again where ``NotServed`` says that the model was replaced."""
+    for _ in range(4):  # a model is not replaced more often during one request
+        with suppress(NotServed):
             return await attempt()
-        except NotServed:
-            continue
     return await attempt()
 
 
 async def _reported(state: AppState, log: RequestLog, request: Request) -> AsyncGenerator[Iteration | Result, None]:
-    """Stream a request, and report it."""
     async with aclosing(state.engines.stream(request)) as events:
         async for event in events:
             if isinstance(event, Result):
@@ -111,7 +90,6 @@ async def _last(events: AsyncGenerator[Iteration | Result, None]) -> Result:
 
 
 def _report(state: AppState, log: RequestLog, request: Request, result: Result) -> None:
-    """Count what the engine computed."""
     log.timings = result.timings
     metrics, labels = state.metrics, (request.model, str(request.version))
     for phase, (start, end) in result.timings.phases().items():

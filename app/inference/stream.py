@@ -16,10 +16,7 @@ EVENT_STREAM = "text/event-stream"
 
 
 class EventStream(StreamingResponse):
-    """An event ``iteration`` per row and iteration, then one ``answer``; or one ``error`` if there is none.
-
-    ``first`` is what the engine sent first, ``rest`` what it sends then; closed at the end, and when the client leaves.
-    """
+    """An event ``iteration`` per row and iteration, then ``answer`` or ``error``; ``rest``, what follows ``first``, is closed."""
 
     def __init__(self, model: ServedVersion, first: Iteration | Result, rest: AsyncGenerator[Iteration | Result, None]) -> None:
         self._rest = rest

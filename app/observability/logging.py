@@ -12,17 +12,13 @@ import structlog
 def configure_logging(level: str, log_format: str = "auto") -> None:
     """Log to stderr what is at least as severe as ``level``; the arguments are the settings of these names."""
     console = sys.stderr.isatty() if log_format == "auto" else log_format == "console"
-    shared: list[structlog.typing.Processor] = [
-        structlog.contextvars.merge_contextvars,
-        structlog.stdlib.add_log_level,
-        structlog.processors.TimeStamper(fmt="iso", utc=True),
-    ]
+    stamp = structlog.processors.TimeStamper(fmt="iso", utc=True)
+    shared: list[structlog.typing.Processor] = [structlog.contextvars.merge_contextvars, structlog.stdlib.add_log_level, stamp]
     # Tracebacks have no local variables, which would hold what clients sent.
-    renderer: list[structlog.typing.Processor] = (
-        [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback)]
-        if console
-        else [structlog.processors.format_exc_info, structlog.processors.JSONRenderer(_to_json)]
-    )
+    plain, colors = structlog.dev.plain_traceback, sys.stderr.isatty()
+    renderer: list[structlog.typing.Processor] = [structlog.dev.ConsoleRenderer(colors=colors, exception_formatter=plain)]
+    if not console:
+        renderer = [structlog.processors.format_exc_info, structlog.processors.JSONRenderer(_to_json)]
     structlog.configure(
         processors=[*shared, *renderer],
         logger_factory=structlog.WriteLoggerFactory(sys.stderr),  # through logging, a line would cost twice as much

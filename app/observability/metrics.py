@@ -21,10 +21,7 @@ PHASES = {
 
 
 class RowHistogram:
-    """A histogram that counts many values at once, which prometheus_client's own cannot; ``RowHistograms`` shows it.
-
-    ``bounds`` are upper bounds of the buckets, ascending; the last bucket, up to infinity, is added to them.
-    """
+    """A histogram that counts many values at once; ``bounds`` are upper bounds of the buckets, without infinity."""
 
     def __init__(self, name: str, documentation: str, bounds: Sequence[float], registry: CollectorRegistry) -> None:
         self.name, self.documentation = name, documentation
@@ -35,11 +32,7 @@ class RowHistogram:
 
 
 class Metrics:
-    """Counters and histograms of requests and rows.
-
-    Each attribute except the row histograms is a function from label values to a child of the metric. They are cached: the
-    client library looks a child up under a lock every time.
-    """
+    """Metrics as cached functions from label values to a child, which the client library would look up under a lock."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         def seconds(name: str, meaning: str, labels: list[str]) -> Callable[..., Histogram]:

@@ -9,30 +9,18 @@ from app.engine_client.messages import Timings
 if TYPE_CHECKING:
     from opentelemetry.trace import Span
 
-MAX_BUFFERED_SPANS = 10_000
-"""While the collector does not accept any; more are dropped."""
 MAX_EVENTS = 128
 """Of a span; OpenTelemetry's own limit."""
-EXPORT_INTERVAL_SECONDS = 1.0
-EXPORT_TIMEOUT_SECONDS = 5.0
+TraceStep = tuple[int, dict[str, float]]
+"""One iteration of the rows of a request that had a slot: when it was reported, in nanoseconds since the epoch, and what."""
 
 
 class TracingUnavailable(Exception):  # noqa: N818
     """The packages for traces are not installed."""
 
 
-TraceStep = tuple[int, dict[str, float]]
-"""One iteration of the rows of a request that had a slot: when it was reported, in nanoseconds since the epoch, and what."""
-
-
 class Tracing:
-    """Sends spans to an OTLP collector over HTTP, such as ``http://localhost:4318``.
-
-    Every request is traced, except those whose client says in its ``traceparent`` that it does not sample the trace.
-
-    Raises:
-        TracingUnavailable: without the packages of the extra ``otel``.
-    """
+    """Sends spans to an OTLP collector, unless a ``traceparent`` says not to; ``TracingUnavailable`` without the packages."""
 
     def __init__(self, endpoint: str) -> None:
         try:  # they are an extra, and a server without traces starts faster without them
@@ -44,9 +32,9 @@ class Tracing:
             raise TracingUnavailable(f"--otlp-endpoint needs the packages of the extra otel: {error}") from error
         resource = Resource({SERVICE_NAME: "jfb"}).merge(OTELResourceDetector().detect())  # OTEL_SERVICE_NAME takes precedence
         self._provider = TracerProvider(resource=resource, shutdown_on_exit=False)
-        exporter = OTLPSpanExporter(f"{endpoint.rstrip('/')}/v1/traces", timeout=EXPORT_TIMEOUT_SECONDS)
+        exporter = OTLPSpanExporter(f"{endpoint.rstrip('/')}/v1/traces", timeout=5.0)
         # All in one batch: at the end, an unreachable collector delays the exit by one timeout only.
-        interval, batch = EXPORT_INTERVAL_SECONDS * 1000, MAX_BUFFERED_SPANS
+        interval, batch = 1000.0, 10_000  # milliseconds, and spans: more are dropped while the collector accepts none
         self._provider.add_span_processor(BatchSpanProcessor(exporter, batch, interval, batch))
         self._tracer = self._provider.get_tracer("jfb")
 

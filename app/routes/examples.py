@@ -42,7 +42,6 @@ def predict_examples(model: ServedVersion, model_store: Path) -> dict[str, dict[
 
 
 def infer_examples(model: ServedVersion, model_store: Path) -> dict[str, dict[str, Any]]:
-    """As ``predict_examples``, for infer."""
     spec, tolerance = model.config.input, model.config.serving.tolerance
     if math.prod(spec.shape) > MAX_EXAMPLE_NUMBERS:
         return {}
@@ -53,8 +52,7 @@ def infer_examples(model: ServedVersion, model_store: Path) -> dict[str, dict[st
 
 def _example_input(model: ServedVersion, model_store: Path) -> list[Any]:
     """The first sample, or an input of zeros, or of what is nearest to zero within the model's range."""
-    found = samples(model, model_store)
-    if found:
+    if found := samples(model, model_store):
         return found[0].input
     spec = model.config.input
     nearest = max(spec.low or 0.0, 0.0) if spec.high is None or spec.high >= 0 else spec.high

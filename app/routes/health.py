@@ -10,7 +10,6 @@ from app.schemas.native import Live, Ready
 from app.supervisor.process import read_status
 
 router = APIRouter(prefix="/v2/health", tags=["health"], route_class=AccessRoute, dependencies=[Depends(anyone)])
-
 ANSWER_SECONDS = 2.0
 """How long an engine may take to answer; it reads its messages between two iterations."""
 

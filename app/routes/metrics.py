@@ -15,9 +15,6 @@ from app.observability.metrics import add_histogram
 from app.supervisor.process import read_status
 
 router = APIRouter(tags=["health"], route_class=AccessRoute, dependencies=[Depends(anyone)])
-
-REFRESH_SECONDS = 1.0
-"""How long the engines may take to send fresh numbers; after that, the last ones are used."""
 LABELS = ["engine", "model", "version"]
 COUNTERS = {
     "ticks": "Iterations of the running batch.",
@@ -73,5 +70,5 @@ class EngineCollector(Collector):
     "/metrics", summary="Counters for Prometheus", responses={200: {"content": {"text/plain": {}}}}, response_class=Response
 )
 async def metrics(state: State) -> Response:
-    await state.engines.refresh(REFRESH_SECONDS)
+    await state.engines.refresh(1.0)  # if it takes longer, the last numbers are used
     return Response(generate_latest(state.registry), media_type=CONTENT_TYPE_LATEST)

@@ -15,8 +15,6 @@ router = APIRouter(tags=["models"], route_class=AccessRoute, dependencies=[Depen
 
 
 # Plain functions: FastAPI runs them in a thread, so that reading metrics.json from a slow disk delays no other request.
-
-
 @router.get("/models", summary="List the models", responses=errors(401, 503))
 def list_models(state: State) -> ModelList:
     catalogue = state.engines.catalogue

@@ -12,72 +12,61 @@ from app.http.errors import unavailable
 from app.http.state import State
 from app.inference import open_inference, run
 from app.routes.openapi import errors
-from app.schemas.open_inference import (
-    InferResponse,
-    MetadataParameters,
-    ModelMetadata,
-    ModelReady,
-    ServerMetadata,
-    TensorMetadata,
-)
+from app.schemas import open_inference as schemas
 
 OPTIONS: dict[str, Any] = {"prefix": "/v2", "tags": ["open inference protocol"], "dependencies": [Depends(user)]}
 router = APIRouter(route_class=AccessRoute, **OPTIONS)
 infer_router = APIRouter(route_class=FastRoute, **OPTIONS)
-
 PLATFORM = "jfb_safetensors"
-EXTENSIONS = ["binary_tensor_data", "model_repository"]
 DESCRIPTION = """Tensors may follow the JSON as raw bytes, in the request (`binary_data_size`) and in the response (`binary_data`,
 `binary_data_output`); the header Inference-Header-Content-Length then has the length of the JSON.
 
 `tolerance` and `max_iterations` may be parameters, or inputs with one entry per row, which take precedence; `solver` and `stop`
 may be parameters. With `stop: label` there are also the outputs `margin` and `bound`."""
+BODY = {"application/json": {"schema": {"$ref": "#/components/schemas/InferRequest"}}}
 OPENAPI: dict[str, Any] = {
-    "response_model": InferResponse,
+    "response_model": schemas.InferResponse,
     "description": DESCRIPTION,
     "responses": errors(400, 401, 404, 408, 413, 415, 429, 500, 503, 504),
-    "openapi_extra": {
-        "requestBody": {
-            "required": True,
-            "content": {"application/json": {"schema": {"$ref": "#/components/schemas/InferRequest"}}},
-        }
-    },
+    "openapi_extra": {"requestBody": {"required": True, "content": BODY}},
 }
 RequestedModel = Annotated[ServedVersion, Depends(run.find_model)]
 
 
 @router.get("", summary="Server metadata", responses=errors(401))
 @router.get("/", include_in_schema=False)
-async def server_metadata() -> ServerMetadata:
+async def server_metadata() -> schemas.ServerMetadata:
     try:
         number = version("jfb")
     except PackageNotFoundError:  # run from a checkout
         number = "0"
-    return ServerMetadata(name="jfb", version=number, extensions=EXTENSIONS)
+    return schemas.ServerMetadata(name="jfb", version=number, extensions=["binary_tensor_data", "model_repository"])
 
 
 @router.get("/models/{name}", summary="Model metadata", responses=errors(401, 404, 503))
 @router.get("/models/{name}/versions/{version}", summary="Metadata of one version", responses=errors(400, 401, 404, 503))
-async def model_metadata(state: State, model: RequestedModel) -> ModelMetadata:
+async def model_metadata(state: State, model: RequestedModel) -> schemas.ModelMetadata:
     spec = model.config.input
-    inputs = [TensorMetadata(name="inputs", datatype="UINT8" if spec.dtype == "uint8" else "FP32", shape=[-1, *spec.shape])]
-    optional = MetadataParameters(optional=True)
+    inputs = [
+        schemas.TensorMetadata(name="inputs", datatype="UINT8" if spec.dtype == "uint8" else "FP32", shape=[-1, *spec.shape])
+    ]
+    optional = schemas.MetadataParameters(optional=True)
     for name, datatype in open_inference.PER_ROW.items():
-        inputs.append(TensorMetadata(name=name, datatype=datatype, shape=[-1], parameters=optional))
+        inputs.append(schemas.TensorMetadata(name=name, datatype=datatype, shape=[-1], parameters=optional))
     outputs = [
-        TensorMetadata(name=name, datatype=datatype, shape=[-1, len(model.config.classes)] if name == "logits" else [-1])
+        schemas.TensorMetadata(name=name, datatype=datatype, shape=[-1, len(model.config.classes)] if name == "logits" else [-1])
         for name, (datatype, _) in open_inference.outputs_for(model.label_stop is not None).items()
     ]
     versions = [str(number) for number in state.engines.catalogue.versions(model.model)]
-    return ModelMetadata(name=model.model, versions=versions, platform=PLATFORM, inputs=inputs, outputs=outputs)
+    return schemas.ModelMetadata(name=model.model, versions=versions, platform=PLATFORM, inputs=inputs, outputs=outputs)
 
 
 @router.get("/models/{name}/ready", summary="Model readiness", responses=errors(401, 404, 503))
 @router.get("/models/{name}/versions/{version}/ready", summary="Readiness of one version", responses=errors(400, 401, 404, 503))
-async def model_ready(state: State, model: RequestedModel) -> ModelReady:
+async def model_ready(state: State, model: RequestedModel) -> schemas.ModelReady:
     if not state.engines.states:
         raise unavailable("engine: starting")
-    return ModelReady(name=model.model, ready=True)
+    return schemas.ModelReady(name=model.model, ready=True)
 
 
 @infer_router.post("/models/{name}/infer", summary="Infer with a model's highest version", **OPENAPI)

@@ -29,8 +29,6 @@ MEANINGS = {
     503: "The models are being loaded, or the engine is being restarted; retry after Retry-After seconds.",
     504: "The deadline passed before any row completed an iteration.",
 }
-
-
 PATH_PARAMETERS = {"name": {"type": "string"}, "version": {"type": "integer", "minimum": 1}}
 
 

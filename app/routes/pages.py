@@ -11,7 +11,6 @@ from starlette.types import Scope
 from app.http.auth import AccessRoute, anyone
 
 router = APIRouter(include_in_schema=False, route_class=AccessRoute, dependencies=[Depends(anyone)])
-
 STATIC = Path(__file__).resolve().parents[1] / "static"
 REVALIDATE = {"cache-control": "no-cache"}
 """Browsers check for a newer file before they use theirs, so that the parts of a page always fit together."""

@@ -29,25 +29,17 @@ one `answer` with the response, or one `error`:
 ```
 curl -N -H 'accept: text/event-stream' -H 'content-type: image/png' --data-binary @image.png http://127.0.0.1:8000/predict
 ```"""
+PARAMETERS = msgspec.json.schema_components([PredictParameters])[1]["PredictParameters"]["properties"]
+BODIES: dict[str, Any] = {kind: {"schema": {"type": "string", "format": "binary"}} for kind in MEDIA_TYPES}
+BODIES["application/json"] = {"schema": {"$ref": "#/components/schemas/PredictRequest"}}
 OPENAPI: dict[str, Any] = {
     "response_model": PredictResponse,
     "description": DESCRIPTION,
     "responses": {200: {"content": {EVENT_STREAM: {"schema": {"type": "string"}}}}}
     | errors(400, 401, 404, 408, 413, 415, 422, 429, 500, 503, 504),
     "openapi_extra": {
-        "parameters": [
-            {"name": name, "in": "query", "required": False, "schema": schema}
-            for name, schema in msgspec.json.schema_components([PredictParameters])[1]["PredictParameters"]["properties"].items()
-        ],
-        "requestBody": {
-            "required": True,
-            "content": {
-                kind: {"schema": {"$ref": "#/components/schemas/PredictRequest"}}
-                if kind == "application/json"
-                else {"schema": {"type": "string", "format": "binary"}}
-                for kind in MEDIA_TYPES
-            },
-        },
+        "parameters": [{"name": name, "in": "query", "required": False, "schema": schema} for name, schema in PARAMETERS.items()],
+        "requestBody": {"required": True, "content": BODIES},
     },
 }
 
@@ -61,19 +53,16 @@ async def predict(request: Request) -> Response:
     arrived = time.monotonic()
     state = await run.admit(request)
     kind = media_type(request.headers)
+    ranges = request.headers.get("accept", "").split(",")
+    wants_events = EVENT_STREAM in [one.partition(";")[0].strip().lower() for one in ranges]
     body = await request.body()
 
     async def attempt() -> Response:
         model = await run.find_model(request)
         decoded = await decode_predict(body, kind, request.query_params, model, state.settings, arrived)
-        if _wants_events(request):
+        if wants_events:
             return EventStream(model, *await run.stream(request, decoded))
         result = await run.predict(request, decoded)
         return Response(msgspec.json.encode(predict_response(model, result)), media_type="application/json")
 
     return await run.retry_if_replaced(attempt)
-
-
-def _wants_events(request: Request) -> bool:
-    ranges = request.headers.get("accept", "").split(",")
-    return EVENT_STREAM in [one.partition(";")[0].strip().lower() for one in ranges]

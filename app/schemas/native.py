@@ -1,8 +1,4 @@
-"""JSON of the native API: requests and responses.
-
-The predict routes decode ``PredictRequest`` with msgspec, for speed, and encode what ``PredictResponse`` and ``IterationEvent``
-describe without them; all other models are pydantic.
-"""
+"""JSON of the native API: pydantic models, and for speed msgspec's ``PredictRequest``."""
 
 from typing import Annotated, Any, Generic, Literal, TypeVar
 
@@ -12,11 +8,9 @@ from pydantic import MISSING, BaseModel, ConfigDict, Field
 from jfb.config import InputSpec
 
 EndStatus = Literal["converged", "label_stable", "max_iterations", "deadline", "diverged"]
-
 MAX_SESSION_CHARACTERS = 128
 MIN_TOLERANCE, MAX_TOLERANCE = 1.1754943508222875e-38, 3.4028234663852886e38
 """The engine computes in float32, where smaller numbers are lost and larger ones infinite."""
-
 Number = Annotated[float, Field(allow_inf_nan=False)]
 NonNegative = Annotated[Number, Field(ge=0)]
 Count = Annotated[int, Field(ge=0)]

@@ -1,18 +1,15 @@
-"""JSON of the Open Inference Protocol (KServe v2), and of Triton's extensions to it that this server supports.
-
-The infer routes decode ``InferRequest`` with msgspec, for speed, and encode what ``InferResponse`` describes without it; all
-other models are pydantic.
-"""
+"""JSON of the Open Inference Protocol (KServe v2): pydantic models, and for speed msgspec's ``InferRequest``."""
 
 from typing import Annotated, Any, Literal, get_args
 
 from msgspec import UNSET, Meta, Raw, Struct, UnsetType, field
-from pydantic import MISSING, ConfigDict, Field
+from pydantic import MISSING, Field
 
 from app.schemas.native import Count, Model, PredictParameters
 
 Datatype = Literal["BOOL", "UINT8", "UINT16", "UINT32", "UINT64", "INT8", "INT16", "INT32", "INT64", "FP16", "FP32", "FP64"]
 DATATYPE = Meta(extra_json_schema={"enum": get_args(Datatype)})
+DATA = Meta(description="Entries, nested or flat, unless they follow the JSON.", extra_json_schema={"type": "array"})
 Size = Annotated[int, Meta(ge=0)]
 
 
@@ -27,10 +24,7 @@ class RequestInput(Struct):
     shape: list[Size]
     datatype: Annotated[str, DATATYPE]
     parameters: InputParameters = InputParameters()
-    data: Annotated[
-        Raw | UnsetType,
-        Meta(description="Entries, nested or flat, unless they follow the JSON.", extra_json_schema={"type": "array"}),
-    ] = UNSET
+    data: Annotated[Raw | UnsetType, DATA] = UNSET
 
 
 class OutputParameters(Struct, frozen=True, forbid_unknown_fields=True):
@@ -128,10 +122,8 @@ class IndexEntry(Model):
     reason: str = Field(description="Why it is not ready.")
 
 
-class ChangeParameters(Model):
+class ChangeParameters(Model, extra="forbid"):
     """Parameters that Triton's clients send; here no model depends on another."""
-
-    model_config = ConfigDict(extra="forbid")
 
     unload_dependents: bool = False
 
