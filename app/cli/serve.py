@@ -71,12 +71,12 @@ async def _serve(settings: Settings, listeners: list[socket.socket], metrics_lis
         log.info("listening", host=host, port=port, http_workers=settings.http_workers, engines=len(settings.engine_configs))
         if metrics_listener is not None:
             log.info("metrics server listening", host=host, port=metrics_listener.getsockname()[1])
-        greeting = asyncio.create_task(_greet(settings, port, supervisor))
+        banner_task = asyncio.create_task(_print_banner(settings, port, supervisor))
         await stopping.wait()
-        greeting.cancel()
+        banner_task.cancel()
 
 
-async def _greet(settings: Settings, port: int, supervisor: Supervisor) -> None:
+async def _print_banner(settings: Settings, port: int, supervisor: Supervisor) -> None:
     async with Engines(supervisor.run_folder.sockets, settings.default_model) as engines:
         await engines.wait_until_ready()
         await supervisor.wait_until_workers_ready()

@@ -45,5 +45,5 @@ class Lifeline:
         threading.Thread(target=wait_for_end, name="lifeline", daemon=True).start()
 
     def _write(self, byte: bytes) -> None:
-        with suppress(OSError):  # a supervisor that does not read has other troubles
+        with suppress(OSError):  # a supervisor that does not read is about to kill this process
             self._socket.send(byte, socket.MSG_DONTWAIT)
