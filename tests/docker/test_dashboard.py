@@ -27,7 +27,7 @@ QUERIES = {f"{panel['title']}: {target['expr']}": target["expr"] for panel in DA
 def server(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
     """A server of its own, so that the numbers count only the requests of this module."""
     with running_server(store, tmp_path_factory.mktemp("dashboard") / "log", default_model="digits") as running:
-        server.wait_until_ready()
+        running.wait_until_ready()
         yield running
 
 
