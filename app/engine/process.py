@@ -18,7 +18,7 @@ import structlog
 
 from app.engine.running_request import RunningRequest
 from app.engine.scheduler import Scheduler
-from app.engine.served_models import Changes, ServedModels, reasons
+from app.engine.served_models import Changes, ServedModels, refusals
 from app.engine_client import messages
 from app.engine_client.errors import QueueFull
 from app.engine_client.messages import Cancel, Failed, GetState, Load, ModelsChanged, NotServed, Request, Unload
@@ -129,7 +129,7 @@ class EngineProcess:
                 self._find_changes()
         if self._rescan_requested:
             self._rescan_requested = False
-            self._find_changes(react=lambda changes: log.info("model store rescanned", refused=reasons(changes.refused)))
+            self._find_changes(react=_log_rescan)
 
     def _receive(self, client: _Client) -> None:
         try:
@@ -160,7 +160,7 @@ class EngineProcess:
             case Unload(id, model):
                 unloaded = self._models.unload(model)
                 self._announce()
-                client.messages.append(ModelsChanged(id, {}) if unloaded else Failed(id, f"no model {model!r} is served"))
+                client.messages.append(ModelsChanged(id, []) if unloaded else Failed(id, f"no model {model!r} is served"))
             case GetState():
                 client.messages.append(self._models.state())
 
@@ -212,7 +212,7 @@ class EngineProcess:
 
     def _answer_load(self, client: _Client, load: Load, changes: Changes) -> None:
         missing = Failed(load.id, f"no model {load.model!r} in the store")
-        client.messages.append(ModelsChanged(load.id, reasons(changes.refused)) if changes.present else missing)
+        client.messages.append(ModelsChanged(load.id, refusals(changes.refused)) if changes.present else missing)
 
     def _announce(self) -> None:
         """Send every client what is served now."""
@@ -246,3 +246,7 @@ class EngineProcess:
             elif bool(client.unsent) != had_unsent:
                 write = selectors.EVENT_WRITE if client.unsent else 0
                 self._selector.modify(client.connection, selectors.EVENT_READ | write, client)
+
+
+def _log_rescan(changes: Changes) -> None:
+    log.info("model store rescanned", refused={str(one.version): one.reason for one in refusals(changes.refused)})

@@ -11,8 +11,8 @@ import torch
 
 from app.engine.loading import LoadedVersion, Loader, fingerprint
 from app.engine.scheduler import Scheduler
-from app.engine_client.messages import Counters, State
-from jfb.store import is_model_name, list_models, list_versions
+from app.engine_client.messages import Counters, Refusal, State
+from jfb.store import ModelVersion, is_model_name, list_models, list_versions
 
 log = structlog.get_logger(__name__)
 
@@ -77,7 +77,7 @@ class ServedModels:
         names = Counters.__struct_fields__[2:]
         counters = [Counters(*key, *(getattr(one.scheduler, name) for name in names)) for key, one in self._versions.items()]
         served = [self._versions[key].served for key in sorted(self._versions)]
-        return State(served, reasons(self._refused), counters, sorted(self._unloaded))
+        return State(served, refusals(self._refused), counters, sorted(self._unloaded))
 
     def load_all(self) -> None:
         """Serve what the store holds now."""
@@ -165,6 +165,6 @@ class ServedModels:
         new.replace(self._unloaded_file)
 
 
-def reasons(refused: dict[Key, RefusedVersion]) -> dict[str, str]:
-    """Why which versions were refused, by ``name/version``."""
-    return {f"{model}/{version}": refusal.reason for (model, version), refusal in refused.items()}
+def refusals(refused: dict[Key, RefusedVersion]) -> list[Refusal]:
+    """What HTTP workers hear of the versions that were refused."""
+    return [Refusal(ModelVersion(*key), version.reason) for key, version in refused.items()]

@@ -5,25 +5,26 @@ from difflib import get_close_matches
 
 from app.engine_client.errors import ModelNotFound, NoDefaultModel
 from app.engine_client.messages import ServedVersion, State
+from jfb.store import ModelVersion
 
 
 class Catalogue:
     """The served models, by name and version; of two loads of one version, that of the later state counts.
 
     Attributes:
-        refused: ``name/version`` to the reason why it could not be loaded.
+        refused: versions that could not be loaded, each with the reason.
         unloaded: names of the models that a client has unloaded.
         names: of the served models, in alphabetical order.
     """
 
     def __init__(self, states: Iterable[State] = (), default: str | None = None) -> None:
-        self.refused: dict[str, str] = {}
+        self.refused: dict[ModelVersion, str] = {}
         self.unloaded: list[str] = []
         self._named_default = default
         served: dict[tuple[str, int], ServedVersion] = {}
         for state in states:
             served |= {(one.model, one.version): one for one in state.served}
-            self.refused |= state.refused
+            self.refused |= {one.version: one.reason for one in state.refused}
             self.unloaded = sorted({*self.unloaded, *state.unloaded})
         self._models: dict[str, dict[int, ServedVersion]] = {}
         for (name, version), one in sorted(served.items()):
@@ -45,9 +46,9 @@ class Catalogue:
             raise ModelNotFound(f"no model {name[:80]!r} (available: {', '.join(self.names) or 'none'}{near}){''.join(refused)}")
         return list(self._models[name])
 
-    def refused_versions(self, name: str) -> dict[str, str]:
+    def refused_versions(self, name: str) -> dict[int, str]:
         """The versions of a model that could not be loaded, each with the reason."""
-        return {path.removeprefix(f"{name}/"): reason for path, reason in self.refused.items() if path.startswith(f"{name}/")}
+        return {version.number: reason for version, reason in self.refused.items() if version.name == name}
 
     def find(self, name: str | None = None, version: int | None = None) -> ServedVersion:
         """What a request means: no name is the default model, or ``NoDefaultModel``; no version is the highest.
@@ -61,7 +62,7 @@ class Catalogue:
         if version is None:
             version = versions[-1]
         elif version not in self._models[name]:
-            reason = f"; it was refused: {refused}" if (refused := self.refused_versions(name).get(str(version))) else ""
+            reason = f"; it was refused: {refused}" if (refused := self.refused_versions(name).get(version)) else ""
             raise ModelNotFound(f"model {name} has no version {version} (available: {', '.join(map(str, versions))}){reason}")
         return self._models[name][version]
 

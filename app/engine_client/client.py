@@ -17,6 +17,7 @@ from app.engine_client import messages
 from app.engine_client.catalogue import Catalogue
 from app.engine_client.errors import EngineUnavailable, LoadFailed, NotServed, QueueFull, RequestFailed
 from app.engine_client.messages import MESSAGE_IDS, Iteration, Load, Request, Result, ServedVersion, State, Unload
+from jfb.store import ModelVersion
 
 RECONNECT_SECONDS = 0.05
 REFRESH_SECONDS = 1.0  # between two looks at what an engine serves
@@ -102,19 +103,19 @@ class Engines:
     async def load(self, model: str) -> None:
         """Serve what the store holds of a model; ``LoadFailed`` if that is nothing, or a version cannot be loaded; others are."""
         if refused := await self._change(Load, model):
-            raise LoadFailed("; ".join(f"{version}: {reason}" for version, reason in refused.items()))
+            raise LoadFailed("; ".join(f"{version}: {reason}" for version, reason in sorted(refused.items())))
 
     async def unload(self, model: str) -> None:
         """Stop serving a model until it is loaded again; what is in flight is finished. ``LoadFailed`` if none is served."""
         await self._change(Unload, model)
 
-    async def _change(self, kind: type[Load] | type[Unload], model: str) -> dict[str, str]:
-        refused: dict[str, str] = {}
+    async def _change(self, kind: type[Load] | type[Unload], model: str) -> dict[ModelVersion, str]:
+        refused: dict[ModelVersion, str] = {}
         changes = [engine.answer(kind(next(MESSAGE_IDS), model)) for engine in self._up()]
         for result in await asyncio.gather(*changes, return_exceptions=True):  # raise only when all have answered
             if isinstance(result, BaseException):
                 raise result
-            refused |= result
+            refused |= {one.version: one.reason for one in result}
         return refused
 
     def _up(self) -> list["EngineClient"]:

@@ -16,6 +16,7 @@ from msgspec import Struct
 from numpy.typing import NDArray
 
 from jfb.config import ModelConfig
+from jfb.store import ModelVersion
 
 MESSAGE_IDS = itertools.count()  # unique within the HTTP worker
 Stop = Literal["tolerance", "label"]
@@ -132,11 +133,18 @@ class NotServed(Struct, frozen=True, tag="not_served"):
     id: int
 
 
+class Refusal(Struct, frozen=True):
+    """A version that could not be loaded, and why."""
+
+    version: ModelVersion
+    reason: str
+
+
 class ModelsChanged(Struct, frozen=True, tag="models_changed"):
     """Engine to HTTP: the load or unload is done. A ``State`` precedes it."""
 
     id: int
-    refused: dict[str, str]  # `name/version` to the reason, of the model that was to be loaded
+    refused: list[Refusal]  # versions of the model that was to be loaded
 
 
 class Failed(Struct, frozen=True, tag="failed"):
@@ -192,7 +200,7 @@ class State(Struct, frozen=True, tag="state"):
     """Engine to HTTP: what it serves and what it has done. An engine that answers has loaded its models."""
 
     served: list[ServedVersion]
-    refused: dict[str, str]  # `name/version` to the reason why it could not be loaded; an earlier load of it may still be served
+    refused: list[Refusal]  # an earlier load of such a version may still be served
     counters: list[Counters]
     unloaded: list[str] = []
 

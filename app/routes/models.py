@@ -19,7 +19,8 @@ router = APIRouter(tags=["models"], route_class=AccessRoute, dependencies=[Depen
 def list_models(state: State) -> ModelList:
     catalogue = state.engines.catalogue
     models = [_describe(state, catalogue, name) for name in catalogue.names]
-    return ModelList(default=catalogue.default, models=models, refused=catalogue.refused)
+    refused = {str(version): reason for version, reason in catalogue.refused.items()}
+    return ModelList(default=catalogue.default, models=models, refused=refused)
 
 
 @router.get("/models/{name}", summary="Describe a model", responses=errors(401, 404, 503))
@@ -55,5 +56,5 @@ def _describe(state: AppState, catalogue: Catalogue, name: str) -> ModelDescript
         solvers=list(model.solvers),
         label_stop=LabelStopDescription.model_validate(model.label_stop, from_attributes=True) if model.label_stop else None,
         metrics=metrics,
-        refused=catalogue.refused_versions(name),
+        refused={str(number): reason for number, reason in catalogue.refused_versions(name).items()},
     )

@@ -38,9 +38,9 @@ def _entries(catalogue: Catalogue) -> list[IndexEntry]:
     """Every version; one that is served although its replacement was refused is ready, and has the reason."""
     served = {ModelVersion(name, number) for name in catalogue.names for number in catalogue.versions(name)}
     entries = []
-    for version in sorted(served | {ModelVersion.parse(text) for text in catalogue.refused}):
+    for version in sorted(served | catalogue.refused.keys()):
         state: Literal["READY", "UNAVAILABLE"] = "READY" if version in served else "UNAVAILABLE"
-        reason = catalogue.refused.get(str(version), "")
+        reason = catalogue.refused.get(version, "")
         entries.append(IndexEntry(name=version.name, version=str(version.number), state=state, reason=reason))
     entries += [IndexEntry(name=name, state="UNAVAILABLE", reason="unloaded on request") for name in catalogue.unloaded]
     return sorted(entries, key=lambda entry: entry.name)

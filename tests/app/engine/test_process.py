@@ -32,7 +32,7 @@ from app.engine_client.messages import (
 )
 from app.settings import EngineConfig
 from app.supervisor.lifeline import ALIVE, READY
-from jfb.store import new_version
+from jfb.store import ModelVersion, new_version
 
 pytestmark = pytest.mark.slow
 
@@ -159,8 +159,9 @@ def test_a_broken_model_is_rejected_with_the_reason_while_the_others_are_served(
         ("slow", 1),
         ("wild", 1),
     ]
-    assert list(state.refused) == ["digits/3"]
-    assert "format_version" in state.refused["digits/3"]
+    (refused,) = state.refused
+    assert refused.version == ModelVersion("digits", 3)
+    assert "format_version" in refused.reason
 
 
 def frame(content: bytes) -> bytes:
@@ -362,7 +363,7 @@ def test_a_load_and_an_unload_are_seen_by_every_client_and_outlive_the_process(s
         assert client.receive_change() == (state, Failed(4, "no model 'unknown' in the store"))
         client.send(Load(5, "digits"))
         _, changed = client.receive_change()
-        assert (changed.id, list(changed.refused)) == (5, ["digits/3"])
+        assert (changed.id, [str(one.version) for one in changed.refused]) == (5, ["digits/3"])
     assert path.with_name("unloaded.json").read_text() == "[]"
 
 

@@ -55,7 +55,7 @@ def test_a_version_that_is_replaced_while_the_engine_starts_leaves_no_gap(tmp_pa
     models = served_models(store, replace)
     models.load_all()
     assert served(models) == [("a", 1), ("digits", 2)]
-    assert models.state().refused == {}
+    assert models.state().refused == []
 
 
 @pytest.mark.parametrize("name", ["..", "../beside", ".hidden", "a" * 256, "a" * 5000])
@@ -86,7 +86,7 @@ def test_a_version_that_cannot_be_read_costs_itself_only(tmp_path: Path) -> None
     models = served_models(store)
     models.load_all()
     assert served(models) == [("digits", 1)]
-    refused = models.state().refused
+    refused = {str(one.version): one.reason for one in models.state().refused}
     assert sorted(refused) == ["dangling/1", "looping/1", "pipe/1", "weights/1"]
     assert "No such file" in refused["dangling/1"]
     assert "Too many levels" in refused["looping/1"]

@@ -1,16 +1,19 @@
 """The catalogue: which model a request means."""
 
+from collections.abc import Sequence
+
 import pytest
 
 from app.engine_client.catalogue import Catalogue
 from app.engine_client.errors import ModelNotFound, NoDefaultModel
-from app.engine_client.messages import ServedVersion, State
+from app.engine_client.messages import Refusal, ServedVersion, State
+from jfb.store import ModelVersion
 from tests.app.store import SLOW
 
 
-def served(*versions: tuple[str, int], refused: dict[str, str] | None = None) -> list[State]:
+def served(*versions: tuple[str, int], refused: Sequence[Refusal] = ()) -> list[State]:
     """The state of one engine that serves some versions."""
-    return [State([ServedVersion(name, version, SLOW.model_dump_json()) for name, version in versions], refused or {}, [])]
+    return [State([ServedVersion(name, version, SLOW.model_dump_json()) for name, version in versions], list(refused), [])]
 
 
 def test_the_only_model_is_the_default() -> None:
@@ -49,7 +52,7 @@ def test_without_a_default_a_request_must_name_its_model(catalogue: Catalogue, m
 
 
 def test_a_model_of_which_nothing_loads_is_unknown_and_the_error_says_why() -> None:
-    catalogue = Catalogue(served(("one", 1), refused={"bad/1": "truncated"}))
+    catalogue = Catalogue(served(("one", 1), refused=[Refusal(ModelVersion("bad", 1), "truncated")]))
     with pytest.raises(ModelNotFound, match=r"no model 'bad' \(available: one\); version 1 was refused: truncated"):
         catalogue.find("bad")
 
