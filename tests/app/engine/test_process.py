@@ -350,7 +350,7 @@ def test_a_load_and_an_unload_are_seen_by_every_client_and_outlive_the_process(s
         first.send(Unload(1, "slow"), Unload(2, "slow"))
         state, changed, again, failed = (first.receive() for _ in range(4))
         assert (models(state), state.unloaded) == ({"digits", "wild"}, ["slow"])
-        assert (changed, again) == (ModelsChanged(1, {}), state)
+        assert (changed, again) == (ModelsChanged(1, []), state)
         assert failed == Failed(2, "no model 'slow' is served")
         assert second.receive() == state
     with running_engine(path, store), Connection(path) as client:
@@ -358,7 +358,7 @@ def test_a_load_and_an_unload_are_seen_by_every_client_and_outlive_the_process(s
         assert (models(state), state.unloaded) == ({"digits", "wild"}, ["slow"])
         client.send(Load(3, "slow"))
         state, changed = client.receive_change()
-        assert (models(state), state.unloaded, changed) == ({"digits", "slow", "wild"}, [], ModelsChanged(3, {}))
+        assert (models(state), state.unloaded, changed) == ({"digits", "slow", "wild"}, [], ModelsChanged(3, []))
         client.send(Load(4, "unknown"))
         assert client.receive_change() == (state, Failed(4, "no model 'unknown' in the store"))
         client.send(Load(5, "digits"))
