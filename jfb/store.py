@@ -216,7 +216,7 @@ def read_metrics(folder: Path) -> dict[str, Any] | None:
 
 def write_metrics(folder: Path, metrics: Mapping[str, Any]) -> None:
     """Write ``metrics.json``. Shares are written as shares, not percentages."""
-    _write_text(folder / METRICS, json.dumps(dict(metrics), indent=2) + "\n")
+    _write_object(folder / METRICS, metrics)
 
 
 @dataclass(frozen=True)
@@ -263,7 +263,7 @@ def read_evaluation(folder: Path) -> dict[str, Any] | None:
 
 def write_evaluation(folder: Path, evaluation: Mapping[str, Any]) -> None:
     """Write ``evaluation.json``."""
-    _write_text(folder / EVALUATION, json.dumps(dict(evaluation), indent=2) + "\n")
+    _write_object(folder / EVALUATION, evaluation)
 
 
 Row = TypeVar("Row", bound="DataclassInstance")
@@ -288,6 +288,10 @@ def _read_object(path: Path) -> dict[str, Any] | None:
     if not isinstance(content, dict):
         raise CheckpointError(f"{path}: must be a JSON object (got {type(content).__name__})")
     return content
+
+
+def _write_object(path: Path, content: Mapping[str, Any]) -> None:
+    _write_text(path, json.dumps(dict(content), indent=2) + "\n")
 
 
 def check_regular_file(path: Path) -> None:
