@@ -41,8 +41,8 @@ def export(folder: Path, *, parts: bool = False) -> list[Path]:
     if config.architecture.name == ONNX:
         raise CheckpointError(f"{folder}: architecture.name: must not be onnx: this version is ONNX already")
     mixing = checkpoint.mixing if config.serving.solver == "mixing" else None
-    maps = trace(network, config.input.shape, config.serving.residual_norm, mixing)
-    graphs = {WHOLE: assemble(maps)}
+    maps = trace(network, config.input.shape)
+    graphs = {WHOLE: assemble(maps, config.serving.residual_norm, mixing)}
     if parts:
         starts_at_zeros = type(network).initial_state is ImplicitNetwork.initial_state
         graphs |= {f"{name}.onnx": maps[name] for name in MAPS if not (name == "initial_state" and starts_at_zeros)}

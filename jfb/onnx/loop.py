@@ -1,11 +1,11 @@
 """The whole inference as one ONNX graph: the maps, and a ``Loop`` around ``step``."""
 
-import onnx
-import onnx.inliner
-import onnx.parser
-from onnx import FunctionProto, ModelProto, OperatorSetIdProto
+from onnx import ModelProto
 
-from jfb.onnx.file import OPSET, check, shape
+from jfb.config import ResidualNorm
+from jfb.onnx.file import OPSET
+from jfb.onnx.iteration import as_function, inline, mix_function, residual_function, sides
+from jfb.solvers import Mixing
 
 # The loop of ``jfb.solve``, in ONNX's text format. ``row`` holds the indices of the rows that go on, so a row that has ended is
 # not computed or changed again: its state, count and residual stay as they were at its last iteration. A residual of NaN is not
@@ -91,10 +91,8 @@ MIXING = {
 }
 
 
-def assemble(maps: dict[str, ModelProto]) -> ModelProto:
+def assemble(maps: dict[str, ModelProto], residual_norm: ResidualNorm, mixing: Mixing | None = None) -> ModelProto:
     """Build the graph that computes for every row what ``jfb.predict`` computes with the same solver.
-
-    The solver is learned mixing if it is among the maps, else Picard iteration.
 
     Inputs: ``inputs`` FLOAT ``[n, *input_shape]``, ``tolerance`` FLOAT ``[n]``, ``max_iterations`` INT64 ``[n]``.
     Outputs: ``logits`` FLOAT ``[n, classes]``, ``iterations`` INT64 ``[n]``, ``residual`` FLOAT ``[n]``, ``converged`` BOOL
@@ -103,42 +101,20 @@ def assemble(maps: dict[str, ModelProto]) -> ModelProto:
 
     Args:
         maps: the result of ``jfb.onnx.maps.trace``.
+        residual_norm: the norm that tolerances are in.
+        mixing: the solver; Picard iteration without.
     """
-    state = _sides(maps["step"].graph.input[0])
-    gaps = MIXING if "mix" in maps else PICARD
-    model: ModelProto = onnx.parser.parse_model(
-        LOOP.format(
-            ir_version=maps["step"].ir_version,
-            opset=OPSET,
-            inputs=_sides(maps["inject"].graph.input[0]),
-            state=state,
-            solver={name: text.format(state=state) for name, text in gaps.items()},
-            logits=_sides(maps["readout"].graph.output[0]),
-        )
+    state = sides(maps["step"].graph.input[0])
+    rank = state.count(",") + 2
+    functions = [*(as_function(name, graph) for name, graph in maps.items()), residual_function(residual_norm, rank)]
+    if mixing is not None:
+        functions.append(mix_function(mixing, rank, state))
+    text = LOOP.format(
+        ir_version=maps["step"].ir_version,
+        opset=OPSET,
+        inputs=sides(maps["inject"].graph.input[0]),
+        state=state,
+        solver={name: text.format(state=state) for name, text in (MIXING if mixing else PICARD).items()},
+        logits=sides(maps["readout"].graph.output[0]),
     )
-    model.functions.extend(_function(name, graph) for name, graph in maps.items())
-    model = onnx.inliner.inline_local_functions(model)
-    del model.opset_import[:]  # the functions are inlined, so their domain is not needed
-    model.opset_import.append(OperatorSetIdProto(domain="", version=OPSET))
-    check(model)
-    return model
-
-
-def _sides(value: onnx.ValueInfoProto) -> str:
-    sides = shape(value)
-    assert sides is not None
-    return ",".join(map(str, sides[1:]))
-
-
-def _function(name: str, model: ModelProto) -> FunctionProto:
-    """Make a graph a function for the loop to call. Functions have no initialisers, so weights become constants."""
-    graph = model.graph
-    weights = [onnx.helper.make_node("Constant", [], [weight.name], value=weight) for weight in graph.initializer]
-    return onnx.helper.make_function(
-        "jfb",
-        name,
-        [value.name for value in graph.input],
-        [value.name for value in graph.output],
-        [*weights, *graph.node],
-        list(model.opset_import),
-    )
+    return inline(text, functions)

@@ -116,25 +116,6 @@ class Mixing(Solver):
         allowed.copy_(self._allow(within, allowed, size))
         return proposal
 
-    def advance(
-        self, state: Tensor, next_state: Tensor, previous: Tensor, accepted: Tensor, allowed: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Compute what ``propose`` does, as a function without branches that changes none of its arguments: for export.
-
-        Args:
-            state: ``u_k``, shape ``[n, channels, ...]``.
-            next_state: ``T(u_k)``, of the same shape.
-            previous: ``u_{k−1}``; ``u_k`` itself in the first iteration.
-            accepted: ``T(u_{k−1})``, what a row goes back to; anything in the first iteration.
-            allowed: the largest residual that the safeguard allows at ``u_k``, shape ``[n]``; 0 for the rows that are Picard's.
-
-        Returns:
-            The states to evaluate next, and what is allowed there.
-        """
-        proposal, size = self._mix(state, next_state, previous)
-        within = size <= allowed
-        return _select(within, allowed, proposal, accepted, next_state), self._allow(within, allowed, size)
-
     def _mix(self, state: Tensor, next_state: Tensor, previous: Tensor) -> tuple[Tensor, Tensor]:
         """``u + A (T(u) − u) + b ⊙ (u − u_prev)``, and ``‖T(u) − u‖₂`` of each row."""
         movement = next_state - state

@@ -1,0 +1,233 @@
+"""One iteration as an ONNX graph: ``step``, the residual, and what the solver makes of them."""
+
+import onnx
+import onnx.inliner
+import onnx.parser
+from onnx import FunctionProto, ModelProto, OperatorSetIdProto, TensorProto
+
+from jfb.config import ResidualNorm
+from jfb.onnx.file import OPSET, check, shape
+from jfb.solvers import Mixing
+from jfb.solvers.mixing import SLACK
+
+DOMAIN = "jfb"
+
+# What ``jfb.residual`` computes. ONNX Runtime's maximum ignores NaN, its sum does not, so where a norm is a maximum the sum says
+# whether a row has diverged.
+RESIDUALS = {
+    ResidualNorm.ABSOLUTE: "residual = ReduceL2 <keepdims = 0> (movement, entries)",
+    ResidualNorm.RELATIVE: """
+        moved = ReduceL2 <keepdims = 0> (movement, entries)
+        size = ReduceL2 <keepdims = 0> (next_state, entries)
+        divisor = Max (size, tiny)
+        ratio = Div (moved, divisor)
+        bounded = Min (ratio, largest)
+        finite = Less (size, infinity)
+        residual = Where (finite, bounded, nan)""",
+    ResidualNorm.CHANNEL_MAX: """
+        squares = ReduceSumSquare (movement, channels)
+        largest_square = ReduceMax <keepdims = 0> (squares, entries)
+        total = ReduceSum <keepdims = 0> (squares, entries)
+        diverged = IsNaN (total)
+        norm = Sqrt (largest_square)
+        residual = Where (diverged, nan, norm)""",
+    ResidualNorm.MAX: """
+        sizes = Abs (movement)
+        norm = ReduceMax <keepdims = 0> (sizes, entries)
+        total = ReduceSum <keepdims = 0> (sizes, entries)
+        diverged = IsNaN (total)
+        residual = Where (diverged, nan, norm)""",
+}
+RESIDUAL = """
+<domain: "{domain}", opset_import: ["": {opset}]>
+residual (state, next_state) => (residual)
+{{
+    entries = Constant <value_ints = [{entries}]> ()
+    channels = Constant <value_ints = [1]> ()
+    tiny = Constant <value = float {{1.17549435e-38}}> ()
+    largest = Constant <value = float {{3.40282347e38}}> ()
+    infinity = Constant <value = float {{inf}}> ()
+    nan = Constant <value = float {{nan}}> ()
+    movement = Sub (next_state, state)
+    {residual}
+}}
+"""
+
+# What ``jfb.solvers.Mixing.propose`` computes. To select rows costs as much as to mix them, and mostly all follow the proposal.
+MIX = """
+<domain: "{domain}", opset_import: ["": {opset}]>
+mix (state, next_state, previous, accepted, allowed) => (proposal, next_allowed)
+{{
+    entries = Constant <value_ints = [{entries}]> ()
+    zero = Constant <value = float {{0}}> ()
+    rate = Constant <value = float {{{rate!r}}}> ()
+    slack = Constant <value = float {{{slack!r}}}> ()
+    movement = Sub (next_state, state)
+    size = ReduceL2 <keepdims = 0> (movement, entries)
+    within = LessOrEqual (size, allowed)
+
+    mixed_movement = {product} (movement, matrix)
+    last_movement = Sub (state, previous)
+    push = Mul (last_movement, momentum)
+    pushed = Add (state, push)
+    mixed = Add (pushed, mixed_movement)
+
+    numbers = Cast <to = {int32}> (within)
+    fewest = ReduceMin <keepdims = 0> (numbers)
+    all_within = Cast <to = {bool}> (fewest)
+    proposal = If (all_within) <
+        then_branch = followed () => (float[n,{state}] all_mixed) {{ all_mixed = Identity (mixed) }},
+        else_branch = selected () => (float[n,{state}] some_mixed) {{
+            outside = Not (within)
+            new = Greater (allowed, zero)
+            rejected = And (outside, new)
+            these = Unsqueeze (within, entries)
+            those = Unsqueeze (rejected, entries)
+            plain = Where (those, accepted, next_state)
+            some_mixed = Where (these, mixed, plain)
+        }}
+    >
+    slower = Mul (rate, allowed)
+    longer = Mul (slack, size)
+    smaller = Min (slower, longer)
+    next_allowed = Where (within, smaller, zero)
+}}
+"""
+
+ITERATION = """
+<ir_version: {ir_version}, opset_import: ["": {opset}, "{domain}": 1]>
+iterate (float[n,{state}] point, float[n,{injection}] injection{inputs})
+     => (float[n,{state}] next_state, float[n] residual{outputs})
+{{
+    next_state = {domain}.step (point, injection)
+    residual = {domain}.residual (point, next_state)
+    {rest}
+}}
+"""
+
+
+def iteration(
+    step: ModelProto,
+    residual_norm: ResidualNorm,
+    *,
+    mixing: Mixing | None = None,
+    readout: ModelProto | None = None,
+    movement_norm: ResidualNorm | None = None,
+) -> ModelProto:
+    """Build the graph of one iteration of Picard's solver, or of learned mixing.
+
+    Inputs: ``point`` and ``injection``, FLOAT ``[n, ...]``; with mixing also its memory: ``previous``, ``accepted`` and
+    ``allowed``. Outputs: ``next_state``, ``residual`` ``[n]``; with mixing ``proposal`` and ``next_allowed``: where to evaluate
+    next, and what is allowed there (``accepted`` and ``previous`` are ``next_state`` and ``point`` then); with a readout
+    ``logits`` ``[n, classes]``; with a second norm ``movement`` ``[n]``.
+
+    Args:
+        step: as in ``jfb.onnx.maps.MAPS``.
+        residual_norm: of ``residual``.
+        mixing: the solver; Picard iteration without.
+        readout: the map, as in ``MAPS``, if logits are wanted.
+        movement_norm: of ``movement``, if that is wanted.
+    """
+    state = sides(step.graph.output[0])
+    injection = next(value for value in step.graph.input if value.name == "injection")
+    rank = state.count(",") + 2
+    functions = [as_function("step", step), residual_function(residual_norm, rank)]
+    inputs, outputs, rest = "", "", []
+    if mixing is not None:
+        functions.append(mix_function(mixing, rank, state))
+        inputs = f", float[n,{state}] previous, float[n,{state}] accepted, float[n] allowed"
+        outputs += f", float[n,{state}] proposal, float[n] next_allowed"
+        rest.append(f"proposal, next_allowed = {DOMAIN}.mix (point, next_state, previous, accepted, allowed)")
+    if readout is not None:
+        functions.append(as_function("readout", readout))
+        outputs += f", float[n,{sides(readout.graph.output[0])}] logits"
+        rest.append(f"logits = {DOMAIN}.readout (next_state)")
+    if movement_norm is not None:
+        functions.append(residual_function(movement_norm, rank, name="movement"))
+        outputs += ", float[n] movement"
+        rest.append(f"movement = {DOMAIN}.movement (point, next_state)")
+    text = ITERATION.format(
+        ir_version=step.ir_version,
+        opset=OPSET,
+        domain=DOMAIN,
+        state=state,
+        injection=sides(injection),
+        inputs=inputs,
+        outputs=outputs,
+        rest="\n    ".join(rest),
+    )
+    return inline(text, functions)
+
+
+def residual_function(norm: ResidualNorm, rank: int, name: str = "residual") -> FunctionProto:
+    """``jfb.residual`` as a function ``(state, next_state) => (residual)`` of tensors of a rank."""
+    text = RESIDUAL.format(domain=DOMAIN, opset=OPSET, entries=_entries(rank), residual=RESIDUALS[norm])
+    function: FunctionProto = onnx.parser.parse_function(text)
+    function.name = name
+    return function
+
+
+def mix_function(mixing: Mixing, rank: int, state: str) -> FunctionProto:
+    """``Mixing.propose`` as a function ``(state, next_state, previous, accepted, allowed) => (proposal, next_allowed)``.
+
+    Args:
+        rank: of the states, rows included.
+        state: the shape of a row, as ``sides`` returns it.
+    """
+    channels, positions = len(mixing.momentum), rank - 2
+    # A matrix product at every position is a convolution of size 1; for vectors it is one product.
+    product = f"Conv <kernel_shape = [{','.join(['1'] * positions)}]>" if positions else "MatMul"
+    text = MIX.format(
+        domain=DOMAIN,
+        opset=OPSET,
+        entries=_entries(rank),
+        state=state,
+        rate=mixing.rate,
+        slack=SLACK,
+        product=product,
+        int32=TensorProto.INT32,
+        bool=TensorProto.BOOL,
+    )
+    function: FunctionProto = onnx.parser.parse_function(text)
+    matrix = mixing.matrix.reshape(channels, channels, *(1,) * positions) if positions else mixing.matrix.T
+    weights = {"matrix": matrix, "momentum": mixing.momentum.reshape(1, channels, *(1,) * positions)}
+    for name, tensor in weights.items():
+        value = onnx.numpy_helper.from_array(tensor.float().contiguous().numpy(), name)
+        function.node.insert(0, onnx.helper.make_node("Constant", [], [name], value=value))
+    return function
+
+
+def as_function(name: str, model: ModelProto) -> FunctionProto:
+    """Make a graph a function to call. Functions have no initialisers, so weights become constants."""
+    graph = model.graph
+    weights = [onnx.helper.make_node("Constant", [], [weight.name], value=weight) for weight in graph.initializer]
+    return onnx.helper.make_function(
+        DOMAIN,
+        name,
+        [value.name for value in graph.input],
+        [value.name for value in graph.output],
+        [*weights, *graph.node],
+        list(model.opset_import),
+    )
+
+
+def inline(text: str, functions: list[FunctionProto]) -> ModelProto:
+    """Parse a model in ONNX's text format, put functions in place of their calls, and check it."""
+    model: ModelProto = onnx.parser.parse_model(text)
+    model.functions.extend(functions)
+    model = onnx.inliner.inline_local_functions(model)
+    del model.opset_import[:]  # the functions are inlined, so their domain is not needed
+    model.opset_import.append(OperatorSetIdProto(domain="", version=OPSET))
+    check(model)
+    return model
+
+
+def sides(value: onnx.ValueInfoProto) -> str:
+    """The shape of a row, as in ONNX's text format: ``4,6,6``."""
+    found = shape(value)
+    assert found is not None
+    return ",".join(map(str, found[1:]))
+
+
+def _entries(rank: int) -> str:
+    return ",".join(map(str, range(1, rank)))
