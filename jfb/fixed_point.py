@@ -103,7 +103,7 @@ def solve(
         ended = ((moved <= tolerance) | (max_iterations <= k) | ~moved.isfinite()) & ~in_low_precision
         in_low_precision &= ~needs_full_precision(moved, size_in(next_state, residual_norm), tolerance) & (max_iterations - 1 > k)
         if label_stop is not None:
-            stability = label_stop.judge(memory, state, next_state, network.readout(next_state))
+            stability = label_stop.judge(memory, label_stop.movement(state, next_state), network.readout(next_state))
             ended |= stability.stable
             margin[index], bound[index] = stability.margin, stability.bound
         some_ended = bool(ended.any())

@@ -1,15 +1,18 @@
 """LabelStop: decide when the rest of the iteration cannot change a row's label any more."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Self
+from typing import Any, Self
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from jfb.config import LabelCalibration, ResidualNorm, Serving
 from jfb.network import ImplicitNetwork
 from jfb.norms import residual
+from jfb.rows import first_numbers
 from jfb.solvers import SOLVERS, Memory, Solver
 
 TOLERANCE = 1e-4
@@ -72,8 +75,9 @@ class LabelStop:
         norm: ResidualNorm = ResidualNorm.ABSOLUTE,
     ) -> None:
         self.kind = kind
-        self._norm = norm
+        self.norm = norm
         self._lipschitz = torch.as_tensor(lipschitz)
+        self._tables: dict[tuple[Any, ...], Tensor] = {}
         self._distance = distance
         self._safety = safety
 
@@ -110,34 +114,49 @@ class LabelStop:
             return {}
         return {"label_movement": state.new_full((state.shape[0],), torch.inf)}
 
-    def judge(self, memory: Memory, state: Tensor, next_state: Tensor, logits: Tensor) -> Stability:
+    def movement(self, state: Tensor, next_state: Tensor) -> Tensor:
+        """How far an iteration moved each row, in the stop's norm: ``[n, *state_shape]`` twice to ``[n]``."""
+        return residual(state, next_state, self.norm)
+
+    def judge(self, memory: Memory, movement: Tensor, logits: Tensor) -> Stability:
         """Judge rows after an iteration, and update their memory in place.
 
         Args:
             memory: the rows' memory; it may contain their solver's.
-            state: ``u_{k−1}``, shape ``[n, *state_shape]``.
-            next_state: ``u_k``, of the same shape.
-            logits: ``readout(next_state)``, shape ``[n, classes]``.
+            movement: ``m_k``, shape ``[n]``.
+            logits: ``readout(u_k)``, shape ``[n, classes]``.
         """
-        remaining = self._safety * self._remaining(memory, residual(state, next_state, self._norm))
-        label = logits.argmax(1, keepdim=True)
-        margins = logits.gather(1, label) - logits
-        lipschitz = self._lipschitz.to(logits).expand(logits.shape[1], logits.shape[1])[label.squeeze(1)]
-        lipschitz = lipschitz.clamp_min(torch.finfo(logits.dtype).tiny)
-        margins.scatter_(1, label, torch.inf)  # a label is not its own rival
-        rival = (margins / lipschitz).argmin(1, keepdim=True)
-        margin, slope = (values.gather(1, rival).squeeze(1) for values in (margins, lipschitz))
-        return Stability(margin, slope * remaining)
+        # A dozen operations on a few numbers, each of which takes NumPy a third of PyTorch's time; the memory is shared.
+        on_host = logits.device.type == "cpu"
+        tensors = (movement, logits, self._lipschitz_table(logits), *memory.values())
+        moved, scores, lipschitz, *kept = (tensor.numpy() for tensor in tensors) if on_host else tensors
+        with np.errstate(all="ignore"):  # the caller ends rows that diverge
+            found = self._judge(np if on_host else torch, dict(zip(memory, kept, strict=True)), moved, scores, lipschitz)
+        margin, bound = map(torch.from_numpy, found) if on_host else found
+        return Stability(margin, bound)
 
-    def _remaining(self, memory: Memory, movement: Tensor) -> Tensor:
-        """Return ``c · m_k``; for an estimate infinite where a row moves no less than before."""
-        remaining = self._distance * movement
-        if self.kind is Kind.GUARANTEE:
-            return remaining
-        before = memory["label_movement"]
-        shrinks = before.isfinite() & (movement < before)
-        before.copy_(movement)
-        return torch.where(shrinks, remaining, torch.inf)
+    def _judge(self, xp: Any, memory: Mapping[str, Any], movement: Any, logits: Any, lipschitz: Any) -> tuple[Any, Any]:
+        """Compute margins and bounds from arrays of ``xp``, ``numpy`` or ``torch``, with the functions that both have."""
+        rows = first_numbers(xp, len(logits), logits)
+        label = logits.argmax(1)
+        margins = logits[rows, label][:, None] - logits
+        margins[rows, label] = xp.inf  # a label is not its own rival
+        slopes = lipschitz[label]
+        rival = (margins / slopes).argmin(1)
+        remaining = self._safety * self._distance * movement
+        if self.kind is Kind.ESTIMATE:  # nothing is known of a row that moves no less than before
+            before = memory["label_movement"]
+            remaining = xp.where(xp.isfinite(before) & (movement < before), remaining, xp.inf)
+            before[:] = movement
+        return margins[rows, rival], slopes[rows, rival] * remaining
+
+    def _lipschitz_table(self, like: Tensor) -> Tensor:
+        """``L``, ``[classes, classes]`` and positive, for logits ``[n, classes]``."""
+        key = like.shape[1], like.dtype, like.device
+        if key not in self._tables:
+            table = self._lipschitz.to(like).expand(like.shape[1], like.shape[1])
+            self._tables[key] = table.clamp_min(torch.finfo(like.dtype).tiny)
+        return self._tables[key]
 
 
 def label_tolerance(serving: Serving) -> float:

@@ -1,5 +1,8 @@
 """Rows: batches that shrink without being rebuilt."""
 
+from functools import cache
+from typing import Any
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -52,3 +55,16 @@ def per_row(name: str, value: float | Tensor, rows: int, like: Tensor) -> Tensor
     if tensor.shape != (rows,):
         raise ValueError(f"{name}: must be a number or have shape [{rows}], one per row (got shape {list(tensor.shape)})")
     return tensor.clone()
+
+
+def first_numbers(xp: Any, end: int, like: Any) -> Any:
+    """0, 1, … end − 1 as an array of ``xp``, which is ``numpy`` or ``torch``, on the device of ``like``."""
+    return _on_host(end) if xp is np else xp.arange(end, device=like.device)
+
+
+@cache
+def _on_host(end: int) -> NDArray[np.int64]:
+    """The same array in every iteration."""
+    numbers = np.arange(end)
+    numbers.flags.writeable = False
+    return numbers

@@ -1,154 +1,17 @@
-"""RunningBatch: the rows that iterate together, and what an error in one of them costs."""
+"""RunningBatch: the rows that iterate together."""
 
-import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 
 import numpy as np
-import structlog
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from app.engine.backends.backend import Backend, Compute
-from app.engine.slots import SlotTable
-from jfb import LabelStop, ResidualNorm, residual
-from jfb.label_stop import Stability
-from jfb.mixed_precision import needs_full_precision, size_in
-from jfb.solvers import Memory, Solver
-
-log = structlog.get_logger(__name__)
-
-Fail = Callable[[int, str], None]
-"""Called with the number of a request that cannot be computed, and the reason."""
-
-
-@dataclass(frozen=True)
-class _Judged:
-    """What the last iteration came to for the m rows, ascending, that may end by their label; logits are ``[m, classes]``."""
-
-    rows: NDArray[np.intp]
-    logits: Tensor
-    stability: Stability
-
-
-class Lane:
-    """The rows of a batch that one solver proposes for and one backend computes: one call of ``step`` per iteration.
-
-    Args:
-        point, injection: any rows, as many as there shall be slots.
-        label_stop: judges the rows that end by their label, which no rows here may do if it is None.
-        full_precision: if this lane computes in low precision, the one that its rows go on in. No row ends in such a lane: one
-            that has come near to its tolerance, its cap or its deadline goes on, so every result is of the full precision.
-
-    Attributes:
-        next_state: ``step`` of the points before the last iteration, ``[active, *state_shape]``.
-    """
-
-    def __init__(
-        self,
-        backend: Backend,
-        solver: Solver,
-        residual_norm: ResidualNorm,
-        point: Tensor,
-        injection: Tensor,
-        *,
-        label_stop: LabelStop | None = None,
-        full_precision: "Lane | None" = None,
-    ) -> None:
-        self.solver = solver
-        self.label_stop = label_stop
-        memory = self.start(point)
-        self.table = SlotTable(point, injection, memory)
-        self.full_precision = full_precision
-        self._backend = backend
-        self._residual_norm = residual_norm
-        # Tried out at once, so that what does not compute or does not fit into memory fails here.
-        self.next_state = backend.evaluate(solver, memory, point, injection)
-        solver.propose(memory, point, self.next_state)
-        self._size = self._residual = residual(point, self.next_state, residual_norm)
-        self._logits = backend.readout(self.next_state).clone() if full_precision is None else self.next_state
-        self._judged: _Judged | None = None
-
-    def start(self, point: Tensor) -> Memory:
-        """What rows that start at these points remember."""
-        return self.solver.start(point) | (self.label_stop.start(point) if self.label_stop is not None else {})
-
-    def iterate(self, fail: Fail) -> None:
-        """Evaluate the map once for every row, and move on."""
-        table = self.table
-        self.next_state = self._evaluate(table, fail)
-        self._residual = residual(table.point, self.next_state, self._residual_norm)
-        if self.full_precision is not None:
-            self._size = size_in(self.next_state, self._residual_norm)
-        self._judged = self._judge(self.label_stop, fail) if self.label_stop is not None and table.by_label.any() else None
-        table.point.copy_(self.solver.propose(table.memory, table.point, self.next_state))
-        table.iterations += 1
-
-    def _evaluate(self, table: SlotTable, fail: Fail) -> Tensor:
-        if not self.solver.splits:
-            return _isolated(self._backend.step, table.point, table.request, fail, table.point, table.injection)
-        names, memory = list(table.memory), tuple(table.memory.values())
-
-        def evaluate(point: Tensor, injection: Tensor, *memory: Tensor) -> Tensor:
-            return self._backend.evaluate(self.solver, dict(zip(names, memory, strict=True)), point, injection)
-
-        return _isolated(evaluate, table.point, table.request, fail, table.point, table.injection, changed=memory)
-
-    def _judge(self, label_stop: LabelStop, fail: Fail) -> _Judged:
-        """Read out the rows that end by their label, and no others."""
-        table = self.table
-        rows = np.flatnonzero(table.by_label)
-        index = slice(None) if len(rows) == table.active else torch.from_numpy(rows)  # of all rows nothing is copied
-        states = self.next_state[index]
-        logits = self._readout(rows, states, fail)
-        memory = {name: tensor[index] for name, tensor in table.memory.items()}
-        stability = label_stop.judge(memory, table.point[index], states, logits)
-        for name, tensor in memory.items():
-            table.memory[name][index] = tensor
-        return _Judged(rows, logits.clone(), stability)  # others may read out before these rows leave
-
-    def _readout(self, rows: NDArray[np.intp], states: Tensor, fail: Fail) -> Tensor:
-        return _isolated(self._backend.readout, self._logits, self.table.request[rows], fail, states)
-
-    def wait_for_residual(self) -> NDArray[np.floating]:
-        """The residuals of the last iteration, ``[active]``: the host waits for the device here, and nowhere else in a tick."""
-        found: NDArray[np.floating] = self._residual.cpu().numpy()
-        if self._judged is not None:
-            self.table.margin[self._judged.rows] = self._judged.stability.margin.cpu().numpy()
-            self.table.bound[self._judged.rows] = self._judged.stability.bound.cpu().numpy()
-        return found
-
-    def ended(self, residual: NDArray[np.floating], now: float) -> NDArray[np.bool_]:
-        """Which rows are done, ``[active]``: with a settled label, at their cap, ...; none in a lane of low precision."""
-        table = self.table
-        if self.full_precision is not None:
-            return np.zeros(table.active, np.bool_)
-        ended: NDArray[np.bool_] = (residual <= table.tolerance) | ~np.isfinite(residual)
-        ended |= (table.iterations >= table.max_iterations) | (table.deadline <= now)
-        if self._judged is not None:
-            ended |= table.margin > table.bound
-        return ended
-
-    def read_out(self, rows: NDArray[np.intp], fail: Fail) -> tuple[Tensor, NDArray[np.floating]]:
-        """The last states of m rows, and their logits ``[m, classes]`` on the host; what was judged is not read out again."""
-        table, states = self.table, self.next_state[torch.from_numpy(rows)]
-        if self._judged is not None and table.by_label[rows].all():
-            logits = self._judged.logits[torch.from_numpy(np.searchsorted(self._judged.rows, rows))]
-        else:
-            logits = self._readout(rows, states, fail)
-        return states, logits.cpu().numpy()
-
-    def hand_over(self, residual: NDArray[np.floating], ended: NDArray[np.bool_], now: float) -> NDArray[np.bool_]:
-        """Give the lane of full precision the rows that low precision cannot bring nearer; return which: they are still here."""
-        if self.full_precision is None:
-            return np.zeros_like(ended)
-        table = self.table
-        near = needs_full_precision(residual, self._size.cpu().numpy(), table.tolerance)
-        near = (near | (table.iterations >= table.max_iterations - 1) | (table.deadline <= now)) & ~ended
-        if near.any():
-            self.full_precision.table.admit_from(table, np.flatnonzero(near))
-        return near
+from app.engine.backends.backend import Backend
+from app.engine.isolation import Fail, isolated
+from app.engine.lane import Lane
+from jfb import LabelStop, ResidualNorm
+from jfb.solvers import Solver
 
 
 class RunningBatch:
@@ -214,11 +77,11 @@ class RunningBatch:
     def inject(self, inputs: NDArray[np.float32], requests: NDArray[np.int64], fail: Fail) -> Tensor:
         """The injection of rows whose requests have these numbers."""
         tensor = torch.from_numpy(inputs).to(self._backend.device, self._backend.dtype)
-        return _isolated(self._backend.inject, self.lanes[0].table.injection, requests, fail, tensor)
+        return isolated(self._backend.inject, self.lanes[0].table.injection, requests, fail, tensor)
 
     def initial_state(self, injection: Tensor, requests: NDArray[np.int64], fail: Fail) -> Tensor:
         """Where those rows start unless there is a better point."""
-        return _isolated(self._backend.initial_state, self.lanes[0].table.point, requests, fail, injection)
+        return isolated(self._backend.initial_state, self.lanes[0].table.point, requests, fail, injection)
 
     def admit(self, solvers: list[str | None], point: Tensor, injection: Tensor, **host: NDArray[np.generic]) -> None:
         """Write rows into free slots, each into its lane: ``host`` names what the slot table keeps on the host."""
@@ -237,37 +100,19 @@ class RunningBatch:
         name = solver or self._default
         return lanes.get(name) or self._full_precision[name]
 
-    def iterate(self, fail: Fail) -> list[int]:
-        """Iterate all rows once; return how many there were, lane by lane."""
-        lanes = self.active_lanes
-        for lane in lanes:
-            lane.iterate(fail)
-        return [lane.table.active for lane in lanes]
+    def measure(self, clock: Callable[[], float]) -> None:
+        """Let each lane find out what computes its iterations fastest, and how many of them fit between two looks."""
+        with torch.inference_mode():
+            for lane in self._full_precision.values():
+                lane.measure(clock)
 
+    def advance(self, fail: Fail, *, once: bool = False) -> list[tuple[int, int]]:
+        """Iterate all rows, each lane until one of its rows has ended or it is time to look at what has arrived.
 
-def _isolated(
-    compute: Compute, like: Tensor, requests: NDArray[np.int64], fail: Fail, *rows: Tensor, changed: tuple[Tensor, ...] = ()
-) -> Tensor:
-    """Compute rows; if that raises, compute each request's rows alone, and fail the requests that raise, with NaN as their rows.
+        Args:
+            once: whether to iterate once only.
 
-    ``compute`` maps ``rows``, then ``changed``, which it may change in place, to rows like ``like``; they are of ``requests``.
-    """
-    try:
-        return compute(*rows, *changed)
-    except torch.AcceleratorError:
-        raise
-    except Exception as error:
-        log.warning("batch failed, computing its requests one by one", error=repr(error), rows=len(requests))
-    result = like.new_full((len(requests), *like.shape[1:]), math.nan)
-    for number in dict.fromkeys(requests.tolist()):
-        own = torch.from_numpy(np.flatnonzero(requests == number))
-        parts = [tensor[own] for tensor in changed]
-        try:
-            result[own] = compute(*(tensor[own] for tensor in rows), *parts)
-        except torch.AcceleratorError:
-            raise
-        except Exception as error:
-            fail(number, f"{type(error).__name__}: {error}")
-        for tensor, part in zip(changed, parts, strict=True):
-            tensor[own] = part
-    return result
+        Returns:
+            For each lane with rows, how many there are, and how often they were iterated.
+        """
+        return [(lane.table.active, lane.advance(fail, once=once)) for lane in self.active_lanes]

@@ -1,5 +1,6 @@
 """Loading: from a version's folder in the model store to a scheduler that has been tried out."""
 
+import time
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,7 +71,10 @@ def make_batch(found: Checkpoint, folder: Path, device: torch.device, config: En
     chosen.info("backends chosen", low_precision=choice.low_precision is not None, refused=choice.refused, slots=slots)
     norm, stop = found.config.serving.residual_norm, LabelStop.of(found.network, found.config.serving)
     network = choice.backend, found.solvers, norm, found.config.input.shape
-    return RunningBatch(*network, slots=slots, low_precision=choice.low_precision, label_stop=stop)
+    batch = RunningBatch(*network, slots=slots, low_precision=choice.low_precision, label_stop=stop)
+    if device.type == "cpu":  # elsewhere the host works while the device iterates
+        batch.measure(time.perf_counter)
+    return batch
 
 
 def _described(batch: RunningBatch, serving: Serving) -> messages.LabelStop | None:

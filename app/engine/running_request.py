@@ -79,17 +79,19 @@ class RunningRequest:
             self.status[row] = Status.DEADLINE
         self._unfinished -= len(rows)
 
-    def end(self, row: int, logits: NDArray[np.floating], fixed_point: Tensor, result: RowResult) -> None:
-        """Take a row's result; its fixed point is kept for the next rows of the session."""
+    def end(self, row: int, logits: NDArray[np.floating], result: RowResult) -> None:
+        """Take a row's result."""
         self.logits[row] = logits
         self.iterations[row], self.residual[row], self.status[row], margin, bound = result
         if self.margin is not None and self.bound is not None:
             self.margin[row], self.bound[row] = margin, bound
-        if self.session is not None:
-            if self.fixed_points is None:
-                self.fixed_points = fixed_point.new_empty(self.rows, *fixed_point.shape)
-            self.fixed_points[row] = fixed_point
         self._unfinished -= 1
+
+    def keep(self, row: int, fixed_point: Tensor) -> None:
+        """Keep where a row ended, ``[*state_shape]``, for the next rows of the session."""
+        if self.fixed_points is None:
+            self.fixed_points = fixed_point.new_empty(self.rows, *fixed_point.shape)
+        self.fixed_points[row] = fixed_point
 
     def answer(self) -> Result | Failed:
         """What the client gets, once all rows have ended or one has failed."""

@@ -1,4 +1,4 @@
-"""Scheduler: admit, iterate, retire."""
+"""Scheduler: admit, advance, retire."""
 
 import math
 import time
@@ -10,7 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from app.engine.batch import Lane, RunningBatch
+from app.engine.batch import RunningBatch
+from app.engine.lane import Lane
 from app.engine.queue import Queue, Rows
 from app.engine.running_request import RunningRequest
 from app.engine.warm_starts import WarmStarts
@@ -93,7 +94,9 @@ class Scheduler:
 
     @torch.inference_mode()
     def tick(self, now: float) -> list[RunningRequest]:
-        """Retire the rows that have ended, admit waiting ones, iterate all once; return what has finished or failed.
+        """Retire the rows that have ended, admit waiting ones, advance all; return what has finished or failed.
+
+        Rows are advanced until one of them has ended, or until it is time to look at what has arrived; once if any is streamed.
 
         An error in the network does not come out of here: it fails the request whose rows it belongs to. Only a lost device does,
         as ``torch.AcceleratorError``. ``now`` is in seconds of the clock that deadlines refer to.
@@ -105,10 +108,10 @@ class Scheduler:
                 self._finish(request, now)
         retired = self._retire(now)
         self._admit(now)
-        for rows in self._batch.iterate(self._fail):
-            self.ticks += 1
-            self.step_evaluations += rows
-            self.batch_sizes[(rows - 1).bit_length()] += 1
+        for rows, times in self._batch.advance(self._fail, once=bool(self._streamed)):
+            self.ticks += times
+            self.step_evaluations += rows * times
+            self.batch_sizes[(rows - 1).bit_length()] += times
         if self._last_tick is not None:
             self._queue.record_throughput(retired, now - self._last_tick)
         self._last_tick = now if self.busy else None
@@ -147,14 +150,16 @@ class Scheduler:
         self.iterations += int(iterations.sum())
         self.rows_ended += len(rows)
         ended_at = self._clock()
-        states, logits = lane.read_out(rows, self._fail)
+        logits = lane.read_out(rows, self._fail)
         read_out_at = self._clock()
         status = map(_status, residual.tolist(), converged.tolist(), (margin > bound).tolist(), capped.tolist())
         results = zip(iterations.tolist(), residual.tolist(), status, margin.tolist(), bound.tolist(), strict=True)
         numbers, own_rows = table.request[rows].tolist(), table.row[rows].tolist()
         for k, (number, row, result) in enumerate(zip(numbers, own_rows, results, strict=True)):
             if request := self._requests.get(number):
-                request.end(row, logits[k], states[k], result)
+                request.end(row, logits[k], result)
+                if request.session is not None:
+                    request.keep(row, lane.states(rows[k : k + 1])[0])
                 request.timings.ended, request.timings.read_out = ended_at, read_out_at
                 self._finish(request, now)
 
@@ -165,7 +170,7 @@ class Scheduler:
         if not len(streamed):
             return
         numbers = table.request[streamed]
-        _, logits = lane.read_out(streamed, self._fail)
+        logits = lane.read_out(streamed, self._fail)
         for number in dict.fromkeys(numbers.tolist()):
             if request := self._requests.get(number):  # reading out may have failed it
                 own = numbers == number

@@ -40,20 +40,45 @@ class SlotTable:
     deadline: NDArray[np.float64]
 
     def __init__(self, point: Tensor, injection: Tensor, memory: Memory) -> None:
-        slots = point.shape[0]
-        self._device = {"point": point.clone(), "injection": injection.clone()}
-        self._memory = {name: tensor.clone() for name, tensor in memory.items()}
-        self._host: dict[str, NDArray[Any]] = {
-            **{name: np.zeros(slots, np.int64) for name in ("request", "row", "max_iterations", "iterations")},
-            **{name: np.zeros(slots, np.float64) for name in ("deadline", "margin", "bound")},
-            "tolerance": torch.zeros(slots, dtype=point.dtype).numpy(),
-            "by_label": np.zeros(slots, np.bool_),
-        }
+        self.slots = point.shape[0]
+        self.active = 0
+        self._device = {name: tensor.clone() for name, tensor in {"point": point, "injection": injection, **memory}.items()}
         # The same memory where it is the host's: to move a few rows takes NumPy a third of the time that PyTorch takes.
-        tensors = (*self._device.values(), *self._memory.values())
-        self._rows: list[Any] = [tensor.numpy() if tensor.device.type == "cpu" else tensor for tensor in tensors]
-        self._rows += self._host.values()
+        self._rows: dict[str, Any] = {name: _on_host(tensor) for name, tensor in self._device.items()}
+        self._memory_names = list(memory)
+        self._host: dict[str, NDArray[Any]] = {
+            **{name: np.zeros(self.slots, np.int64) for name in ("request", "row", "max_iterations", "iterations")},
+            **{name: np.zeros(self.slots, np.float64) for name in ("deadline", "margin", "bound")},
+            "tolerance": torch.zeros(self.slots, dtype=point.dtype).numpy(),
+            "by_label": np.zeros(self.slots, np.bool_),
+        }
         self._resize(0)
+
+    @property
+    def point(self) -> Tensor:
+        return self._device["point"][: self.active]
+
+    @property
+    def injection(self) -> Tensor:
+        return self._device["injection"][: self.active]
+
+    @property
+    def memory(self) -> Memory:
+        return {name: self._device[name][: self.active] for name in self._memory_names}
+
+    def whole(self, name: str) -> Tensor:
+        """The tensor ``[slots, ...]`` behind ``point``, ``injection`` or an entry of ``memory``."""
+        return self._device[name]
+
+    def fill(self, active: int) -> None:
+        """Take whatever lies in the slots for that many rows, to try them out."""
+        self._resize(active)
+
+    def replace(self, **tensors: Tensor) -> None:
+        """Put other tensors behind those names, of the same shape, dtype and device; they have the active rows already."""
+        for name, tensor in tensors.items():
+            self._device[name] = tensor
+            self._rows[name] = _on_host(tensor)
 
     def admit(self, *, point: Tensor, injection: Tensor, memory: Memory, **host: NDArray[Any]) -> None:
         """Write rows behind the active ones; there must be room. ``host`` names what is on the host.
@@ -63,10 +88,8 @@ class SlotTable:
         begin, end = self.active, self.active + point.shape[0]
         self._host["iterations"][begin:end] = 0
         self._host["margin"][begin:end] = self._host["bound"][begin:end] = np.nan
-        self._device["point"][begin:end] = point
-        self._device["injection"][begin:end] = injection
-        for name, tensor in memory.items():
-            self._memory[name][begin:end] = tensor
+        for name, tensor in {"point": point, "injection": injection, **memory}.items():
+            self._device[name][begin:end] = tensor
         for name, array in host.items():
             self._host[name][begin:end] = array
         self._resize(end)
@@ -85,13 +108,15 @@ class SlotTable:
         """Drop rows, ``ended`` being ``[active]``; the last ones move into their places."""
         holes, movers = gaps(ended)
         if len(holes):
-            for rows in self._rows:
+            for rows in (*self._rows.values(), *self._host.values()):
                 rows[holes] = rows[movers]
         self._resize(self.active - int(np.count_nonzero(ended)))
 
     def _resize(self, active: int) -> None:
         self.active = active
-        self.point, self.injection = (tensor[:active] for tensor in self._device.values())
-        self.memory: Memory = {name: tensor[:active] for name, tensor in self._memory.items()}
         for name, array in self._host.items():
             setattr(self, name, array[:active])
+
+
+def _on_host(tensor: Tensor) -> Any:
+    return tensor.numpy() if tensor.device.type == "cpu" else tensor

@@ -99,7 +99,7 @@ class _Graph:
         try:
             model = read(path)
             self.shapes = _shapes(model, signature)
-            self._session = _session(model)
+            self._session = new_session(model)
         except OnnxFileError as error:
             raise CheckpointError(f"{path}: {error}") from error
 
@@ -127,6 +127,21 @@ class _Graph:
         return result
 
 
+def new_session(model: ModelProto) -> onnxruntime.InferenceSession:
+    """Make ONNX Runtime ready to run a model on the CPU, with as many threads as PyTorch has now.
+
+    Raises:
+        OnnxFileError: for a model that it rejects.
+    """
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    options.log_severity_level = 4  # errors are raised
+    try:
+        return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # these have no common type either
+        raise OnnxFileError(f"ONNX Runtime rejects it: {error}") from error
+
+
 def _shapes(model: ModelProto, signature: Signature) -> dict[str, Shape]:
     """The shape of a row of each input and output.
 
@@ -150,16 +165,6 @@ def _shapes(model: ModelProto, signature: Signature) -> dict[str, Shape]:
             raise OnnxFileError(f"{value.name}: must be a FLOAT tensor [n, ...] with n free and the other sides fixed")
         shapes[value.name] = sides
     return shapes
-
-
-def _session(model: ModelProto) -> onnxruntime.InferenceSession:
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
-    options.log_severity_level = 4  # errors are raised
-    try:
-        return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # these have no common type either
-        raise OnnxFileError(f"ONNX Runtime rejects it: {error}") from error
 
 
 def _array(name: str, tensor: Tensor, expected: Shape) -> NDArray[np.float32]:

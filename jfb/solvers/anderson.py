@@ -2,14 +2,14 @@
 
 from collections.abc import Mapping
 from functools import cache
-from math import gcd
+from math import gcd, prod
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
+from jfb.rows import first_numbers
 from jfb.solvers.solver import Memory, Solver
 
 MIN_SCALE = 1e-300
@@ -60,20 +60,20 @@ class Anderson(Solver):
     def propose(self, memory: Memory, state: Tensor, next_state: Tensor) -> Tensor:
         places = memory_order(state)
         flat, before = (tensor.detach().permute(places).flatten(1) for tensor in (next_state, state))
+        entries = sample(tuple(state.shape[1:]), tuple(places), state.device)
         if state.device.type == "cpu":
             # Forty small operations, each of which takes NumPy a third of PyTorch's time; the memory is shared.
             arrays = {name: tensor.numpy() for name, tensor in memory.items()}
             with np.errstate(all="ignore"):  # the caller ends rows that diverge
-                following = torch.from_numpy(self._combine(np, arrays, flat.numpy(), before.numpy()))
+                following = torch.from_numpy(self._combine(np, arrays, flat.numpy(), before.numpy(), entries.numpy()))
         else:
-            following = self._combine(torch, memory, flat, before)
+            following = self._combine(torch, memory, flat, before, entries)
         return following.view(state.permute(places).shape).permute(inverse(places))
 
-    def _combine(self, xp: Any, memory: Mapping[str, Any], next_state: Any, state: Any) -> Any:
+    def _combine(self, xp: Any, memory: Mapping[str, Any], next_state: Any, state: Any, sampled: Any) -> Any:
         """Compute the next states from arrays of ``xp``, ``numpy`` or ``torch``, with the functions that both have."""
         values, movements, gram, count, smallest = (memory[name] for name in ("values", "movements", "gram", "count", "smallest"))
-        step = stride(next_state.shape[1])
-        movement = next_state[:, ::step] - state[:, ::step]
+        movement = next_state[:, sampled] - state[:, sampled]
         size = xp.sqrt((movement * movement).sum(1))
         grew = size > smallest
         count *= ~grew
@@ -112,21 +112,22 @@ class Anderson(Solver):
         return solution / solution.sum(1)[:, None]
 
 
-def first_numbers(xp: Any, end: int, like: Any) -> Any:
-    """0, 1, … end − 1, on the device of ``like``."""
-    return on_host(end) if xp is np else xp.arange(end, device=like.device)
-
-
-@cache
-def on_host(end: int) -> NDArray[np.int64]:
-    """0, 1, … end − 1 in NumPy: the same array in every iteration."""
-    return np.arange(end)
-
-
 @cache
 def stride(size: int) -> int:
     """The step between the entries of a state that are used, coprime to its size, so that it visits every channel and column."""
     return next(step for step in range(max(size // SKETCH, 1), 0, -1) if gcd(step, size) == 1)
+
+
+@cache
+def sample(shape: tuple[int, ...], order: tuple[int, ...], device: torch.device) -> Tensor:
+    """Where every s-th entry of a state lies in memory: the same entries, in the same order, however states are laid out.
+
+    Args:
+        shape: of one state.
+        order: ``memory_order`` of the states.
+    """
+    entries = np.arange(prod(shape)).reshape(1, *shape).transpose(order).ravel()  # by place in memory
+    return torch.from_numpy(np.argsort(entries)[:: stride(prod(shape))].copy()).to(device)
 
 
 def inverse(order: list[int]) -> list[int]:

@@ -232,7 +232,7 @@ class _LabelRecorder(Solver):
 
     def propose(self, memory: Memory, state: Tensor, next_state: Tensor) -> Tensor:
         rows, logits = memory["row"], self._network.readout(next_state)
-        stability = self._stop.judge(memory, state, next_state, logits)
+        stability = self._stop.judge(memory, self._stop.movement(state, next_state), logits)
         self.ratio[rows.cpu(), self._column] = (stability.bound / stability.margin).cpu()
         self.index[rows.cpu(), self._column] = logits.argmax(1).cpu()
         label = logits.argmax(1, keepdim=True)

@@ -2,14 +2,21 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Literal
 
 import torch
+from onnx import ModelProto
 from torch import Tensor
 
-from jfb import ImplicitNetwork
+from app.engine.backends.fused import FusedIteration
+from app.engine.slots import SlotTable
+from jfb import ImplicitNetwork, ModelConfig, ResidualNorm
 from jfb.mixed_precision import low_precision_step
-from jfb.solvers import Memory, Solver
+from jfb.onnx.file import read
+from jfb.onnx.iteration import iteration
+from jfb.onnx.network import OnnxNetwork
+from jfb.solvers import Memory, Mixing, Picard, Solver
 
 Map = Literal["inject", "step", "readout"]
 Compute = Callable[..., Tensor]
@@ -45,6 +52,19 @@ class Backend(ABC):
     @abstractmethod
     def readout(self, state: Tensor) -> Tensor:
         """Read logits ``[n, classes]`` from states."""
+
+    def fused(
+        self, table: SlotTable, solver: Solver, residual_norm: ResidualNorm, stop_norm: ResidualNorm
+    ) -> FusedIteration | None:
+        """What iterates a table's rows in one call: step, residual and solver, and for label stops readout and movement.
+
+        Args:
+            table: contiguous; it has no rows yet.
+            stop_norm: of movements, for label stops.
+
+        None if there is no such thing for the solver.
+        """
+        return None
 
 
 class TorchBackend(Backend):
@@ -93,6 +113,30 @@ class BFloat16Backend(TorchBackend):
         return low_precision_step(self._network, state, injection)
 
 
+class OnnxBackend(TorchBackend):
+    """ONNX Runtime on the graphs in a version's folder, on the CPU."""
+
+    def __init__(self, folder: Path, config: ModelConfig) -> None:
+        super().__init__(OnnxNetwork(folder, config))
+        self._folder = folder
+        self._classes = len(config.classes)
+
+    def fused(
+        self, table: SlotTable, solver: Solver, residual_norm: ResidualNorm, stop_norm: ResidualNorm
+    ) -> FusedIteration | None:
+        if not isinstance(solver, Picard | Mixing):
+            return None
+        mixing = solver if isinstance(solver, Mixing) else None
+
+        def graph(judged: bool) -> ModelProto:
+            step, readout = (read(self._folder / f"{name}.onnx") for name in ("step", "readout"))
+            if not judged:
+                return iteration(step, residual_norm, mixing=mixing)
+            return iteration(step, residual_norm, mixing=mixing, readout=readout, movement_norm=stop_norm)
+
+        return FusedIteration(table, mixing is not None, graph, self._classes)
+
+
 class FastestBackend(Backend):
     """Hands each call to one of several backends of the same network.
 
@@ -104,7 +148,8 @@ class FastestBackend(Backend):
     """
 
     def __init__(self, backends: Mapping[str, Backend], table: Mapping[Map, list[str]], *, in_pairs: bool = False) -> None:
-        self._first = next(iter(backends.values()))
+        self._backends = list(backends.values())
+        self._first = self._backends[0]
         self.device = self._first.device
         self.dtype = self._first.dtype
         self._in_pairs = in_pairs
@@ -126,6 +171,12 @@ class FastestBackend(Backend):
 
     def readout(self, state: Tensor) -> Tensor:
         return self._for("readout", state).readout(state)
+
+    def fused(
+        self, table: SlotTable, solver: Solver, residual_norm: ResidualNorm, stop_norm: ResidualNorm
+    ) -> FusedIteration | None:
+        found = (backend.fused(table, solver, residual_norm, stop_norm) for backend in self._backends)
+        return next((one for one in found if one is not None), None)
 
     def _for(self, name: Map, rows: Tensor) -> Backend:
         row = self._table[name]

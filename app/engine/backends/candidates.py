@@ -4,11 +4,10 @@ from pathlib import Path
 
 import torch
 
-from app.engine.backends.backend import Backend, BFloat16Backend, TorchBackend
+from app.engine.backends.backend import Backend, BFloat16Backend, OnnxBackend, TorchBackend
 from app.settings import BackendName
 from jfb import Checkpoint, ImplicitNetwork
 from jfb.checkpoint import ONNX
-from jfb.onnx.network import OnnxNetwork
 
 
 def candidates(found: Checkpoint, folder: Path, device: torch.device, wanted: BackendName) -> dict[str, Backend]:
@@ -19,18 +18,18 @@ def candidates(found: Checkpoint, folder: Path, device: torch.device, wanted: Ba
     all that are ready at once: to compile takes tens of seconds, so that must be named. ``ValueError`` if what is wanted cannot
     compute the version.
     """
-    backends: dict[str, Backend] = {"torch": TorchBackend(found.network, device)}
     if found.config.architecture.name == ONNX:
         if wanted not in ("auto", "torch", "onnx"):
             raise ValueError(f"backend: must be auto or onnx for a model of ONNX graphs (got {wanted})")
-        return backends
+        return {"torch": OnnxBackend(folder, found.config)}
+    backends: dict[str, Backend] = {"torch": TorchBackend(found.network, device)}
     if wanted in ("auto", "folded", "compiled"):
         name = "compiled" if wanted == "compiled" else "folded"
         backends[name] = TorchBackend(_channels_last(found.network.folded()), device, compiled=wanted == "compiled")
     if wanted == "onnx" or (wanted == "auto" and device.type == "cpu" and (folder / "step.onnx").exists()):
         if device.type != "cpu":
             raise ValueError(f"backend: onnx computes on the CPU only (got device {device})")
-        backends["onnx"] = TorchBackend(OnnxNetwork(folder, found.config))
+        backends["onnx"] = OnnxBackend(folder, found.config)
     return backends
 
 

@@ -108,6 +108,26 @@ def test_a_large_state_is_solved_by_a_part_of_its_entries_in_as_few_iterations(c
     torch.testing.assert_close(found.fixed_point, injection / (1 - rates), rtol=1e-3, atol=1e-3)
 
 
+def test_the_weights_do_not_depend_on_how_states_lie_in_memory() -> None:
+    """The sampled entries are chosen by their place in the state: by their place in memory, backends would differ in counts."""
+    torch.manual_seed(0)
+    solver, memories, proposals = Anderson(), [], []
+    layouts = torch.contiguous_format, torch.channels_last
+    state = torch.randn(4, 16, 9, 9)
+    assert stride(state[0].numel()) > 1
+    for layout in layouts:
+        memories.append(solver.start(state.contiguous(memory_format=layout)))
+    for _ in range(6):
+        next_state = torch.tanh(state) + 0.1 * torch.randn_like(state)
+        proposals = [
+            solver.propose(memory, state.contiguous(memory_format=layout), next_state.contiguous(memory_format=layout))
+            for memory, layout in zip(memories, layouts, strict=True)
+        ]
+        torch.testing.assert_close(memories[0]["gram"], memories[1]["gram"], rtol=0, atol=0)
+        torch.testing.assert_close(*proposals, rtol=1e-6, atol=1e-6)
+        state = proposals[0]
+
+
 @torch.no_grad()
 def test_pytorch_computes_on_an_accelerator_what_numpy_computes_on_the_host() -> None:
     network, solver = affine(0.99, size=6), Anderson()
@@ -117,7 +137,7 @@ def test_pytorch_computes_on_an_accelerator_what_numpy_computes_on_the_host() ->
     for _ in range(12):
         next_state = network.step(state, injection)
         following = solver.propose(on_host, state, next_state)
-        torch.testing.assert_close(solver._combine(torch, on_accelerator, next_state, state), following, rtol=1e-6, atol=1e-6)
+        torch.testing.assert_close(solver._combine(torch, on_accelerator, next_state, state, torch.arange(6)), following, rtol=1e-6, atol=1e-6)
         state = following
 
 

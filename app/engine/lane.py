@@ -1,0 +1,243 @@
+"""Lane: the rows that one solver proposes for and one backend computes."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+import structlog
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from app.engine.backends.backend import Backend
+from app.engine.backends.fused import FusedIteration
+from app.engine.isolation import Fail, isolated
+from app.engine.slots import SlotTable
+from jfb import LabelStop, ResidualNorm, residual
+from jfb.label_stop import Stability
+from jfb.mixed_precision import needs_full_precision, size_in
+from jfb.solvers import Memory, Solver
+
+log = structlog.get_logger(__name__)
+
+MAX_SECONDS_BETWEEN_LOOKS = 1e-3
+"""How long rows are iterated before the engine looks at what has arrived, unless one of them ends earlier."""
+TRIES = 5
+"""Of an iteration, to find out how long it takes."""
+
+
+@dataclass(frozen=True)
+class _Judged:
+    """What the last iteration came to for the m rows, ascending, that may end by their label; logits are ``[m, classes]``."""
+
+    rows: NDArray[np.intp]
+    logits: Tensor
+    stability: Stability
+
+
+class Lane:
+    """Rows that are iterated together: one call of ``step`` per iteration.
+
+    Args:
+        point, injection: any rows, as many as there shall be slots.
+        label_stop: judges the rows that end by their label, which no rows here may do if it is None.
+        full_precision: if this lane computes in low precision, the one that its rows go on in. No row ends in such a lane: one
+            that has come near to its tolerance, its cap or its deadline goes on, so every result is of the full precision.
+
+    Attributes:
+        next_state: ``step`` of the points before the last iteration, ``[active, *state_shape]``.
+        iteration_seconds: measured: of an iteration of 1, 2, 4, ... rows; while it is empty, rows are looked at after each.
+    """
+
+    def __init__(
+        self,
+        backend: Backend,
+        solver: Solver,
+        residual_norm: ResidualNorm,
+        point: Tensor,
+        injection: Tensor,
+        *,
+        label_stop: LabelStop | None = None,
+        full_precision: "Lane | None" = None,
+    ) -> None:
+        self.solver = solver
+        self.label_stop = label_stop
+        self.iteration_seconds: Sequence[float] = ()
+        self._label_memory = list(label_stop.start(point)) if label_stop is not None else []
+        memory = self.start(point)
+        self.table = SlotTable(point, injection, memory)
+        self.full_precision = full_precision
+        self._backend = backend
+        self._residual_norm = residual_norm
+        # Tried out at once, so that what does not compute or does not fit into memory fails here.
+        self.next_state = backend.evaluate(solver, memory, point, injection)
+        solver.propose(memory, point, self.next_state)
+        self._size = self._residual = residual(point, self.next_state, residual_norm)
+        self._logits = backend.readout(self.next_state).clone() if full_precision is None else self.next_state
+        self._judged: _Judged | None = None
+        self._fused: FusedIteration | None = None
+
+    def start(self, point: Tensor) -> Memory:
+        """What rows that start at these points remember."""
+        return self.solver.start(point) | (self.label_stop.start(point) if self.label_stop is not None else {})
+
+    def measure(self, clock: Callable[[], float]) -> None:
+        """Find out how long an iteration takes, and whether one call for all of it beats calls for its parts.
+
+        Only while there are no rows.
+        """
+        self.iteration_seconds = self._measured(clock)
+        as_parts, whole = self.table, (self.table.whole(name).contiguous() for name in ("point", "injection"))
+        point, injection = whole
+        self.table = SlotTable(point, injection, self.start(point))
+        stop_norm = self.label_stop.norm if self.label_stop is not None else self._residual_norm
+        self._fused = self._backend.fused(self.table, self.solver, self._residual_norm, stop_norm)
+        if self._fused is not None and math.prod(seconds := self._measured(clock)) < math.prod(self.iteration_seconds):
+            self.iteration_seconds = seconds
+        else:
+            self._fused, self.table = None, as_parts
+
+    def _measured(self, clock: Callable[[], float]) -> list[float]:
+        """Seconds of an iteration of 1, 2, 4, ... rows: the best of a few, as others may be using the machine."""
+        found = []
+        for k in range((self.table.slots - 1).bit_length() + 1):
+            self.table.fill(min(2**k, self.table.slots))
+            times = [clock()]
+            for _ in range(TRIES):
+                self._iterate(lambda *_: None)
+                times.append(clock())
+            found.append(min(end - begin for begin, end in pairwise(times)))
+        self.table.fill(0)
+        return found
+
+    def advance(self, fail: Fail, *, once: bool = False) -> int:
+        """Iterate all rows until one of them has ended, or until it is time to look at what has arrived; return how often.
+
+        Args:
+            once: whether to iterate once only.
+        """
+        table, most = self.table, 1
+        if self.iteration_seconds and not once:
+            seconds = self.iteration_seconds[(table.active - 1).bit_length()]
+            most = min(int(MAX_SECONDS_BETWEEN_LOOKS / seconds), int((table.max_iterations - table.iterations).min()))
+        done = 0
+        while not done or (done < most and not self._some_ended()):
+            self._iterate(fail)
+            done += 1
+        table.iterations += done
+        return done
+
+    def _iterate(self, fail: Fail) -> None:
+        table = self.table
+        judging = self.label_stop is not None and bool(table.by_label.any())
+        if self._fused is not None and self._iterate_fused(self._fused, judging):
+            return
+        point = table.point
+        self.next_state = self._evaluate(fail)
+        self._residual = residual(point, self.next_state, self._residual_norm)
+        if self.full_precision is not None:
+            self._size = size_in(self.next_state, self._residual_norm)
+        self._judged = None
+        if judging and self.label_stop is not None:
+            rows = np.flatnonzero(table.by_label)
+            index = self._index(rows)
+            logits = self._readout(rows, self.next_state[index], fail).clone()  # others may read out before these rows leave
+            movement = self._residual
+            if self.label_stop.norm is not self._residual_norm:
+                movement = self.label_stop.movement(point, self.next_state)
+            self._judged = self._judge(self.label_stop, rows, movement[index], logits)
+        point.copy_(self.solver.propose(table.memory, point, self.next_state))
+
+    def _iterate_fused(self, iteration: FusedIteration, judging: bool) -> bool:
+        """Iterate in one call; false if that raises, and nothing has changed then."""
+        try:
+            found = iteration(logits=judging)
+        except Exception as error:  # ONNX Runtime's exceptions have no common type
+            log.warning("fused iteration failed, computing its parts", error=repr(error), rows=self.table.active)
+            return False
+        self.next_state, self._residual = found.next_state, torch.from_numpy(found.residual)
+        self._judged = None
+        if judging and self.label_stop is not None and found.logits is not None and found.movement is not None:
+            rows = np.flatnonzero(self.table.by_label)
+            index = self._index(rows)
+            self._judged = self._judge(self.label_stop, rows, found.movement[index], found.logits[index])
+        return True
+
+    def _evaluate(self, fail: Fail) -> Tensor:
+        table = self.table
+        if not self.solver.splits:
+            return isolated(self._backend.step, table.point, table.request, fail, table.point, table.injection)
+        names, memory = list(table.memory), tuple(table.memory.values())
+
+        def evaluate(point: Tensor, injection: Tensor, *memory: Tensor) -> Tensor:
+            return self._backend.evaluate(self.solver, dict(zip(names, memory, strict=True)), point, injection)
+
+        return isolated(evaluate, table.point, table.request, fail, table.point, table.injection, changed=memory)
+
+    def _index(self, rows: NDArray[np.intp]) -> slice | Tensor:
+        """Of these rows; of all rows nothing is copied."""
+        return slice(None) if len(rows) == self.table.active else torch.from_numpy(rows)
+
+    def _judge(self, label_stop: LabelStop, rows: NDArray[np.intp], movement: Tensor, logits: Tensor) -> _Judged:
+        """Judge the rows that end by their label, and no others."""
+        index, memory = self._index(rows), self.table.memory
+        own = {name: memory[name][index] for name in self._label_memory}
+        stability = label_stop.judge(own, movement, logits)
+        for name, tensor in own.items():
+            memory[name][index] = tensor
+        return _Judged(rows, logits, stability)
+
+    def _readout(self, rows: NDArray[np.intp], states: Tensor, fail: Fail) -> Tensor:
+        return isolated(self._backend.readout, self._logits, self.table.request[rows], fail, states)
+
+    def wait_for_residual(self) -> NDArray[np.floating]:
+        """The residuals of the last iteration, ``[active]``: the host waits for the device here, and nowhere else in a tick."""
+        found: NDArray[np.floating] = self._residual.cpu().numpy()
+        if self._judged is not None:
+            self.table.margin[self._judged.rows] = self._judged.stability.margin.cpu().numpy()
+            self.table.bound[self._judged.rows] = self._judged.stability.bound.cpu().numpy()
+        return found
+
+    def _some_ended(self) -> bool:
+        """Whether a row is done, except by its cap or deadline."""
+        found = self.wait_for_residual()
+        if not ((found > self.table.tolerance) & (found < np.inf)).all():
+            return True
+        return self._judged is not None and bool((self.table.margin > self.table.bound).any())
+
+    def ended(self, residual: NDArray[np.floating], now: float) -> NDArray[np.bool_]:
+        """Which rows are done, ``[active]``: with a settled label, at their cap, ...; none in a lane of low precision."""
+        table = self.table
+        if self.full_precision is not None:
+            return np.zeros(table.active, np.bool_)
+        ended: NDArray[np.bool_] = (residual <= table.tolerance) | ~np.isfinite(residual)
+        ended |= (table.iterations >= table.max_iterations) | (table.deadline <= now)
+        if self._judged is not None:
+            ended |= table.margin > table.bound
+        return ended
+
+    def states(self, rows: NDArray[np.intp]) -> Tensor:
+        """The last states of m rows, ``[m, *state_shape]``."""
+        return self.next_state[torch.from_numpy(rows)]
+
+    def read_out(self, rows: NDArray[np.intp], fail: Fail) -> NDArray[np.floating]:
+        """The logits of m rows, ``[m, classes]``, on the host; what was judged is not read out again."""
+        if self._judged is not None and self.table.by_label[rows].all():
+            logits = self._judged.logits[torch.from_numpy(np.searchsorted(self._judged.rows, rows))]
+        else:
+            logits = self._readout(rows, self.states(rows), fail)
+        found: NDArray[np.floating] = logits.cpu().numpy()
+        return found
+
+    def hand_over(self, residual: NDArray[np.floating], ended: NDArray[np.bool_], now: float) -> NDArray[np.bool_]:
+        """Give the lane of full precision the rows that low precision cannot bring nearer; return which: they are still here."""
+        if self.full_precision is None:
+            return np.zeros_like(ended)
+        table = self.table
+        near = needs_full_precision(residual, self._size.cpu().numpy(), table.tolerance)
+        near = (near | (table.iterations >= table.max_iterations - 1) | (table.deadline <= now)) & ~ended
+        if near.any():
+            self.full_precision.table.admit_from(table, np.flatnonzero(near))
+        return near
