@@ -74,7 +74,8 @@ class Lane:
         # Tried out at once, so that what does not compute or does not fit into memory fails here.
         self.next_state = backend.evaluate(solver, memory, point, injection)
         solver.propose(memory, point, self.next_state)
-        self._size = self._residual = residual(point, self.next_state, residual_norm)
+        self._size = residual(point, self.next_state, residual_norm)
+        self._residual: Tensor | NDArray[np.floating] = self._size
         self._logits = backend.readout(self.next_state).clone() if full_precision is None else self.next_state
         self._judged: _Judged | None = None
         self._fused: FusedIteration | None = None
@@ -106,10 +107,12 @@ class Lane:
             self.table.fill(min(2**k, self.table.slots))
             times = [clock()]
             for _ in range(TRIES):
-                self._iterate(lambda *_: None)
+                self._iterate(False, lambda *_: None)
                 times.append(clock())
             found.append(min(end - begin for begin, end in pairwise(times)))
         self.table.fill(0)
+        if self._fused is not None:
+            self._fused.settle()
         return found
 
     def advance(self, fail: Fail, *, once: bool = False) -> int:
@@ -122,21 +125,38 @@ class Lane:
         if self.iteration_seconds and not once:
             seconds = self.iteration_seconds[(table.active - 1).bit_length()]
             most = min(int(MAX_SECONDS_BETWEEN_LOOKS / seconds), int((table.max_iterations - table.iterations).min()))
+        judging = self.label_stop is not None and bool(table.by_label.any())
         done = 0
         while not done or (done < most and not self._some_ended()):
-            self._iterate(fail)
+            self._iterate(judging, fail)
             done += 1
+        if self._fused is not None:
+            self._fused.settle()
         table.iterations += done
         return done
 
-    def _iterate(self, fail: Fail) -> None:
-        table = self.table
-        judging = self.label_stop is not None and bool(table.by_label.any())
-        if self._fused is not None and self._iterate_fused(self._fused, judging):
+    def _iterate(self, judging: bool, fail: Fail) -> None:
+        """Iterate once, and judge the rows that end by their label, if there are any."""
+        if self._fused is None:
+            self._iterate_in_parts(judging, fail)
             return
-        point = table.point
+        try:
+            found = self._fused(logits=judging)
+        except Exception as error:  # ONNX Runtime's exceptions have no common type
+            log.warning("fused iteration failed, computing its parts", error=repr(error), rows=self.table.active)
+            self._fused.settle()
+            self._iterate_in_parts(judging, fail)
+            return
+        self.next_state, self._residual, self._judged = found.next_state, found.residual, None
+        if judging:
+            rows = np.flatnonzero(self.table.by_label)
+            index = self._index(rows)
+            self._judged = self._judge(rows, found.movement[index], found.logits[index])
+
+    def _iterate_in_parts(self, judging: bool, fail: Fail) -> None:
+        table, point = self.table, self.table.point
         self.next_state = self._evaluate(fail)
-        self._residual = residual(point, self.next_state, self._residual_norm)
+        self._residual = moved = residual(point, self.next_state, self._residual_norm)
         if self.full_precision is not None:
             self._size = size_in(self.next_state, self._residual_norm)
         self._judged = None
@@ -144,26 +164,10 @@ class Lane:
             rows = np.flatnonzero(table.by_label)
             index = self._index(rows)
             logits = self._readout(rows, self.next_state[index], fail).clone()  # others may read out before these rows leave
-            movement = self._residual
             if self.label_stop.norm is not self._residual_norm:
-                movement = self.label_stop.movement(point, self.next_state)
-            self._judged = self._judge(self.label_stop, rows, movement[index], logits)
+                moved = self.label_stop.movement(point, self.next_state)
+            self._judged = self._judge(rows, moved[index], logits)
         point.copy_(self.solver.propose(table.memory, point, self.next_state))
-
-    def _iterate_fused(self, iteration: FusedIteration, judging: bool) -> bool:
-        """Iterate in one call; false if that raises, and nothing has changed then."""
-        try:
-            found = iteration(logits=judging)
-        except Exception as error:  # ONNX Runtime's exceptions have no common type
-            log.warning("fused iteration failed, computing its parts", error=repr(error), rows=self.table.active)
-            return False
-        self.next_state, self._residual = found.next_state, torch.from_numpy(found.residual)
-        self._judged = None
-        if judging and self.label_stop is not None and found.logits is not None and found.movement is not None:
-            rows = np.flatnonzero(self.table.by_label)
-            index = self._index(rows)
-            self._judged = self._judge(self.label_stop, rows, found.movement[index], found.logits[index])
-        return True
 
     def _evaluate(self, fail: Fail) -> Tensor:
         table = self.table
@@ -180,11 +184,11 @@ class Lane:
         """Of these rows; of all rows nothing is copied."""
         return slice(None) if len(rows) == self.table.active else torch.from_numpy(rows)
 
-    def _judge(self, label_stop: LabelStop, rows: NDArray[np.intp], movement: Tensor, logits: Tensor) -> _Judged:
-        """Judge the rows that end by their label, and no others."""
+    def _judge(self, rows: NDArray[np.intp], movement: Tensor, logits: Tensor) -> _Judged:
+        assert self.label_stop is not None
         index, memory = self._index(rows), self.table.memory
         own = {name: memory[name][index] for name in self._label_memory}
-        stability = label_stop.judge(own, movement, logits)
+        stability = self.label_stop.judge(own, movement, logits)
         for name, tensor in own.items():
             memory[name][index] = tensor
         return _Judged(rows, logits, stability)
@@ -194,7 +198,7 @@ class Lane:
 
     def wait_for_residual(self) -> NDArray[np.floating]:
         """The residuals of the last iteration, ``[active]``: the host waits for the device here, and nowhere else in a tick."""
-        found: NDArray[np.floating] = self._residual.cpu().numpy()
+        found = self._residual if isinstance(self._residual, np.ndarray) else self._residual.cpu().numpy()
         if self._judged is not None:
             self.table.margin[self._judged.rows] = self._judged.stability.margin.cpu().numpy()
             self.table.bound[self._judged.rows] = self._judged.stability.bound.cpu().numpy()
@@ -203,7 +207,10 @@ class Lane:
     def _some_ended(self) -> bool:
         """Whether a row is done, except by its cap or deadline."""
         found = self.wait_for_residual()
-        if not ((found > self.table.tolerance) & (found < np.inf)).all():
+        if len(found) == 1:  # for which NumPy would take ten times as long
+            if not self.table.tolerance.item() < found.item() < math.inf:
+                return True
+        elif not ((found > self.table.tolerance) & (found < np.inf)).all():
             return True
         return self._judged is not None and bool((self.table.margin > self.table.bound).any())
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
 
 import numpy as np
 import onnxruntime
@@ -14,26 +14,48 @@ from torch import Tensor
 from app.engine.slots import SlotTable
 from jfb.onnx.network import new_session
 
-# Which of the buffers that take turns an iteration reads and writes, and which buffer has which part in the next iteration:
-# what it proposes is the next point, the point is the previous one then, and what is read no more can be written to.
-Buffers = tuple[tuple[str, ...], tuple[int, ...]]
-PICARD: Buffers = ("point", "next_state"), (1, 0)
-MIXING: Buffers = ("point", "previous", "accepted", "next_state", "proposal"), (4, 0, 3, 1, 2)
-INPUTS = ("point", "previous", "accepted")
+# The names of what an iteration reads and then of what it writes; and for each name, in whose buffer it is in the next iteration.
+# What an iteration proposes is the next point, and the point is the previous one then; what is read no more can be written to.
+Buffers = tuple[tuple[str, ...], tuple[str, ...], dict[str, str]]
+PICARD: Buffers = ("point",), ("next_state",), {"point": "next_state", "next_state": "point"}
+MIXING: Buffers = (
+    ("point", "previous", "accepted", "allowed"),
+    ("next_state", "proposal", "next_allowed"),
+    {
+        "point": "proposal",
+        "previous": "point",
+        "accepted": "next_state",
+        "allowed": "next_allowed",
+        "next_state": "previous",
+        "proposal": "accepted",
+        "next_allowed": "allowed",
+    },
+)
+Order = tuple[int, ...]
+"""The number of the buffer that each name is in."""
 
 
 @dataclass(frozen=True)
 class Iterated:
-    """What an iteration of n rows came to; overwritten by the next but one."""
+    """What an iteration of n rows came to, in memory that the next iterations write to."""
 
     next_state: Tensor
     """``[n, *state_shape]``"""
     residual: NDArray[np.floating]
     """``[n]``"""
-    logits: Tensor | None
-    """``[n, classes]``, if they were wanted; and then also:"""
-    movement: Tensor | None
+    logits: Tensor
+    """``[n, classes]``, if they were wanted, and so is"""
+    movement: Tensor
     """``[n]``, in the norm of label stops."""
+
+
+@dataclass(frozen=True)
+class _Turn:
+    """An iteration of some rows with the buffers in some order."""
+
+    run: Callable[[], None]
+    found: Iterated
+    next_order: Order
 
 
 class FusedIteration:
@@ -52,52 +74,49 @@ class FusedIteration:
 
     def __init__(self, table: SlotTable, mixing: bool, graph: Callable[[bool], ModelProto], classes: int) -> None:
         self._table = table
-        self._names, self._turn = MIXING if mixing else PICARD
+        self._inputs, self._outputs, self._next = MIXING if mixing else PICARD
         self._graph = graph
         self._sessions: dict[bool, onnxruntime.InferenceSession] = {}
-        self._bindings: dict[tuple[Any, ...], Any] = {}
-        inputs = [table.whole(name) for name in self._names if name in INPUTS]
-        outputs = [torch.empty_like(inputs[0]) for _ in self._names[len(inputs) :]]
-        self._buffers = [*inputs, *outputs]
-        self._order = tuple(range(len(self._names)))
-        self._allowed = table.whole("allowed") if mixing else None
-        self._next_allowed = torch.empty(table.slots)
+        self._turns: dict[tuple[int, Order, bool], _Turn] = {}
+        like = {name: table.whole(name) for name in self._inputs}
+        like |= {name: torch.empty_like(like["allowed" if name == "next_allowed" else "point"]) for name in self._outputs}
+        self._buffers = list(like.values())
+        self._order = self._bound_order = tuple(range(len(self._buffers)))
         self._residual, self._movement = torch.empty(table.slots), torch.empty(table.slots)
         self._logits = torch.empty(table.slots, classes)
 
     def __call__(self, *, logits: bool) -> Iterated:
-        """Iterate the active rows once; if that raises, nothing has changed."""
-        table, rows, order = self._table, self._table.active, self._order
-        key = rows, order, logits
-        binding = self._bindings.get(key)
-        if binding is None:
-            binding = self._bindings[key] = self._bind(*key)
-        self._session(logits).run_with_iobinding(binding)
-        if self._allowed is not None:
-            self._allowed[:rows] = self._next_allowed[:rows]
-        self._order = tuple(order[place] for place in self._turn)
-        named = {name: self._buffers[place] for name, place in zip(self._names, self._order, strict=True)}
-        table.replace(**{name: buffer for name, buffer in named.items() if name in INPUTS})
-        next_state = named["point" if self._allowed is None else "accepted"][:rows]
-        residual = self._residual[:rows].numpy()
-        return Iterated(next_state, residual, *((self._logits[:rows], self._movement[:rows]) if logits else (None, None)))
+        """Iterate the active rows once; if that raises, nothing has changed. The table is out of date until ``settle``."""
+        key = self._table.active, self._order, logits
+        turn = self._turns.get(key)
+        if turn is None:
+            turn = self._turns[key] = self._turn(*key)
+        turn.run()
+        self._order = turn.next_order
+        return turn.found
+
+    def settle(self) -> None:
+        """Let the table have what the last iteration wrote."""
+        if self._order != self._bound_order:
+            self._table.replace(**{name: self._buffers[place] for name, place in zip(self._inputs, self._order, strict=False)})
+            self._bound_order = self._order
 
     def _session(self, logits: bool) -> onnxruntime.InferenceSession:
         if logits not in self._sessions:
             self._sessions[logits] = new_session(self._graph(logits))
         return self._sessions[logits]
 
-    def _bind(self, rows: int, order: tuple[int, ...], logits: bool) -> Any:
-        inputs = {"injection": self._table.whole("injection")}
-        outputs = {"residual": self._residual}
-        for name, place in zip(self._names, order, strict=True):
-            (inputs if name in INPUTS else outputs)[name] = self._buffers[place]
-        if self._allowed is not None:
-            inputs["allowed"], outputs["next_allowed"] = self._allowed, self._next_allowed
+    def _turn(self, rows: int, order: Order, logits: bool) -> _Turn:
+        places = dict(zip((*self._inputs, *self._outputs), order, strict=True))
+        inputs = {name: self._buffers[places[name]] for name in self._inputs} | {"injection": self._table.whole("injection")}
+        outputs = {name: self._buffers[places[name]] for name in self._outputs} | {"residual": self._residual}
         if logits:
             outputs |= {"logits": self._logits, "movement": self._movement}
-        binding = self._session(logits).io_binding()
+        session = self._session(logits)
+        binding = session.io_binding()
         for bind, tensors in ((binding.bind_input, inputs), (binding.bind_output, outputs)):
             for name, tensor in tensors.items():
                 bind(name, "cpu", 0, np.float32, [rows, *tensor.shape[1:]], tensor.data_ptr())
-        return binding
+        found = Iterated(outputs["next_state"][:rows], self._residual[:rows].numpy(), self._logits[:rows], self._movement[:rows])
+        next_order = tuple(places[self._next[name]] for name in places)
+        return _Turn(partial(session.run_with_iobinding, binding), found, next_order)
