@@ -28,7 +28,7 @@ class EngineConfig(BaseModel, frozen=True, use_attribute_docstrings=True, extra=
     threads: int | None = Field(default=None, ge=1)
     """CPU threads of each engine; PyTorch's choice for one engine, an equal share of the cores for several, unless set."""
     max_waiting_rows: int = Field(default=4096, ge=1)
-    """Rows of one model that may wait for a slot of an engine; requests beyond that are answered 429."""
+    """Rows of one model that one client may have waiting for a slot of an engine, all together an eighth more; then 429."""
     poll_seconds: float | None = Field(default=None, gt=0)
     """Seconds between scans of the store for new versions; without it, only SIGHUP and load requests rescan."""
     session_bytes: int = Field(default=64 * 1024 * 1024, ge=0)
