@@ -42,6 +42,8 @@ CARD = "README.md"
 MAX_VERSION = 2**31 - 1
 MAX_JSON_BYTES = 64 * 2**20
 """Of a side file; a larger one is not read."""
+MAX_CONFIG_BYTES = 2**20
+"""Of ``config.json``, which a server keeps in memory and sends between its processes."""
 MODEL_NAME = "1 to 128 letters, digits, '.', '_' or '-', and must not start with '.'"
 """What the name of a model may have; anything else in a store is no model."""
 
@@ -190,7 +192,7 @@ def read_config(folder: Path) -> ModelConfig:
         CheckpointError: if it is missing, not JSON, of an unknown format version, or has an invalid field.
     """
     path = folder / CONFIG
-    content = _parse_json(path)
+    content = _parse_json(path, MAX_CONFIG_BYTES)
     version = content.get("format_version") if isinstance(content, dict) else None
     if version != FORMAT_VERSION:
         raise CheckpointError(f"{path}: format_version: must be {FORMAT_VERSION} (got {version!r})")
@@ -294,31 +296,30 @@ def _write_object(path: Path, content: Mapping[str, Any]) -> None:
     _write_text(path, json.dumps(dict(content), indent=2) + "\n")
 
 
-def check_regular_file(path: Path) -> None:
-    """Make sure that reading a file cannot block or lead elsewhere.
+def read_file(path: Path, max_bytes: int) -> bytes:
+    """Read a file that another program may be writing to or have put there to do harm: a copy, without blocking on a pipe.
 
     Raises:
-        CheckpointError: if it is missing, or a pipe, a device or a folder.
+        CheckpointError: if it is missing, not a regular file, empty, or larger than ``max_bytes``.
     """
     try:
-        mode = path.stat().st_mode
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        with os.fdopen(descriptor, "rb") as file:
+            found = os.fstat(descriptor)
+            if not stat.S_ISREG(found.st_mode):
+                raise CheckpointError(f"{path}: must be a regular file")
+            if not 0 < found.st_size <= max_bytes:
+                raise CheckpointError(f"{path}: must have 1 to {max_bytes:,} bytes (got {found.st_size:,})")
+            return file.read(max_bytes)
+    except IsADirectoryError as error:
+        raise CheckpointError(f"{path}: must be a regular file") from error
     except OSError as error:
         raise CheckpointError(f"{path}: {error.strerror or error}") from error
-    if not stat.S_ISREG(mode):
-        raise CheckpointError(f"{path}: must be a regular file")
 
 
-def _parse_json(path: Path) -> Any:
-    check_regular_file(path)
+def _parse_json(path: Path, max_bytes: int = MAX_JSON_BYTES) -> Any:
     try:
-        with path.open("rb") as file:
-            content = file.read(MAX_JSON_BYTES + 1)
-    except OSError as error:
-        raise CheckpointError(f"{path}: {error.strerror or error}") from error
-    if len(content) > MAX_JSON_BYTES:
-        raise CheckpointError(f"{path}: must have at most {MAX_JSON_BYTES} bytes")
-    try:
-        return from_json(content)  # which limits nesting, and takes no unpaired surrogates
+        return from_json(read_file(path, max_bytes))  # which limits nesting, and takes no unpaired surrogates
     except ValueError as error:
         raise CheckpointError(f"{path}: not JSON: {error}") from error
 
