@@ -31,6 +31,8 @@ class EngineConfig(BaseModel, frozen=True, use_attribute_docstrings=True, extra=
     """Rows of one model that one client may have waiting for a slot of an engine, all together an eighth more; then 429."""
     poll_seconds: float | None = Field(default=None, gt=0)
     """Seconds between scans of the store for new versions; without it, only SIGHUP and load requests rescan."""
+    load_seconds: float = Field(default=120.0, gt=0)
+    """Seconds that loading a version may take; one that takes longer is refused."""
     session_bytes: int = Field(default=64 * 1024 * 1024, ge=0)
     """Memory for the warm starts of sessions, per version; the least recently used are dropped first."""
     session_seconds: float = Field(default=300.0, gt=0)
