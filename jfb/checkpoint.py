@@ -1,12 +1,12 @@
 """Checkpoints: ``config.json``, ``model.safetensors`` and ``solver.safetensors`` to a network, its solvers and back."""
 
 import threading
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import safetensors.torch
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_buffer_registration_hook, register_module_parameter_registration_hook
 
@@ -69,15 +69,18 @@ def save(folder: Path, config: ModelConfig, network: ImplicitNetwork, mixing: Mi
         )
     if mixing is not None:
         save_mixing(folder, mixing)
-    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
-    save_file(weights, folder / WEIGHTS, metadata={"format_version": str(FORMAT_VERSION)})
+    _write_tensors(folder / WEIGHTS, network.state_dict())
     write_config(folder, config)
 
 
 def save_mixing(folder: Path, mixing: Mixing) -> None:
     """Write ``solver.safetensors`` into a folder."""
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in mixing.tensors.items()}
-    save_file(tensors, folder / SOLVER, metadata={"format_version": str(FORMAT_VERSION), "solver": "mixing"})
+    _write_tensors(folder / SOLVER, mixing.tensors, solver="mixing")
+
+
+def _write_tensors(path: Path, tensors: Mapping[str, Tensor], **metadata: str) -> None:
+    content = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    path.write_bytes(safetensors.torch.save(content, {"format_version": str(FORMAT_VERSION), **metadata}))
 
 
 def load(folder: Path, device: torch.device | str = "cpu") -> Checkpoint:

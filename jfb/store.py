@@ -4,6 +4,8 @@ Nothing here needs torch, so that a program can look into a store without the ti
 """
 
 import csv
+import errno
+import io
 import json
 import os
 import re
@@ -40,16 +42,20 @@ DIFFICULTY_PLOT = "difficulty.png"
 CARD = "README.md"
 
 MAX_VERSION = 2**31 - 1
-MAX_JSON_BYTES = 64 * 2**20
-"""Of a side file; a larger one is not read."""
-MAX_CONFIG_BYTES = 2**20
-"""Of ``config.json``, which a server keeps in memory and sends between its processes."""
+MAX_JSON_BYTES = 2**20
+"""Of ``config.json``, ``metrics.json`` and ``evaluation.json``, which servers keep in memory or send to clients."""
+MAX_SAMPLES_BYTES = 2**26
+"""Of ``samples.json``."""
 MODEL_NAME = "1 to 128 letters, digits, '.', '_' or '-', and must not start with '.'"
 """What the name of a model may have; anything else in a store is no model."""
 
 
 class CheckpointError(Exception):
     """A model folder that cannot be used; the message names the file, says what it must be, and what was found."""
+
+
+class VersionNotWritten(Exception):  # noqa: N818 - named for the condition
+    """The disk is full, or the store cannot be written; nothing of the version is visible."""
 
 
 @dataclass(frozen=True, order=True)
@@ -141,8 +147,11 @@ class NewVersion:
 
     def __enter__(self) -> Path:
         model = self._store / self._name
-        model.mkdir(parents=True, exist_ok=True)
-        self._hidden = Path(tempfile.mkdtemp(prefix=".incomplete-", dir=model))
+        try:
+            model.mkdir(parents=True, exist_ok=True)
+            self._hidden = Path(tempfile.mkdtemp(prefix=".incomplete-", dir=model))
+        except OSError as error:
+            raise self._not_written(error) from error
         return self._hidden
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
@@ -150,8 +159,16 @@ class NewVersion:
         try:
             if kind is None:
                 self._version = self._publish(self._hidden)
+        except OSError as unpublished:
+            raise self._not_written(unpublished) from unpublished
         finally:
             shutil.rmtree(self._hidden, ignore_errors=True)
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise self._not_written(error) from error
+
+    def _not_written(self, error: OSError) -> VersionNotWritten:
+        reason = f"{error.strerror or error}"
+        return VersionNotWritten(f"{self._store / self._name}: no version was written, and the store is as it was: {reason}")
 
     def _publish(self, hidden: Path) -> ModelVersion:
         for path in (*hidden.rglob("*"), hidden):
@@ -179,6 +196,7 @@ def new_version(store: Path, name: str) -> NewVersion:
 
     Raises:
         ValueError: for a name that a model cannot have.
+        VersionNotWritten: from the ``with``, if the disk is full or the store cannot be written.
     """
     if not is_model_name(name):
         raise ValueError(f"model name: must be {MODEL_NAME} (got {name[:200]!r})")
@@ -192,7 +210,7 @@ def read_config(folder: Path) -> ModelConfig:
         CheckpointError: if it is missing, not JSON, of an unknown format version, or has an invalid field.
     """
     path = folder / CONFIG
-    content = _parse_json(path, MAX_CONFIG_BYTES)
+    content = _parse_json(path)
     version = content.get("format_version") if isinstance(content, dict) else None
     if version != FORMAT_VERSION:
         raise CheckpointError(f"{path}: format_version: must be {FORMAT_VERSION} (got {version!r})")
@@ -244,7 +262,7 @@ def read_samples(folder: Path) -> list[Sample]:
     if not os.path.lexists(path):
         return []
     try:
-        return _SAMPLES.validate_python(_parse_json(path))
+        return _SAMPLES.validate_python(_parse_json(path, MAX_SAMPLES_BYTES))
     except ValidationError as error:
         raise CheckpointError(f"{path}: {_problems(error, 'samples')}") from error
 
@@ -273,10 +291,11 @@ Row = TypeVar("Row", bound="DataclassInstance")
 
 def write_table(path: Path, kind: type[Row], rows: Sequence[Row]) -> None:
     """Write a CSV file, such as ``history.csv``: a column for each field of a dataclass, a line for each instance."""
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, [field.name for field in fields(kind)])
-        writer.writeheader()
-        writer.writerows(asdict(row) for row in rows)
+    text = io.StringIO()
+    writer = csv.DictWriter(text, [field.name for field in fields(kind)], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(asdict(row) for row in rows)
+    _write_text(path, text.getvalue())
 
 
 def _is_version_number(text: str) -> bool:
@@ -338,8 +357,11 @@ def _problems(error: ValidationError, whole: str) -> str:
 def _write_text(path: Path, text: str) -> None:
     """Write a file under a hidden name and rename it: a reader sees the old content or the new one."""
     incomplete = path.with_name(f".{path.name}.incomplete")
-    incomplete.write_text(text)
-    incomplete.replace(path)
+    try:
+        incomplete.write_text(text)
+        incomplete.replace(path)
+    finally:
+        incomplete.unlink(missing_ok=True)
 
 
 def _sync(path: Path) -> None:
