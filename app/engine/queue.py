@@ -141,9 +141,11 @@ class Queue:
 
     def _excess(self, request: RunningRequest) -> int:
         """How many rows must leave before all of a request's may wait."""
-        own = request.rows + (self._shares[request.client].waiting if request.client in self._shares else 0)
+        before = self._shares[request.client].waiting if request.client in self._shares else 0
+        own = before + request.rows
         free = self._places - self._waiting - request.rows  # once they wait
-        beyond = own - MAX_ROWS_PER_FREE_PLACE * (free + 1)  # each that leaves is one less, and one place more
+        # Only a client without waiting rows may take the last place. Each row that leaves is one less, and makes one place more.
+        beyond = max(before - MAX_ROWS_PER_FREE_PLACE * free, own - MAX_ROWS_PER_FREE_PLACE * (free + 1))
         return max(own - self.max_rows, math.ceil(beyond / (1 + MAX_ROWS_PER_FREE_PLACE)), -free, 0)
 
     def _leave(self, row: _Row) -> None:

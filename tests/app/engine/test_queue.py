@@ -85,6 +85,14 @@ def test_a_client_that_fills_the_queue_leaves_room_for_others() -> None:
         waiting.add(a_request(2001, 1, client="flood 0"))
 
 
+def test_clients_that_have_rows_waiting_leave_a_place_for_one_that_has_none() -> None:
+    waiting = Queue(48)
+    for id in range(1000):
+        with suppress(QueueFull):
+            waiting.add(a_request(id, 1 + id % 7, client=f"{id % 5}"))
+    waiting.add(a_request(1000, 1, client="new"))
+
+
 def test_a_request_that_fits_into_an_empty_queue_is_never_refused_there() -> None:
     for rows in (1, 4, 900):
         queue_of_that_size = Queue(rows)
