@@ -28,9 +28,11 @@ class EngineConfig(BaseModel, frozen=True, use_attribute_docstrings=True, extra=
     threads: int | None = Field(default=None, ge=1)
     """CPU threads of each engine; PyTorch's choice for one engine, an equal share of the cores for several, unless set."""
     max_waiting_rows: int = Field(default=4096, ge=1)
-    """Rows of one model that may wait for a slot of an engine; requests beyond that are answered 429."""
+    """Rows of one model that one client may have waiting for a slot of an engine, all together an eighth more; then 429."""
     poll_seconds: float | None = Field(default=None, gt=0)
     """Seconds between scans of the store for new versions; without it, only SIGHUP and load requests rescan."""
+    load_seconds: float = Field(default=120.0, gt=0)
+    """Seconds that loading a version may take; one that takes longer is refused."""
     session_bytes: int = Field(default=64 * 1024 * 1024, ge=0)
     """Memory for the warm starts of sessions, per version; the least recently used are dropped first."""
     session_seconds: float = Field(default=300.0, gt=0)

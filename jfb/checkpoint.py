@@ -1,20 +1,29 @@
 """Checkpoints: ``config.json``, ``model.safetensors`` and ``solver.safetensors`` to a network, its solvers and back."""
 
+import threading
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import safetensors.torch
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_buffer_registration_hook, register_module_parameter_registration_hook
 
 from jfb.architectures import build
 from jfb.config import FORMAT_VERSION, ModelConfig
 from jfb.network import ImplicitNetwork
 from jfb.solvers import SOLVERS, Mixing, Solver, check_solver, solvers_for
-from jfb.store import CONFIG, SOLVER, WEIGHTS, CheckpointError, check_regular_file, read_config, write_config
+from jfb.store import CONFIG, SOLVER, WEIGHTS, CheckpointError, read_config, read_file, write_config
 
 ONNX = "onnx"
 """The architecture of a folder whose maps are ONNX graphs (``jfb.onnx.network``); it has no ``model.safetensors``."""
+MAX_PARAMETERS = 2**28
+"""Of a network, buffers included."""
+MAX_TENSORS = 4096
+"""Of a network's parameters and buffers."""
+MAX_WEIGHTS_BYTES = 2**30 + 2**20
+"""Of a file of weights: as many float32 numbers as ``MAX_PARAMETERS``, and their header."""
 
 
 @dataclass(frozen=True)
@@ -60,15 +69,18 @@ def save(folder: Path, config: ModelConfig, network: ImplicitNetwork, mixing: Mi
         )
     if mixing is not None:
         save_mixing(folder, mixing)
-    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
-    save_file(weights, folder / WEIGHTS, metadata={"format_version": str(FORMAT_VERSION)})
+    _write_tensors(folder / WEIGHTS, network.state_dict())
     write_config(folder, config)
 
 
 def save_mixing(folder: Path, mixing: Mixing) -> None:
     """Write ``solver.safetensors`` into a folder."""
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in mixing.tensors.items()}
-    save_file(tensors, folder / SOLVER, metadata={"format_version": str(FORMAT_VERSION), "solver": "mixing"})
+    _write_tensors(folder / SOLVER, mixing.tensors, solver="mixing")
+
+
+def _write_tensors(path: Path, tensors: Mapping[str, Tensor], **metadata: str) -> None:
+    content = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    path.write_bytes(safetensors.torch.save(content, {"format_version": str(FORMAT_VERSION), **metadata}))
 
 
 def load(folder: Path, device: torch.device | str = "cpu") -> Checkpoint:
@@ -84,28 +96,54 @@ def load(folder: Path, device: torch.device | str = "cpu") -> Checkpoint:
         network = _load_onnx(folder, config, torch.device(device))
         _check_solver(folder, config, network)
         return Checkpoint(config, network, _load_mixing(folder, config, network, device))
-    try:
-        # On the meta device a network has shapes but no memory, so a hostile config is rejected before it costs anything.
-        with torch.device("meta"):
-            network = build(config.architecture.name, config.input.shape, len(config.classes), config.architecture.arguments)
-    except (ValueError, TypeError, RuntimeError) as error:
-        raise CheckpointError(f"{folder / CONFIG}: {error}") from error
+    network = _build(folder, config)
     _check_solver(folder, config, network)
     path = folder / WEIGHTS
-    try:
-        check_regular_file(path)
-        with safe_open(path, "pt") as weights:
-            found = {name: tuple(weights.get_slice(name).get_shape()) for name in weights.keys()}  # noqa: SIM118
-        _compare(path, {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}, found)
-        tensors = load_file(path, device=str(device))
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path}: not a readable safetensors file: {error}") from error
-    for name, expected in network.state_dict().items():
-        if tensors[name].dtype != expected.dtype:
-            raise CheckpointError(f"{path}: {name}: must have dtype {expected.dtype} (got {tensors[name].dtype})")
-    network.load_state_dict(tensors, assign=True)
+    tensors = _read_tensors(path)
+    expected = network.state_dict()
+    _compare(path, {name: tuple(tensor.shape) for name, tensor in expected.items()}, tensors)
+    for name, tensor in expected.items():
+        if tensors[name].dtype != tensor.dtype:
+            raise CheckpointError(f"{path}: {name}: must have dtype {tensor.dtype} (got {tensors[name].dtype})")
+    network.load_state_dict({name: tensor.to(device) for name, tensor in tensors.items()}, assign=True)
     network.eval().requires_grad_(False)
     return Checkpoint(config, network, _load_mixing(folder, config, network, device))
+
+
+def _build(folder: Path, config: ModelConfig) -> ImplicitNetwork:
+    """Build a network on the meta device, where it has shapes but no memory, and stop as soon as it is too large."""
+    builder, tensors, numbers = threading.get_ident(), 0, 0
+
+    def count(_: nn.Module, name: str, tensor: Tensor | None) -> None:
+        nonlocal tensors, numbers
+        if tensor is None or threading.get_ident() != builder:
+            return
+        tensors, numbers = tensors + 1, numbers + tensor.numel()
+        if tensors > MAX_TENSORS:
+            raise ValueError(f"architecture.arguments: must give at most {MAX_TENSORS} tensors of weights (got more)")
+        if numbers > MAX_PARAMETERS:
+            raise ValueError(f"architecture.arguments: must give at most {MAX_PARAMETERS} parameters (got more)")
+
+    hooks = [
+        register(count) for register in (register_module_parameter_registration_hook, register_module_buffer_registration_hook)
+    ]
+    try:
+        with torch.device("meta"):
+            return build(config.architecture.name, config.input.shape, len(config.classes), config.architecture.arguments)
+    except (ValueError, TypeError, RuntimeError) as error:
+        raise CheckpointError(f"{folder / CONFIG}: {error}") from error
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _read_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors in a safetensors file: copies, because a mapping of the file would end the process if that were truncated."""
+    content = read_file(path, MAX_WEIGHTS_BYTES)
+    try:
+        return safetensors.torch.load(content)
+    except Exception as error:  # for a type that PyTorch does not have, it is no SafetensorError
+        raise CheckpointError(f"{path}: not a readable safetensors file: {error!r}") from error
 
 
 @torch.no_grad()
@@ -116,15 +154,10 @@ def _load_mixing(folder: Path, config: ModelConfig, network: ImplicitNetwork, de
         return None
     state = network.initial_state(network.inject(torch.zeros(1, *config.input.shape, device=device)))
     channels = state.shape[1]
+    tensors = _read_tensors(path)
+    _compare(path, {"matrix": (channels, channels), "momentum": (channels,), "rate": ()}, tensors, whole="solver")
     try:
-        check_regular_file(path)
-        with safe_open(path, "pt") as tensors:
-            found = {name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()}  # noqa: SIM118
-        _compare(path, {"matrix": (channels, channels), "momentum": (channels,), "rate": ()}, found, whole="solver")
-        # Copies, because the tensors are a mapping of the file, which another program may write to.
-        return Mixing.from_tensors({name: tensor.clone() for name, tensor in load_file(path, device=str(device)).items()})
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path}: not a readable safetensors file: {error}") from error
+        return Mixing.from_tensors({name: tensor.to(device) for name, tensor in tensors.items()})
     except ValueError as error:
         raise CheckpointError(f"{path}: {error}") from error
 
@@ -148,9 +181,8 @@ def _load_onnx(folder: Path, config: ModelConfig, device: torch.device) -> Impli
     return OnnxNetwork(folder, config)
 
 
-def _compare(
-    path: Path, expected: dict[str, tuple[int, ...]], found: dict[str, tuple[int, ...]], whole: str = "architecture"
-) -> None:
+def _compare(path: Path, expected: dict[str, tuple[int, ...]], tensors: dict[str, Tensor], whole: str = "architecture") -> None:
+    found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     problems = [f"{name} is missing" for name in expected if name not in found]
     problems += [f"{name} is not part of this {whole}" for name in found if name not in expected]
     problems += [

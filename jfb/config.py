@@ -3,12 +3,16 @@
 from collections.abc import Collection
 from difflib import get_close_matches
 from enum import StrEnum
-from math import isfinite
+from math import isfinite, prod
 from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, field_validator, model_validator
 
 FORMAT_VERSION: Literal[1] = 1
+MAX_CLASSES = 8192
+"""The distances between the rows of a readout take the square of it."""
+MAX_INPUT_NUMBERS = 2**22
+"""Of one input; an image of 1024 x 1024 pixels in colour has three quarters of it."""
 
 SOLVER_NAMES = ("picard", "anderson", "forward_backward", "peaceman_rachford", "mixing")
 """The solvers that a config may name; ``jfb.solvers.SOLVERS`` maps each to its class."""
@@ -45,7 +49,7 @@ class ArchitectureSpec(Strict):
 class InputSpec(Strict):
     """One raw input, as clients send it: normalisation is part of the network."""
 
-    shape: tuple[int, ...] = Field(min_length=1)
+    shape: tuple[int, ...] = Field(min_length=1, max_length=8)
     """Shape of one input; ``(channels, height, width)`` for images."""
     kind: Literal["image", "vector"]
     """``image`` if a PNG or JPEG file can be converted into an input."""
@@ -59,6 +63,8 @@ class InputSpec(Strict):
     def _check(self) -> Self:
         if any(side < 1 for side in self.shape):
             raise ValueError(f"shape: must be positive integers (got {list(self.shape)})")
+        if prod(self.shape) > MAX_INPUT_NUMBERS:
+            raise ValueError(f"shape: must have at most {MAX_INPUT_NUMBERS} numbers (got {list(self.shape)})")
         if self.kind == "image" and (len(self.shape) != 3 or self.shape[0] not in (1, 3)):
             raise ValueError(f"shape: must be [1 or 3, height, width] for images (got {list(self.shape)})")
         if self.kind == "image" and (self.low is None or self.high is None):
@@ -123,7 +129,7 @@ class ModelConfig(Strict):
     format_version: Literal[1] = FORMAT_VERSION
     architecture: ArchitectureSpec
     input: InputSpec
-    classes: list[str] = Field(min_length=1)
+    classes: list[str] = Field(min_length=1, max_length=MAX_CLASSES)
     """Labels, in the order of the logits."""
     serving: Serving = Serving()
     provenance: dict[str, Any] = {}

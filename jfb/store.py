@@ -4,6 +4,8 @@ Nothing here needs torch, so that a program can look into a store without the ti
 """
 
 import csv
+import errno
+import io
 import json
 import os
 import re
@@ -40,14 +42,20 @@ DIFFICULTY_PLOT = "difficulty.png"
 CARD = "README.md"
 
 MAX_VERSION = 2**31 - 1
-MAX_JSON_BYTES = 64 * 2**20
-"""Of a side file; a larger one is not read."""
+MAX_JSON_BYTES = 2**20
+"""Of ``config.json``, ``metrics.json`` and ``evaluation.json``, which servers keep in memory or send to clients."""
+MAX_SAMPLES_BYTES = 2**26
+"""Of ``samples.json``."""
 MODEL_NAME = "1 to 128 letters, digits, '.', '_' or '-', and must not start with '.'"
 """What the name of a model may have; anything else in a store is no model."""
 
 
 class CheckpointError(Exception):
     """A model folder that cannot be used; the message names the file, says what it must be, and what was found."""
+
+
+class VersionNotWritten(Exception):  # noqa: N818 - named for the condition
+    """The disk is full, or the store cannot be written; nothing of the version is visible."""
 
 
 @dataclass(frozen=True, order=True)
@@ -139,8 +147,11 @@ class NewVersion:
 
     def __enter__(self) -> Path:
         model = self._store / self._name
-        model.mkdir(parents=True, exist_ok=True)
-        self._hidden = Path(tempfile.mkdtemp(prefix=".incomplete-", dir=model))
+        try:
+            model.mkdir(parents=True, exist_ok=True)
+            self._hidden = Path(tempfile.mkdtemp(prefix=".incomplete-", dir=model))
+        except OSError as error:
+            raise self._not_written(error) from error
         return self._hidden
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
@@ -148,8 +159,16 @@ class NewVersion:
         try:
             if kind is None:
                 self._version = self._publish(self._hidden)
+        except OSError as unpublished:
+            raise self._not_written(unpublished) from unpublished
         finally:
             shutil.rmtree(self._hidden, ignore_errors=True)
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise self._not_written(error) from error
+
+    def _not_written(self, error: OSError) -> VersionNotWritten:
+        reason = f"{error.strerror or error}"
+        return VersionNotWritten(f"{self._store / self._name}: no version was written, and the store is as it was: {reason}")
 
     def _publish(self, hidden: Path) -> ModelVersion:
         for path in (*hidden.rglob("*"), hidden):
@@ -177,6 +196,7 @@ def new_version(store: Path, name: str) -> NewVersion:
 
     Raises:
         ValueError: for a name that a model cannot have.
+        VersionNotWritten: from the ``with``, if the disk is full or the store cannot be written.
     """
     if not is_model_name(name):
         raise ValueError(f"model name: must be {MODEL_NAME} (got {name[:200]!r})")
@@ -242,7 +262,7 @@ def read_samples(folder: Path) -> list[Sample]:
     if not os.path.lexists(path):
         return []
     try:
-        return _SAMPLES.validate_python(_parse_json(path))
+        return _SAMPLES.validate_python(_parse_json(path, MAX_SAMPLES_BYTES))
     except ValidationError as error:
         raise CheckpointError(f"{path}: {_problems(error, 'samples')}") from error
 
@@ -271,10 +291,11 @@ Row = TypeVar("Row", bound="DataclassInstance")
 
 def write_table(path: Path, kind: type[Row], rows: Sequence[Row]) -> None:
     """Write a CSV file, such as ``history.csv``: a column for each field of a dataclass, a line for each instance."""
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, [field.name for field in fields(kind)])
-        writer.writeheader()
-        writer.writerows(asdict(row) for row in rows)
+    text = io.StringIO()
+    writer = csv.DictWriter(text, [field.name for field in fields(kind)], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(asdict(row) for row in rows)
+    _write_text(path, text.getvalue())
 
 
 def _is_version_number(text: str) -> bool:
@@ -294,31 +315,30 @@ def _write_object(path: Path, content: Mapping[str, Any]) -> None:
     _write_text(path, json.dumps(dict(content), indent=2) + "\n")
 
 
-def check_regular_file(path: Path) -> None:
-    """Make sure that reading a file cannot block or lead elsewhere.
+def read_file(path: Path, max_bytes: int) -> bytes:
+    """Read a file that another program may be writing to or have put there to do harm: a copy, without blocking on a pipe.
 
     Raises:
-        CheckpointError: if it is missing, or a pipe, a device or a folder.
+        CheckpointError: if it is missing, not a regular file, empty, or larger than ``max_bytes``.
     """
     try:
-        mode = path.stat().st_mode
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        with os.fdopen(descriptor, "rb") as file:
+            found = os.fstat(descriptor)
+            if not stat.S_ISREG(found.st_mode):
+                raise CheckpointError(f"{path}: must be a regular file")
+            if not 0 < found.st_size <= max_bytes:
+                raise CheckpointError(f"{path}: must have 1 to {max_bytes:,} bytes (got {found.st_size:,})")
+            return file.read(max_bytes)
+    except IsADirectoryError as error:
+        raise CheckpointError(f"{path}: must be a regular file") from error
     except OSError as error:
         raise CheckpointError(f"{path}: {error.strerror or error}") from error
-    if not stat.S_ISREG(mode):
-        raise CheckpointError(f"{path}: must be a regular file")
 
 
-def _parse_json(path: Path) -> Any:
-    check_regular_file(path)
+def _parse_json(path: Path, max_bytes: int = MAX_JSON_BYTES) -> Any:
     try:
-        with path.open("rb") as file:
-            content = file.read(MAX_JSON_BYTES + 1)
-    except OSError as error:
-        raise CheckpointError(f"{path}: {error.strerror or error}") from error
-    if len(content) > MAX_JSON_BYTES:
-        raise CheckpointError(f"{path}: must have at most {MAX_JSON_BYTES} bytes")
-    try:
-        return from_json(content)  # which limits nesting, and takes no unpaired surrogates
+        return from_json(read_file(path, max_bytes))  # which limits nesting, and takes no unpaired surrogates
     except ValueError as error:
         raise CheckpointError(f"{path}: not JSON: {error}") from error
 
@@ -337,8 +357,11 @@ def _problems(error: ValidationError, whole: str) -> str:
 def _write_text(path: Path, text: str) -> None:
     """Write a file under a hidden name and rename it: a reader sees the old content or the new one."""
     incomplete = path.with_name(f".{path.name}.incomplete")
-    incomplete.write_text(text)
-    incomplete.replace(path)
+    try:
+        incomplete.write_text(text)
+        incomplete.replace(path)
+    finally:
+        incomplete.unlink(missing_ok=True)
 
 
 def _sync(path: Path) -> None:

@@ -5,6 +5,7 @@ import sys
 import typer
 from rich.console import Console
 
+from jfb.store import VersionNotWritten
 from training.commands.accelerate import accelerate
 from training.commands.compare import compare
 from training.commands.evaluate import evaluate
@@ -38,7 +39,7 @@ def main() -> None:
     """Run the command line; an error that the user can fix is one line and exit status 1."""
     try:
         app()
-    except TrainingError as error:
+    except (TrainingError, VersionNotWritten) as error:
         Console(stderr=True).print(f"[bold red]error:[/bold red] {error}", soft_wrap=True, highlight=False)
         sys.exit(1)
 

@@ -1,6 +1,7 @@
 """An HTTP worker process of the supervisor; its arguments are the run folder and the descriptors of listening sockets."""
 
 import asyncio
+import os
 import signal
 import socket
 import sys
@@ -32,6 +33,7 @@ def main() -> None:
     server = GracefulServer(app, state)
     with asyncio.Runner(loop_factory=server.config.get_loop_factory()) as runner:
         runner.run(_serve(server, listeners, lifeline))
+    os._exit(0)  # whatever a thread waits for
 
 
 async def _serve(server: GracefulServer, listeners: list[socket.socket], lifeline: Lifeline) -> None:

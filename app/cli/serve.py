@@ -18,11 +18,12 @@ from pydantic_settings import CliApp
 from app.engine_client.catalogue import Catalogue
 from app.engine_client.client import Engines
 from app.http.auth import ApiKeyError, ApiKeys
+from app.http.store_reads import read_store
 from app.observability.logging import configure_logging
 from app.observability.tracing import Tracing, TracingUnavailable
 from app.routes.examples import predict_examples
 from app.settings import Settings
-from app.supervisor.supervisor import Supervisor
+from app.supervisor.supervisor import RunFolderError, Supervisor
 
 log = structlog.get_logger(__name__)
 
@@ -47,7 +48,13 @@ def main() -> None:
         log.error("cannot bind port", error=str(error))
         sys.exit(3)
     _let_steps_finish()
-    asyncio.run(_serve(settings, listeners, metrics_listener))
+    try:
+        asyncio.run(_serve(settings, listeners, metrics_listener))
+    except RunFolderError as error:
+        sys.stderr.write(f"{error}\n")
+        sys.exit(3)
+    sys.stdout.flush()
+    os._exit(0)  # whatever a thread waits for
 
 
 async def _serve(settings: Settings, listeners: list[socket.socket], metrics_listener: socket.socket | None) -> None:
@@ -80,7 +87,8 @@ async def _print_banner(settings: Settings, port: int, supervisor: Supervisor) -
     async with Engines(supervisor.run_folder.sockets, settings.default_model) as engines:
         await engines.wait_until_ready()
         await supervisor.wait_until_workers_ready()
-        typer.echo(_banner(settings, port, engines.catalogue))
+        catalogue = engines.catalogue
+        typer.echo(await read_store(lambda: _banner(settings, port, catalogue)))
 
 
 def _banner(settings: Settings, port: int, catalogue: Catalogue) -> str:

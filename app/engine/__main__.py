@@ -24,7 +24,8 @@ def main(socket: Path) -> None:
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     torch.backends.cudnn.allow_tf32 = False  # PyTorch's default rounds convolutions to ten bits, and calls that float32
-    models = ServedModels(Loader(config, _device(config.device)), socket.with_name("unloaded.json"))
+    loader = Loader(config, _device(config.device))
+    models = ServedModels(loader, socket.with_name("unloaded.json"), socket.with_suffix(".loading.json"))
     models.load_all()
     gc.collect()
     gc.freeze()  # a full collection would traverse what the libraries hold, for a tenth of a second

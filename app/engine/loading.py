@@ -1,9 +1,14 @@
 """Loading: from a version's folder in the model store to a scheduler that has been tried out."""
 
+import ctypes
 import time
 from collections import defaultdict
+from collections.abc import Callable
+from concurrent.futures import Future, wait
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Thread
+from typing import TypeVar, cast
 
 import msgspec
 import structlog
@@ -22,6 +27,8 @@ from jfb.config import Serving
 from jfb.label_stop import Kind, label_tolerance
 
 MAX_SLOTS = defaultdict(lambda: 1024, cpu=64)  # by the type of the device
+MAX_PROBE_NUMBERS = 2**28  # of the inputs, or of the states, that a model is tried with
+Value = TypeVar("Value")
 
 log = structlog.get_logger(__name__)
 
@@ -42,12 +49,15 @@ class Loader:
     device: torch.device
 
     def load(self, model: str, version: int, fingerprint: str) -> LoadedVersion:
-        """Load a version, choose what computes it, and run it in full; raises whatever a model that cannot be served does."""
+        """Load a version, choose what computes it, and run it in full; raises whatever a model that cannot be served does.
+
+        ``TimeoutError`` after ``config.load_seconds``.
+        """
+        return _in_limited_time(lambda: self._load(model, version, fingerprint), self.config.load_seconds)
+
+    def _load(self, model: str, version: int, fingerprint: str) -> LoadedVersion:
         folder = self.config.model_store / model / str(version)
         found = checkpoint.load(folder, self.device)
-        # The weights are still a mapping of their file, and a program that writes to that would change the network.
-        for tensor in (*found.network.parameters(), *found.network.buffers()):
-            tensor.data = tensor.data.clone()
         batch = make_batch(found, folder, self.device, self.config)
         warm_starts = WarmStarts(self.config.session_bytes, self.config.session_seconds)
         label_stop = _described(batch, found.config.serving)
@@ -61,7 +71,7 @@ def make_batch(found: Checkpoint, folder: Path, device: torch.device, config: En
 
     If ``config.slots`` is None, they are as many as a measurement finds worthwhile, at most ``MAX_SLOTS``.
     """
-    max_slots = config.slots or MAX_SLOTS[device.type]
+    max_slots = config.slots or min(MAX_SLOTS[device.type], _max_rows(found, device))
     backends, low = candidates(found, folder, device, config.backend), low_precision(found, device)
     only = None if config.backend == "auto" else config.backend
     choice = choose(backends, _probe(found, max_slots), only=only, low_precision=low, precision=config.precision)
@@ -90,6 +100,14 @@ def _described(batch: RunningBatch, serving: Serving) -> messages.LabelStop | No
     return msgspec.structs.replace(offer, inputs=tested.inputs, differing=share, iterations=tested.iterations)
 
 
+@torch.inference_mode()
+def _max_rows(found: Checkpoint, device: torch.device) -> int:
+    """How many rows may be tried together, as a power of two: models whose rows are large must not take all memory."""
+    inputs = _probe(found, 1).to(device)
+    numbers = max(inputs.numel(), found.network.initial_state(found.network.inject(inputs)).numel())
+    return 1 << (max(1, MAX_PROBE_NUMBERS // numbers).bit_length() - 1)
+
+
 def _probe(found: Checkpoint, rows: int) -> Tensor:
     """Inputs that may not mean anything, but are in the range of the model's."""
     spec = found.config.input
@@ -104,5 +122,26 @@ def fingerprint(folder: Path) -> str:
     for path in sorted(folder.iterdir()) if folder.is_dir() else []:
         if path.suffix in (".json", ".safetensors", ".onnx") and path.name != "metrics.json":
             status = path.stat()
-            facts.append(f"{path.name}:{status.st_ino:x}:{status.st_size:x}:{status.st_mtime_ns:x}")
+            facts.append(f"{path.name!a}:{status.st_ino:x}:{status.st_size:x}:{status.st_mtime_ns:x}")
     return " ".join(facts)
+
+
+def _in_limited_time(work: Callable[[], Value], seconds: float) -> Value:
+    """Do work in a thread of its own, which is abandoned with a ``TimeoutError`` if that takes longer.
+
+    Python cannot end a thread, but raises the same error in it as soon as it returns from what it waits for or computes.
+    """
+    result: Future[Value] = Future()
+
+    def run() -> None:
+        try:
+            result.set_result(work())
+        except BaseException as error:
+            result.set_exception(error)
+
+    thread = Thread(target=run, name="load", daemon=True)  # a daemon, so that this process can exit
+    thread.start()
+    if not wait([result], seconds).done:
+        ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(cast(int, thread.ident)), ctypes.py_object(TimeoutError))
+        raise TimeoutError(f"loading: must take at most {seconds:g} s (--load-seconds)")
+    return result.result()

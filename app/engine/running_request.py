@@ -44,6 +44,7 @@ class RunningRequest:
         self.solver = request.solver
         self.stop = request.stop
         self.session = request.session
+        self.client = request.client
         self.streamed = request.streamed
         self.rows = rows
         self.inputs: NDArray[np.float32] = np.frombuffer(request.inputs, "<f4").reshape(rows, *input_shape)

@@ -3,8 +3,10 @@
 import json
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import structlog
 import torch
@@ -14,6 +16,8 @@ from app.engine.scheduler import Scheduler
 from app.engine_client.messages import Counters, Refusal, State
 from jfb.store import ModelVersion, is_model_name, list_models, list_versions
 
+MAX_LOAD_STARTS = 2  # of a version, each of which ended the engine, before it is refused
+MAX_REASON_CHARACTERS = 1000  # of a refusal, which may repeat what is in a file
 log = structlog.get_logger(__name__)
 
 Key = tuple[str, int]  # name and version
@@ -47,14 +51,21 @@ class ServedModels:
 
     Args:
         unloaded_file: keeps the names of the unloaded models, so that a restart does not load them.
+        loading_file: keeps which versions are being loaded, so that a restart does not load one for ever that ends the engine.
     """
 
-    def __init__(self, loader: Loader, unloaded_file: Path) -> None:
+    def __init__(self, loader: Loader, unloaded_file: Path, loading_file: Path) -> None:
         self._loader = loader
-        self._unloaded_file = unloaded_file
-        self._unloaded: set[str] = set(json.loads(unloaded_file.read_text())) if unloaded_file.exists() else set()
+        self._unloaded_file, self._loading_file = unloaded_file, loading_file
+        self._unloaded: set[str] = set(_read_json(unloaded_file, []))
+        self._loading: dict[str, tuple[str, int]] = _read_json(loading_file, {})  # fingerprint, and how often it was started
         self._versions: dict[Key, LoadedVersion] = {}
         self._refused: dict[Key, RefusedVersion] = {}
+        for text, (mark, starts) in self._loading.items():
+            if starts >= MAX_LOAD_STARTS:
+                version = ModelVersion.parse(text)
+                reason = f"the engine exited {starts} times in a row while it loaded this version"
+                self._refused[version.name, version.number] = RefusedVersion(mark, reason)
         self._draining: list[Scheduler] = []
 
     @property
@@ -108,11 +119,12 @@ class ServedModels:
                 if key in refused and refused[key].fingerprint == mark and model is None:
                     changes.refused[key] = refused[key]
                 else:
-                    changes.loaded[key] = self._loader.load(name, version, mark)
+                    with self._noted(ModelVersion(name, version), mark):
+                        changes.loaded[key] = self._loader.load(name, version, mark)
             except torch.AcceleratorError:  # the device is lost, not the model broken
                 raise
             except Exception as error:  # whatever a model does, it must not take the others down
-                reason = str(error) or type(error).__name__
+                reason = (str(error) or type(error).__name__).encode(errors="backslashreplace").decode()[:MAX_REASON_CHARACTERS]
                 changes.refused[key] = RefusedVersion(mark, reason)
                 if model is not None or refused.get(key) != changes.refused[key]:  # not again at every look at a broken folder
                     log.error("model refused", model=name, version=version, reason=reason, still_served=key in versions)
@@ -160,9 +172,34 @@ class ServedModels:
 
     def _set_unloaded(self, models: set[str]) -> None:
         self._unloaded = models
-        new = self._unloaded_file.with_suffix(f".{os.getpid()}")  # the engines of a server share the file
-        new.write_text(json.dumps(sorted(models)))
-        new.replace(self._unloaded_file)
+        _write_json(self._unloaded_file, sorted(models))
+
+    @contextmanager
+    def _noted(self, version: ModelVersion, mark: str) -> Iterator[None]:
+        """Keep on disk that a version is being loaded: whatever it does to this process, the next one knows."""
+        before, starts = self._loading.get(str(version), (mark, 0))
+        self._loading[str(version)] = mark, starts + 1 if before == mark else 1
+        _write_json(self._loading_file, self._loading)
+        try:
+            yield
+        finally:
+            del self._loading[str(version)]
+            _write_json(self._loading_file, self._loading)
+
+
+def _read_json(file: Path, default: Any) -> Any:
+    return json.loads(file.read_text()) if file.exists() else default
+
+
+def _write_json(file: Path, content: object) -> None:
+    """Replace a file as a whole. On a full disk a restart does not know of it, which is better than to exit now."""
+    new = file.with_suffix(f".{os.getpid()}")  # the engines of a server share a file
+    try:
+        new.write_text(json.dumps(content))
+        new.replace(file)
+    except OSError as error:
+        log.error("file not written", file=str(file), error=str(error))
+        new.unlink(missing_ok=True)
 
 
 def refusals(refused: dict[Key, RefusedVersion]) -> list[Refusal]:

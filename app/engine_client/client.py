@@ -23,6 +23,7 @@ RECONNECT_SECONDS = 0.05
 REFRESH_SECONDS = 1.0  # between two looks at what an engine serves
 MAX_ITERATIONS_BUFFERED = 1024  # of a streamed request; if its client reads too slowly, the oldest are dropped
 MAX_REJECTION_SECONDS = 0.1  # how long a worker repeats an engine's rejection without asking it again
+MAX_REJECTIONS = 1024  # remembered ones, after which those that have expired are forgotten
 
 log = structlog.get_logger(__name__)
 
@@ -72,9 +73,9 @@ class Engines:
         while not self.states:
             await asyncio.sleep(RECONNECT_SECONDS)
 
-    def raise_if_full(self, model: ServedVersion, rows: int = 1) -> None:
-        """``QueueFull`` if every engine has just rejected as many rows or fewer: a rejection must cost less than an answer."""
-        rejections = [engine.rejection(model, rows) for engine in self._engines if engine.is_up]
+    def raise_if_full(self, model: ServedVersion, client: str, rows: int = 1) -> None:
+        """``QueueFull`` if every engine has just rejected that many rows of a client: that must cost less than an answer."""
+        rejections = [engine.rejection(model, client, rows) for engine in self._engines if engine.is_up]
         if rejections and all(rejections):
             raise _queue_full(next(one for one in rejections if one))
 
@@ -154,7 +155,7 @@ class EngineClient(asyncio.Protocol):
         self._disconnected = asyncio.Event()
         self._state_arrived = asyncio.Event()
         self._pending: dict[int, _Pending] = {}
-        self._rejections: dict[tuple[str, int], tuple[int, float, messages.QueueFull]] = {}  # rows, until when
+        self._rejections: dict[tuple[str, int, str], tuple[int, float, messages.QueueFull]] = {}  # rows, until when
 
     def start(self) -> None:
         """Connect, and again whenever the engine has been restarted."""
@@ -176,9 +177,9 @@ class EngineClient(asyncio.Protocol):
             for one in self.state.served
         )
 
-    def rejection(self, model: ServedVersion, rows: int) -> messages.QueueFull | None:
+    def rejection(self, model: ServedVersion, client: str, rows: int) -> messages.QueueFull | None:
         """The rejection that the engine would repeat now."""
-        rejected_rows, until, rejection = self._rejections.get((model.model, model.version), (0, 0.0, None))
+        rejected_rows, until, rejection = self._rejections.get((model.model, model.version, client), (0, 0.0, None))
         return rejection if rows >= rejected_rows and time.monotonic() < until else None
 
     @asynccontextmanager
@@ -276,8 +277,11 @@ class EngineClient(asyncio.Protocol):
                 pending.answer.set_result(message.refused)
             case messages.QueueFull():
                 assert isinstance(pending.message, Request)
-                until = time.monotonic() + min(message.retry_after, MAX_REJECTION_SECONDS)
-                self._rejections[pending.message.model, pending.message.version] = pending.message.rows, until, message
+                now, rejected = time.monotonic(), pending.message
+                if len(self._rejections) >= MAX_REJECTIONS:
+                    self._rejections = {key: one for key, one in self._rejections.items() if one[1] > now}
+                until = now + min(message.retry_after, MAX_REJECTION_SECONDS)
+                self._rejections[rejected.model, rejected.version, rejected.client] = rejected.rows, until, message
                 pending.answer.set_exception(_queue_full(message))
             case messages.NotServed():
                 pending.answer.set_exception(NotServed("the version is not served any more"))

@@ -40,6 +40,7 @@ class Request(Struct, tag="request"):
     stop: Stop = "tolerance"  # `label` only where the version has a `label_stop`
     session: str | None = None  # the rows start where the last rows of this session ended, if there were as many
     streamed: bool = False  # whether the engine sends an `Iteration` after each iteration
+    client: str = ""  # who sent it, as an opaque text; waiting rows leave the queue fairly by client
     id: int = msgspec.field(default_factory=MESSAGE_IDS.__next__)
 
     @property

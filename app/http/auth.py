@@ -2,8 +2,10 @@
 
 import hashlib
 import hmac
+import ipaddress
 import re
 from collections.abc import Callable
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +90,25 @@ class _KeyCheck(HTTPBearer):
             raise ApiError(401, f"authorization: must be Bearer and an API key (got {got})", {"www-authenticate": "Bearer"})
         if self._admin and bearer.credentials not in keys.admins:
             raise ApiError(403, "authorization: must be an admin key (got a user key)")
+        request.scope["client_id"] = _hash(bearer.credentials).hex()[:16]
+
+
+def client_id(request: Request) -> str:
+    """Who sent a request, as an opaque text: its API key where one is required, else its address."""
+    found: str | None = request.scope.get("client_id")
+    return found or _address_id(request.client.host if request.client else "")
+
+
+@lru_cache
+def _address_id(host: str) -> str:
+    """One for all addresses of an IPv6 network of 64 bits, which is what one client has."""
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:  # a Unix socket, or a test
+        return hashlib.sha256(host.encode()).hexdigest()[:16]
+    if isinstance(address, ipaddress.IPv6Address):
+        address = address.ipv4_mapped or address
+    return hashlib.sha256(address.packed[:8]).hexdigest()[:16]
 
 
 async def anyone() -> None:

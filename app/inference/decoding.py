@@ -5,7 +5,6 @@ import base64
 import io
 import math
 import re
-import sys
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 from functools import lru_cache, partial
@@ -19,7 +18,14 @@ from starlette.datastructures import Headers, QueryParams
 
 from app.engine_client.messages import Request, ServedVersion, Stop
 from app.http.errors import ApiError, invalid, shown
-from app.schemas.native import MAX_SESSION_CHARACTERS, MAX_TOLERANCE, MIN_TOLERANCE, PredictParameters, PredictRequest
+from app.schemas.native import (
+    MAX_DEADLINE_MS,
+    MAX_SESSION_CHARACTERS,
+    MAX_TOLERANCE,
+    MIN_TOLERANCE,
+    PredictParameters,
+    PredictRequest,
+)
 from app.settings import Settings
 from jfb import images
 from jfb.config import InputSpec
@@ -66,7 +72,7 @@ def build_request(rows: Rows, parameters: PredictParameters, model: ServedVersio
     per_row = partial(_per_row, parameters, count)
     tolerance = per_row("tolerance", MIN_TOLERANCE, MAX_TOLERANCE, "a finite number above 0 (1.2e-38 to 3.4e38)")
     caps = per_row("max_iterations", 1, limit, f"an integer between 1 and {limit}", whole=True)
-    milliseconds = per_row("deadline_ms", math.ulp(0.0), sys.float_info.max, "a finite number above 0")
+    milliseconds = per_row("deadline_ms", math.ulp(0.0), MAX_DEADLINE_MS, f"finite, above 0 and at most {MAX_DEADLINE_MS}")
     return Request(
         model.model,
         model.version,

@@ -14,6 +14,7 @@ from starlette.requests import Request as HttpRequest
 
 from app.engine_client.errors import NotServed
 from app.engine_client.messages import Iteration, Request, Result, ServedVersion
+from app.http.auth import client_id
 from app.http.errors import ApiError, invalid
 from app.http.middleware import RequestLog
 from app.http.state import AppState
@@ -39,7 +40,7 @@ async def admit(http: HttpRequest) -> AppState:
     model = await find_model(http)
     state: AppState = http.app.state.server
     http.scope["request_log"].model = model.model
-    state.engines.raise_if_full(model)
+    state.engines.raise_if_full(model, client_id(http))
     return state
 
 
@@ -47,7 +48,7 @@ async def predict(http: HttpRequest, request: Request) -> Result:
     """Have the engine compute a request; 504 if it had no iteration, and ``ClientDisconnect`` as soon as the client leaves."""
     state: AppState = http.app.state.server
     log: RequestLog = http.scope["request_log"]
-    log.rows = request.rows
+    log.rows, request.client = request.rows, client_id(http)
     if log.traced:
         return _in_time(await _unless_disconnected(http, _last(_reported(state, log, request))))
     result = await _unless_disconnected(http, state.engines.predict(request))
@@ -58,7 +59,7 @@ async def predict(http: HttpRequest, request: Request) -> Result:
 async def stream(http: HttpRequest, request: Request) -> tuple[Iteration | Result, AsyncGenerator[Iteration | Result, None]]:
     """As ``predict``, but iteration by iteration: the first, for which an error can still have a status, and the rest."""
     log: RequestLog = http.scope["request_log"]
-    log.rows = request.rows
+    log.rows, request.client = request.rows, client_id(http)
     rest = _reported(http.app.state.server, log, request)
     first = await _unless_disconnected(http, anext(rest))
     return (_in_time(first) if isinstance(first, Result) else first), rest

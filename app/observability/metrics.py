@@ -1,13 +1,23 @@
 """Metrics: what an HTTP worker counts for Prometheus."""
 
+import os
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from functools import cache
 from itertools import accumulate
+from pathlib import Path
 
-from prometheus_client import CollectorRegistry, Counter, Histogram
+import structlog
+from prometheus_client import CollectorRegistry, Counter, Histogram, values
 from prometheus_client.core import HistogramMetricFamily, Metric
+from prometheus_client.mmap_dict import MmapedDict
 from prometheus_client.registry import Collector
+
+RESERVED_BYTES = 2**16
+MAX_ENTRY_OVERHEAD_BYTES = 32  # of a value in a file, next to its key
+
+log = structlog.get_logger(__name__)
 
 LABELS = ["model", "version"]
 SECONDS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
@@ -18,6 +28,48 @@ PHASES = {
     "readout": "Time that the readout of a request's last rows took, with the other rows that ended with them.",
 }
 """The parts of a request's time in the engine; ``Timings.phases`` has their start and end."""
+
+
+class ReservedFile(MmapedDict):
+    """What a worker counts, in a file that the other workers read; it has its space on the disk before it is mapped.
+
+    To write into a hole of a mapped file ends the process with SIGBUS when the disk is full. Values that have no space are
+    counted in the worker only, whose own memory has them too.
+    """
+
+    def __init__(self, filename: str, read_mode: bool = False) -> None:
+        try:
+            with Path(filename).open("ab") as file:
+                os.posix_fallocate(file.fileno(), 0, RESERVED_BYTES)
+        except OSError as error:
+            log.error("metrics not shared", file=filename, error=str(error))
+            Path(filename).unlink(missing_ok=True)
+            memory = os.memfd_create("metrics")
+            os.truncate(memory, RESERVED_BYTES)
+            filename = f"/proc/self/fd/{memory}"
+        super().__init__(filename, read_mode)  # type: ignore[no-untyped-call]
+
+    def _init_value(self, key: str) -> None:
+        capacity = self._capacity
+        while self._used + len(key.encode()) + MAX_ENTRY_OVERHEAD_BYTES > capacity:  # it is about to be doubled
+            capacity *= 2
+        if capacity > self._capacity:
+            os.posix_fallocate(self._f.fileno(), 0, capacity)
+        super()._init_value(key)  # type: ignore[no-untyped-call]
+
+    def read_value(self, key: str) -> tuple[float, float]:
+        try:
+            value: tuple[float, float] = super().read_value(key)  # type: ignore[no-untyped-call]
+        except OSError:
+            return 0.0, 0.0
+        return value
+
+    def write_value(self, key: str, value: float, timestamp: float) -> None:
+        with suppress(OSError):
+            super().write_value(key, value, timestamp)  # type: ignore[no-untyped-call]
+
+
+values.MmapedDict = ReservedFile  # type: ignore[attr-defined]  # there is no other way; a test fails if it moves
 
 
 class RowHistogram:

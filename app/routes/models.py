@@ -1,10 +1,12 @@
 """GET models: what is served."""
 
-from fastapi import APIRouter, Depends
+import msgspec
+from fastapi import APIRouter, Depends, Response
 
 from app.engine_client.catalogue import Catalogue
 from app.http.auth import AccessRoute, user
 from app.http.state import AppState, State
+from app.http.store_reads import read_store
 from app.routes.examples import samples
 from app.routes.openapi import errors
 from app.schemas.native import LabelStopDescription, ModelDescription, ModelList
@@ -14,23 +16,33 @@ from jfb.store import ModelVersion, Sample
 router = APIRouter(tags=["models"], route_class=AccessRoute, dependencies=[Depends(user)])
 
 
-# Plain functions: FastAPI runs them in a thread, so that reading metrics.json from a slow disk delays no other request.
-@router.get("/models", summary="List the models", responses=errors(401, 503))
-def list_models(state: State) -> ModelList:
+@router.get("/models", summary="List the models", response_model=ModelList, responses=errors(401, 503))
+async def list_models(state: State) -> Response:
+    return _json(await read_store(lambda: _list(state).model_dump_json()))
+
+
+@router.get("/models/{name}", summary="Describe a model", response_model=ModelDescription, responses=errors(401, 404, 503))
+async def describe_model(state: State, name: str) -> Response:
+    return _json(await read_store(lambda: _describe(state, state.engines.catalogue, name).model_dump_json()))
+
+
+@router.get(
+    "/models/{name}/samples", summary="Inputs to try a model with", response_model=list[Sample], responses=errors(401, 404, 503)
+)
+async def list_samples(state: State, name: str) -> Response:
+    model = state.engines.catalogue.find(name)
+    return _json(await read_store(lambda: msgspec.json.encode(samples(model, state.settings.model_store))))
+
+
+def _json(content: str | bytes) -> Response:
+    return Response(content, media_type="application/json")
+
+
+def _list(state: AppState) -> ModelList:
     catalogue = state.engines.catalogue
     models = [_describe(state, catalogue, name) for name in catalogue.names]
     refused = {str(version): reason for version, reason in catalogue.refused.items()}
     return ModelList(default=catalogue.default, models=models, refused=refused)
-
-
-@router.get("/models/{name}", summary="Describe a model", responses=errors(401, 404, 503))
-def describe_model(state: State, name: str) -> ModelDescription:
-    return _describe(state, state.engines.catalogue, name)
-
-
-@router.get("/models/{name}/samples", summary="Inputs to try a model with", responses=errors(401, 404, 503))
-def list_samples(state: State, name: str) -> list[Sample]:
-    return samples(state.engines.catalogue.find(name), state.settings.model_store)
 
 
 def _describe(state: AppState, catalogue: Catalogue, name: str) -> ModelDescription:

@@ -7,10 +7,14 @@ from typing import Any
 import msgspec
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route, request_response
 
 from app.engine_client.errors import EngineUnavailable
 from app.engine_client.messages import ServedVersion
 from app.http.state import AppState
+from app.http.store_reads import read_store
 from app.routes import examples
 from app.schemas.native import Error, IterationEvent, PredictRequest
 from app.schemas.open_inference import InferRequest
@@ -67,7 +71,16 @@ def install(app: FastAPI, state: AppState) -> None:
                     _add_examples(path, operation, model, state.settings.model_store)
         return description
 
+    async def answer(request: Request) -> Response:
+        description = await read_store(describe)
+        if root := request.scope.get("root_path"):
+            description["servers"] = [{"url": root}]
+        return JSONResponse(description)
+
     app.openapi = describe  # type: ignore[method-assign]  # FastAPI's documented way to change the description
+    for route in app.routes:
+        if isinstance(route, Route) and route.path == app.openapi_url:  # FastAPI's would read the store on the event loop
+            route.app = request_response(answer)
 
 
 def _add_examples(path: str, operation: dict[str, Any], model: ServedVersion, model_store: Path) -> None:

@@ -11,6 +11,8 @@ EndStatus = Literal["converged", "label_stable", "max_iterations", "deadline", "
 MAX_SESSION_CHARACTERS = 128
 MIN_TOLERANCE, MAX_TOLERANCE = 1.1754943508222875e-38, 3.4028234663852886e38
 """The engine computes in float32, where smaller numbers are lost and larger ones infinite."""
+MAX_DEADLINE_MS = 3_600_000
+"""One hour. A deadline moves a row ahead in the queue, so it must mean something."""
 Number = Annotated[float, Field(allow_inf_nan=False)]
 NonNegative = Annotated[Number, Field(ge=0)]
 Count = Annotated[int, Field(ge=0)]
@@ -29,7 +31,9 @@ def _per_row(description: str, **value: Any) -> Meta:
 
 TOLERANCE = _per_row("Stop when the residual is at most this", type="number", minimum=MIN_TOLERANCE, maximum=MAX_TOLERANCE)
 CAP = _per_row("Stop after this many iterations", type="integer", minimum=1)
-DEADLINE = _per_row("Stop after this time, from the arrival of the request", type="number", exclusiveMinimum=0)
+DEADLINE = _per_row(
+    "Stop after this time, from the arrival of the request", type="number", exclusiveMinimum=0, maximum=MAX_DEADLINE_MS
+)
 STOP = _meta("label also ends a row once its label cannot change; not every model offers it.", enum=["tolerance", "label"])
 SESSION = _meta(
     "Start where the last rows of this session ended, if there were as many; for inputs that change slowly.",

@@ -19,6 +19,7 @@ from app.supervisor.lifeline import READY
 
 SHORT_LIFE_SECONDS = 15.0  # a process that was ready for longer is not one that exits again and again
 MAX_BACKOFF_SECONDS = 30.0
+MAX_KILL_SECONDS = 5.0
 
 log = structlog.get_logger(__name__)
 
@@ -92,7 +93,7 @@ class SupervisedProcess:
         if not done:
             self._log.warning(f"{self._command.kind} killed", pid=self.pid)
             self.signal(SIGKILL)
-            await asyncio.wait([self._task])
+            await asyncio.wait([self._task], timeout=MAX_KILL_SECONDS)  # one that waits for a disk may not even end then
 
     async def _run(self) -> None:
         while True:
@@ -166,8 +167,11 @@ class SupervisedProcess:
     def _set(self, status: ProcessStatus) -> None:
         self._status = status
         new = self._status_file.with_suffix(".new")
-        new.write_bytes(msgspec.json.encode(status))
-        new.rename(self._status_file)  # in one step, so that nothing half-written is read
+        try:
+            new.write_bytes(msgspec.json.encode(status))
+            new.rename(self._status_file)  # in one step, so that nothing half-written is read
+        except OSError as error:  # a full disk; the process is supervised as before
+            self._log.error("status not written", file=str(self._status_file), error=str(error))
 
 
 async def _read(reader: asyncio.StreamReader, seconds: float) -> bytes | None:

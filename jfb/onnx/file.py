@@ -1,7 +1,6 @@
 """ONNX files: untrusted files are checked when they are read, and files are written atomically."""
 
 import os
-import stat
 import tempfile
 from collections.abc import Iterator
 from math import prod
@@ -10,6 +9,8 @@ from pathlib import Path
 import onnx
 from google.protobuf.message import DecodeError, Message
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto
+
+from jfb.store import CheckpointError, read_file
 
 OPSET = 18
 """Version of the standard operators in exported files; onnx and ONNX Runtime have supported it since 2022."""
@@ -38,16 +39,10 @@ def read(path: Path) -> ModelProto:
         OnnxFileError: for a file that is missing, too large or not ONNX, and for a rejected model.
     """
     try:
-        found = path.stat()
-    except OSError as error:
-        raise OnnxFileError(error.strerror or str(error)) from error
-    if not stat.S_ISREG(found.st_mode):
-        raise OnnxFileError("must be a regular file")
-    if not 0 < found.st_size <= MAX_BYTES:
-        raise OnnxFileError(f"must have 1 to {MAX_BYTES:,} bytes (got {found.st_size:,})")
-    try:
-        model: ModelProto = ModelProto.FromString(path.read_bytes())
-    except (DecodeError, OSError) as error:
+        model: ModelProto = ModelProto.FromString(read_file(path, MAX_BYTES))
+    except CheckpointError as error:
+        raise OnnxFileError(str(error).removeprefix(f"{path}: ")) from error
+    except DecodeError as error:
         raise OnnxFileError(f"not a readable ONNX file: {error}") from error
     _check_contents(model)
     check(model)

@@ -105,9 +105,41 @@ def test_arguments_that_do_not_fit_are_rejected(folder: Path, arguments: dict[st
 
 
 def test_a_config_that_asks_for_a_giant_is_rejected_before_memory_is_taken(folder: Path) -> None:
-    arguments = {**ARGUMENTS, "channels": [10**6]}
-    change(folder, architecture={"name": "implicit_resnet", "arguments": arguments})
-    with pytest.raises(CheckpointError, match="must have shape"):
+    for size, message in (
+        ({"channels": [10**6]}, "must give at most 268435456 parameters"),
+        ({"blocks": 200_000}, "must give at most 4096 tensors of weights"),
+        ({"channels": [4] * 10_000, "pool": [1] * 10_000}, "must give at most 4096 tensors of weights"),
+    ):
+        change(folder, architecture={"name": "implicit_resnet", "arguments": {**ARGUMENTS, **size}})
+        with pytest.raises(CheckpointError, match=rf"config\.json: architecture\.arguments: {message}"):
+            load(folder)
+
+
+def test_weights_that_are_truncated_after_they_were_loaded_change_nothing(folder: Path) -> None:
+    network = load(folder).network
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    (folder / "model.safetensors").write_bytes(b"")  # a mapping of the file would end this process with SIGBUS
+    assert all(torch.equal(before[name], tensor) for name, tensor in network.state_dict().items())
+
+
+@pytest.mark.parametrize("kind", ["F4", "F6_E2M3", "I999"])
+def test_weights_of_a_type_that_pytorch_does_not_have_are_rejected(folder: Path, kind: str) -> None:
+    header = json.dumps({"weight": {"dtype": kind, "shape": [4], "data_offsets": [0, 2]}}).encode()
+    (folder / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + b"\0\0")
+    with pytest.raises(CheckpointError, match=r"model\.safetensors: not a readable safetensors file"):
+        load(folder)
+
+
+def test_a_file_that_is_too_large_is_rejected_unread(folder: Path) -> None:
+    with (folder / "model.safetensors").open("ab") as file:
+        file.truncate(2**40)  # sparse: it takes no disk
+    with pytest.raises(
+        CheckpointError, match=r"model\.safetensors: must have 1 to 1,074,790,400 bytes \(got 1,099,511,627,776\)"
+    ):
+        load(folder)
+    with (folder / "config.json").open("ab") as file:
+        file.truncate(2**21)
+    with pytest.raises(CheckpointError, match=r"config\.json: must have 1 to 1,048,576 bytes \(got 2,097,152\)"):
         load(folder)
 
 
@@ -117,6 +149,8 @@ def test_a_config_that_asks_for_a_giant_is_rejected_before_memory_is_taken(folde
         ({"surprise": 1}, "surprise: Extra inputs are not permitted"),
         ({"classes": []}, "classes"),
         ({"classes": ["a", "a", "b"]}, "classes: must be distinct"),
+        ({"classes": [str(k) for k in range(8193)]}, "classes: List should have at most 8192 items"),
+        ({"input": {"shape": [2**20, 5], "kind": "vector"}}, r"input\.shape: must have at most 4194304 numbers \(got"),
         ({"serving": {"tolerance": 0}}, "serving.tolerance"),
         ({"serving": {"solver": "newton"}}, r"serving\.solver: must be one of picard, anderson, .*got 'newton'"),
         (

@@ -1,16 +1,23 @@
 import os
+import resource
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import torch
 
 from jfb import store
+from jfb.checkpoint import save_mixing
 from jfb.config import ArchitectureSpec, InputSpec, ModelConfig
+from jfb.solvers import Mixing
 from jfb.store import (
     CheckpointError,
     ModelVersion,
     Sample,
+    VersionNotWritten,
     is_model_name,
     list_models,
     list_versions,
@@ -205,3 +212,48 @@ def test_json_that_could_not_be_sent_on_is_an_error(tmp_path: Path, content: str
     (tmp_path / "metrics.json").write_text(content)
     with pytest.raises(CheckpointError, match="not JSON"):
         read_metrics(tmp_path)
+
+
+@contextmanager
+def full_disk(free_bytes: int) -> Iterator[None]:
+    """No file can grow beyond a size."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (free_bytes, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_full_disk_leaves_nothing_of_a_version_and_the_message_says_so(tmp_path: Path) -> None:
+    with new_version(tmp_path, "letters"):
+        pass
+    message = r"letters: no version was written, and the store is as it was: File too large"
+
+    def write() -> None:
+        with new_version(tmp_path, "letters") as folder:
+            (folder / "config.json").write_text("{}")
+            save_mixing(folder, Mixing(torch.eye(64), torch.zeros(64), 0.9))
+
+    with full_disk(4096), pytest.raises(VersionNotWritten, match=message):
+        write()
+    assert [path.name for path in (tmp_path / "letters").iterdir()] == ["1"]
+
+
+def test_a_store_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "store").touch()
+    with pytest.raises(VersionNotWritten, match=r"store/letters: no version was written, .*: Not a directory"):
+        new_version(tmp_path / "store", "letters").__enter__()
+
+
+def test_a_side_file_that_does_not_fit_on_the_disk_stays_as_it_was(tmp_path: Path) -> None:
+    store.write_metrics(tmp_path, {"accuracy": 1})
+    store.write_table(tmp_path / store.HISTORY, Line, [Line(1, 0.5)])
+    with full_disk(4096):
+        with pytest.raises(OSError, match="File too large"):
+            store.write_metrics(tmp_path, {"accuracy": "x" * 10_000})
+        with pytest.raises(OSError, match="File too large"):
+            store.write_table(tmp_path / store.HISTORY, Line, [Line(1, 0.5)] * 1000)
+    assert store.read_metrics(tmp_path) == {"accuracy": 1}
+    assert (tmp_path / "history.csv").read_text().split() == ["epoch,loss", "1,0.5"]
+    assert len(list(tmp_path.iterdir())) == 2, "nothing incomplete is left"

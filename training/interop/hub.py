@@ -1,5 +1,6 @@
 """Hub: load, save, push and import models as Hugging Face repositories, which hold the same files as a version."""
 
+import errno
 import shutil
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -105,7 +106,7 @@ def import_from_hub(model: str, store: Path, name: str, *, revision: str | None 
 
 
 def _explain(error: Exception) -> str:
-    """Return the cause of an error of the hub's client: a refused request, an invalid id, or no connection."""
+    """Return the cause of an error of the hub's client: a refused request, an invalid id, a full disk, or no connection."""
     from huggingface_hub import constants
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
@@ -115,6 +116,8 @@ def _explain(error: Exception) -> str:
             return f"{host} refused the request: {error}"
         case HFValidationError():
             return f"not a valid id: {error}"
+        case OSError(errno=errno.ENOSPC | errno.EDQUOT | errno.EFBIG):
+            return f"what {host} sent could not be written: {error}"
     return f"could not reach {host}: {error}"
 
 

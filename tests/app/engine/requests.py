@@ -26,6 +26,7 @@ def running_request(
     stop: Stop = "tolerance",
     session: str | None = None,
     streamed: bool = False,
+    client: str = "",
 ) -> RunningRequest:
     """A request as the scheduler gets it, for a model whose rows have the shape of the inputs."""
     return RunningRequest(
@@ -41,6 +42,7 @@ def running_request(
             stop=stop,
             session=session,
             streamed=streamed,
+            client=client,
             id=number,
         ),
         inputs.shape[1:],

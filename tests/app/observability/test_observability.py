@@ -1,7 +1,10 @@
 """What the server lets an operator see: histograms, traces, and the trace id in the log."""
 
 import json
+import os
 import socket
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -44,6 +47,36 @@ def test_a_histogram_counts_values_at_their_bounds_between_them_and_beyond() -> 
         "rows_count": 7,
         "rows_sum": 115.5,
     }
+
+
+def test_metrics_of_several_workers_have_their_space_on_the_disk_before_they_are_mapped(tmp_path: Path) -> None:
+    """To write into a hole of a mapped file ends the process with SIGBUS when the disk is full."""
+    program = """
+import os, sys
+from app.observability import metrics
+from prometheus_client import CollectorRegistry, Counter
+counter = Counter("rows", "Some.", ["model"], registry=CollectorRegistry())
+if sys.argv[1] == "full later":
+    counter.labels("first").inc()
+if sys.argv[1] != "empty":
+    def full(*_): raise OSError(28, "No space left on device")
+    metrics.os.posix_fallocate = full
+for model in range(1000):
+    counter.labels(f"{model}").inc()
+print(sum(counter.labels(f"{model}")._value.get() for model in range(1000)))
+"""
+    for disk in ("empty", "full later", "full"):
+        folder = tmp_path / disk
+        folder.mkdir()
+        environment = {**os.environ, "PROMETHEUS_MULTIPROC_DIR": str(folder)}
+        command = [sys.executable, "-c", program, disk]
+        ended = subprocess.run(command, env=environment, check=True, capture_output=True, text=True, timeout=60)
+        assert ended.stdout.split()[-1] == "1000.0", "the worker counts on in its own memory"
+        files = list(folder.glob("counter_*.db"))
+        assert len(files) == (disk != "full")
+        for file in files:
+            assert file.stat().st_blocks * 512 >= file.stat().st_size, "no part of it is a hole"
+            assert file.stat().st_size == (2**17 if disk == "empty" else 2**16)
 
 
 def test_phases_lie_one_behind_the_other_and_those_that_did_not_happen_are_left_out() -> None:
