@@ -1,9 +1,11 @@
 """The playground with a model of mazes, in a real browser: the editor, and the state as a heat map."""
 
 import io
+import os
 import re
 from base64 import b64decode
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -279,3 +281,11 @@ def test_a_finger_edits_and_a_phone_need_not_scroll_sideways(browser: Browser, m
         page.touchscreen.tap(box["x"] + 1.5 * box["width"] / 15, box["y"] + 0.5 * box["height"] / 15)
         assert shown(page)[0, 1] == ("wall" if pixels[0, 1] == "floor" else "floor")
         assert said == []
+
+
+@pytest.mark.skipif("JFB_SCREENSHOTS" not in os.environ, reason="a picture is written when JFB_SCREENSHOTS names a folder")
+def test_a_screenshot_for_the_documentation(browser: Browser, maze_server: RunningServer) -> None:
+    with page_of(browser, maze_server.url) as (page, _):
+        expect(page.locator("#label")).to_have_text("red")
+        page.wait_for_timeout(1300)  # half of the replay
+        page.screenshot(path=Path(os.environ["JFB_SCREENSHOTS"]) / "playground-mazes.png")
