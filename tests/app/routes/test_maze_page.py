@@ -284,8 +284,17 @@ def test_a_finger_edits_and_a_phone_need_not_scroll_sideways(browser: Browser, m
 
 
 @pytest.mark.skipif("JFB_SCREENSHOTS" not in os.environ, reason="a picture is written when JFB_SCREENSHOTS names a folder")
-def test_a_screenshot_for_the_documentation(browser: Browser, maze_server: RunningServer) -> None:
-    with page_of(browser, maze_server.url) as (page, _):
-        expect(page.locator("#label")).to_have_text("red")
-        page.wait_for_timeout(1300)  # half of the replay
-        page.screenshot(path=Path(os.environ["JFB_SCREENSHOTS"]) / "playground-mazes.png")
+def test_a_screenshot_for_the_documentation(browser: Browser, tmp_path: Path) -> None:
+    """Of the trained model in ``model_store``, or where ``JFB_MODEL_STORE`` says."""
+    store = Path(os.environ.get("JFB_MODEL_STORE", "model_store"))
+    with running_server(store, tmp_path / "log") as running:
+        running.wait_until_ready()
+        with page_of(browser, running.url) as (page, _):
+            page.locator("#model").select_option("mazes")
+            for _ in range(40):  # until the answer changes late
+                page.locator("#new-maze").click()
+                expect(page.locator("#end")).to_have_text("Iterating…")
+                page.wait_for_timeout(1300)  # half of the replay
+                if f"answer: {page.locator('#label').inner_text()}," not in page.locator("#maze-answer").inner_text():
+                    break
+            page.screenshot(path=Path(os.environ["JFB_SCREENSHOTS"]) / "playground-mazes.png")
