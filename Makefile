@@ -6,11 +6,17 @@ STORE = $(or $(JFB_MODEL_STORE),model_store)
 BIN = .venv/bin
 PYTEST = $(BIN)/pytest --numprocesses 2
 
-.PHONY: run check test test-long lint types
+.PHONY: run mazes check test test-long lint types
 
 run: .venv/installed
 	@ls -d $(STORE)/*/[0-9]* >/dev/null 2>&1 || $(BIN)/python -m training train digits
-	@$(BIN)/python -m app --port $(PORT)
+	@ls -d $(STORE)/mazes/[0-9]* >/dev/null 2>&1 || \
+	    echo '"make mazes" in another terminal trains a second model in one to two minutes, on which iterations matter; this server finds it.'
+	@$(BIN)/python -m app --port $(PORT) --poll-seconds 2
+
+# A second model, which a server that `make run` started finds by itself.
+mazes: .venv/installed
+	@$(BIN)/python -m training train mazes
 
 # Lint, types, and the tests that start no server and train nothing: a minute on two cores.
 check: lint types

@@ -11,6 +11,8 @@ modes run in one process, one after the other. The table has medians over the ro
 import logging
 import statistics
 import time
+from collections import defaultdict
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -41,13 +43,13 @@ class Run:
     """One mode in one round."""
 
     requests_per_second: float
-    latencies: dict[float, list[float]]
-    """Milliseconds, by tolerance."""
+    latencies: dict[object, list[float]]
+    """Milliseconds, by kind of image."""
     evaluations: float
     """Of ``step`` for one row, per request."""
 
-    def percentile(self, tolerance: float, share: float) -> float:
-        return float(np.percentile(self.latencies[tolerance], 100 * share))
+    def percentile(self, kind: object, share: float) -> float:
+        return float(np.percentile(self.latencies[kind], 100 * share))
 
 
 @dataclass(frozen=True)
@@ -72,28 +74,81 @@ def make_scheduler(folder: Path, mode: str, slots: int | None, clients: int, opt
     return MODES[mode](batch, max_waiting_rows=clients)
 
 
-def drive(scheduler: Scheduler, images: np.ndarray, clients: int) -> Run:
-    """Run every image once, with ``clients`` of them in flight at any time."""
-    tolerances = np.random.default_rng(0).permutation(np.resize([LOOSE, STRICT], len(images))).tolist()
+def mixed_tolerances(count: int) -> list[float]:
+    """Loose and strict in random order, half of them each."""
+    tolerances: list[float] = np.random.default_rng(0).permutation(np.resize([LOOSE, STRICT], count)).tolist()
+    return tolerances
+
+
+def drive(
+    scheduler: Scheduler,
+    images: np.ndarray,
+    clients: int,
+    tolerances: Sequence[float],
+    kinds: Sequence[object] | None = None,
+    clock: Callable[[], float] = time.perf_counter,
+) -> Run:
+    """Run every image once, with ``clients`` of them in flight at any time.
+
+    Args:
+        tolerances: one per image.
+        kinds: what to group the latencies by, one per image; the tolerances if None.
+        clock: in seconds. With one thread, ``time.process_time`` shows what a quiet machine would take.
+    """
+    kinds = tolerances if kinds is None else kinds
     sent: dict[int, float] = {}
-    latencies: dict[float, list[float]] = {LOOSE: [], STRICT: []}
+    latencies: dict[object, list[float]] = defaultdict(list)
 
     def send() -> None:
         number = len(sent)
         if number < len(images):
-            sent[number] = time.perf_counter()
+            sent[number] = clock()
             request = Request("model", 1, images[number].tobytes(), [tolerances[number]], [1000], [None])
             scheduler.submit(RunningRequest(number, request, images.shape[1:]))
 
-    evaluations, start = scheduler.step_evaluations, time.perf_counter()
+    evaluations, start = scheduler.step_evaluations, clock()
     for _ in range(clients):
         send()
     while scheduler.busy:
-        for request in scheduler.tick(time.perf_counter()):
-            latencies[tolerances[request.number]].append(1000 * (time.perf_counter() - sent[request.number]))
+        for request in scheduler.tick(clock()):
+            latencies[kinds[request.number]].append(1000 * (clock() - sent[request.number]))
             send()
-    seconds = time.perf_counter() - start
+    seconds = clock() - start
     return Run(len(images) / seconds, latencies, (scheduler.step_evaluations - evaluations) / len(images))
+
+
+def compare(
+    model: Path,
+    images: np.ndarray,
+    tolerances: Sequence[float],
+    kinds: Sequence[object] | None = None,
+    *,
+    slots: int,
+    clients: int,
+    rounds: int,
+    options: ComputeOptions,
+    clock: Callable[[], float] = time.perf_counter,
+) -> dict[str, list[Run]]:
+    """Run every round in both modes, in alternating order, after a warm-up; return the runs of each mode."""
+    modes = list(MODES)
+    for mode in modes:
+        drive(make_scheduler(model, mode, slots, clients, options), images[: 2 * slots], clients, tolerances)  # warm up
+    runs: dict[str, list[Run]] = {mode: [] for mode in modes}
+    for number in range(rounds):
+        for mode in modes if number % 2 else reversed(modes):
+            scheduler = make_scheduler(model, mode, slots, clients, options)
+            runs[mode].append(drive(scheduler, images, clients, tolerances, kinds, clock))
+    return runs
+
+
+def show(title: str, runs: dict[str, list[Run]], figures: dict[str, Callable[[Run], float]]) -> None:
+    """Print a table: for each figure the median of each mode, and of the ratios within a round."""
+    table = Table("", *runs, "ratio", title=title)
+    for name, figure in figures.items():
+        medians = [statistics.median(figure(run) for run in runs[mode]) for mode in runs]
+        ratio = statistics.median(figure(b) / figure(a) for a, b in zip(*runs.values(), strict=True))
+        table.add_row(name, *(f"{value:.1f}" for value in medians), f"{ratio:.2f}")
+    Console().print(table)
 
 
 def main(
@@ -111,21 +166,13 @@ def main(
 ) -> None:
     """Print the figures of both modes, and their ratios."""
     torch.set_num_threads(threads)
-    console = Console()
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))
     options = ComputeOptions(backend, precision, solver)
-    source = read(DataRecipe(source=data), [split], console).splits[split]
+    source = read(DataRecipe(source=data), [split], Console()).splits[split]
     inputs = source.inputs[:images].float().numpy()
-    modes = list(MODES)
-    for mode in modes:
-        drive(make_scheduler(model, mode, slots, clients, options), inputs[: 2 * slots], clients)  # warm up
-    runs: dict[str, list[Run]] = {mode: [] for mode in modes}
-    for number in range(rounds):
-        for mode in modes if number % 2 else reversed(modes):
-            runs[mode].append(drive(make_scheduler(model, mode, slots, clients, options), inputs, clients))
-
-    table = Table("", *modes, "ratio", title=f"{model}: {len(inputs)} images, {slots} slots, {clients} clients, {rounds} rounds")
-    figures = {
+    tolerances = mixed_tolerances(len(inputs))
+    runs = compare(model, inputs, tolerances, slots=slots, clients=clients, rounds=rounds, options=options)
+    figures: dict[str, Callable[[Run], float]] = {
         "requests/s": lambda run: run.requests_per_second,
         "step evaluations per request": lambda run: run.evaluations,
         "loose (1e-1) p50, ms": lambda run: run.percentile(LOOSE, 0.5),
@@ -133,11 +180,7 @@ def main(
         "strict (1e-4) p50, ms": lambda run: run.percentile(STRICT, 0.5),
         "strict (1e-4) p99, ms": lambda run: run.percentile(STRICT, 0.99),
     }
-    for name, figure in figures.items():
-        medians = [statistics.median(figure(run) for run in runs[mode]) for mode in modes]
-        ratio = statistics.median(figure(b) / figure(a) for a, b in zip(*runs.values(), strict=True))
-        table.add_row(name, *(f"{value:.1f}" for value in medians), f"{ratio:.2f}")
-    console.print(table)
+    show(f"{model}: {len(inputs)} images, {slots} slots, {clients} clients, {rounds} rounds", runs, figures)
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ from app.engine.backends.fused import FusedIteration
 from app.engine.scheduler import Scheduler
 from app.engine.slots import SlotTable
 from app.settings import BackendName, Precision
-from benchmarks.engine import ComputeOptions, drive, make_scheduler
+from benchmarks.engine import ComputeOptions, drive, make_scheduler, mixed_tolerances
 from jfb.solvers import Solver
 from training.data import read
 from training.recipe import DataRecipe
@@ -112,11 +112,12 @@ def main(
     stopwatch = Stopwatch()
     instrument(stopwatch)
     scheduler = make_scheduler(model, "iteration", slots, clients, ComputeOptions(backend, precision, solver))
-    drive(scheduler, inputs[: 2 * slots], clients)  # warm up
+    tolerances = mixed_tolerances(len(inputs))
+    drive(scheduler, inputs[: 2 * slots], clients, tolerances)  # warm up
     gc.collect()
     gc.freeze()  # a collection of the libraries' objects would count for the part in which it happens
     stopwatch.reset()
-    run = drive(scheduler, inputs, clients)
+    run = drive(scheduler, inputs, clients, tolerances)
 
     total, step = sum(stopwatch.seconds.values()), sum(stopwatch.seconds[name] for name in COMPILED if name in stopwatch.seconds)
     ticks = stopwatch.calls["rest of tick"]

@@ -143,6 +143,8 @@ class AugmentRecipe(Strict):
     """Largest shear angle in either direction, in degrees."""
     flip: bool = False
     """Mirror each image horizontally with probability 1/2."""
+    symmetries: bool = False
+    """Rotate each image by a multiple of 90° and mirror it or not, all eight with the same probability; images must be square."""
     crop: int = Field(default=0, ge=0)
     """Pixels of padding on each side before a random crop of the image's own size."""
 
@@ -167,6 +169,9 @@ class Recipe(Strict):
     data: DataRecipe
     curriculum: tuple[Stage, ...] = ()
     """Stages before the ``optimisation.epochs`` on the recipe's own data, in order. All are validated on that data."""
+    generalisation: tuple[dict[str, JsonValue], ...] = ()
+    """Changes to the data section, as in a stage: evaluation reports the test parts of these data too, by the width of their
+    images."""
     network: ArchitectureSpec
     """Architecture and its arguments. Default of ``mean`` and ``std``: measured on the training part."""
     gradient: GradientRecipe = GradientRecipe()
@@ -192,16 +197,18 @@ class Recipe(Strict):
                 check_solver(solver, self.network.name, kind)
             except ValueError as error:
                 raise ValueError(f"{section}.{error}") from error
-        for number, stage in enumerate(self.curriculum):
+        changes = {f"curriculum.{number}.data": stage.data for number, stage in enumerate(self.curriculum)}
+        changes |= {f"generalisation.{number}": change for number, change in enumerate(self.generalisation)}
+        for key, change in changes.items():
             try:
-                self.stage_data(stage)
+                self.changed_data(change)
             except ValidationError as error:
-                raise ValueError(f"curriculum.{number}.data: {_describe(error, DataRecipe)}") from error
+                raise ValueError(f"{key}: {_describe(error, DataRecipe)}") from error
         return self
 
-    def stage_data(self, stage: Stage) -> DataRecipe:
-        """Return the data section of a stage of the curriculum."""
-        content = {**self.data.model_dump(mode="json"), **stage.data}
+    def changed_data(self, changes: dict[str, JsonValue]) -> DataRecipe:
+        """Return the data section with the changes of a stage of the curriculum, or of ``generalisation``."""
+        content = {**self.data.model_dump(mode="json"), **changes}
         if isinstance(arguments := content.get("arguments"), dict):
             content["arguments"] = {**self.data.arguments, **arguments}
         return DataRecipe.model_validate(content)

@@ -46,6 +46,7 @@ class RunningRequest:
         self.session = request.session
         self.client = request.client
         self.streamed = request.streamed
+        self.with_states = request.with_states
         self.rows = rows
         self.inputs: NDArray[np.float32] = np.frombuffer(request.inputs, "<f4").reshape(rows, *input_shape)
         self.tolerance = np.asarray(request.tolerance, np.float64)

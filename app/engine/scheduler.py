@@ -14,6 +14,7 @@ from app.engine.batch import RunningBatch
 from app.engine.lane import Lane
 from app.engine.queue import Queue, Rows
 from app.engine.running_request import RunningRequest
+from app.engine.trace import trace
 from app.engine.warm_starts import WarmStarts
 from app.engine_client.messages import Iteration
 from jfb import Status
@@ -174,8 +175,10 @@ class Scheduler:
         for number in dict.fromkeys(numbers.tolist()):
             if request := self._requests.get(number):  # reading out may have failed it
                 own = numbers == number
-                columns = [values[streamed[own]].tolist() for values in (table.iterations, residual, table.row)]
-                self._streamed_iterations.append((request, Iteration(request.id, logits[own].astype("<f4").tobytes(), *columns)))
+                counts, residuals, rows = (values[streamed[own]].tolist() for values in (table.iterations, residual, table.row))
+                pictures = trace(lane.states(streamed[own]), counts) if request.with_states else None
+                iteration = Iteration(request.id, logits[own].astype("<f4").tobytes(), counts, residuals, rows, pictures)
+                self._streamed_iterations.append((request, iteration))
 
     def _admit(self, now: float) -> None:
         """Move waiting rows into free slots."""

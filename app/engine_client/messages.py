@@ -40,6 +40,7 @@ class Request(Struct, tag="request"):
     stop: Stop = "tolerance"  # `label` only where the version has a `label_stop`
     session: str | None = None  # the rows start where the last rows of this session ended, if there were as many
     streamed: bool = False  # whether the engine sends an `Iteration` after each iteration
+    with_states: bool = False  # whether those have states
     client: str = ""  # who sent it, as an opaque text; waiting rows leave the queue fairly by client
     id: int = msgspec.field(default_factory=MESSAGE_IDS.__next__)
 
@@ -113,10 +114,20 @@ class Result(_Rows, frozen=True, tag="result"):
     """Of the same: how far that lead can still shrink; infinite while unknown, NaN without an iteration."""
 
 
+class Magnitude(Struct, frozen=True):
+    """The magnitude of a state at each of its positions."""
+
+    height: int
+    width: int
+    peak: float  # the largest
+    shares: bytes  # uint8 `[height, width]`, in 255ths of the largest
+
+
 class Iteration(_Rows, frozen=True, tag="iteration"):
     """Engine to HTTP: one iteration of the n rows of a streamed request that have a slot."""
 
     rows: list[int]
+    states: list[Magnitude | None] | None = None  # one per row of a traced request; None where there is none to send
 
 
 class QueueFull(Struct, frozen=True, tag="queue_full"):

@@ -22,9 +22,11 @@ from app.schemas.native import (
     MAX_DEADLINE_MS,
     MAX_SESSION_CHARACTERS,
     MAX_TOLERANCE,
+    MAX_TRACED_ROWS,
     MIN_TOLERANCE,
     PredictParameters,
     PredictRequest,
+    StreamParameters,
 )
 from app.settings import Settings
 from jfb import images
@@ -41,10 +43,17 @@ Rows = NDArray[np.float32]
 
 
 async def decode_predict(
-    body: bytes, media_type: str, query: QueryParams, model: ServedVersion, settings: Settings, arrived: float
+    body: bytes,
+    media_type: str,
+    query: QueryParams,
+    model: ServedVersion,
+    settings: Settings,
+    arrived: float,
+    *,
+    streamed: bool = False,
 ) -> Request:
     """Decode a body and its parameters; a JSON body's precede those of the query. Deadlines count from ``arrived``."""
-    parameters = _decode_query(query) if query else PredictParameters()
+    parameters = _decode_query(query) if query else StreamParameters()
     spec, max_rows = model.config.input, settings.max_rows_per_request
     match media_type:
         case "application/json":
@@ -53,14 +62,16 @@ async def decode_predict(
                 rows = rows_of_lists(content.inputs, spec, max_rows)
             else:
                 rows = await asyncio.to_thread(_rows_of_images, content.images, spec, max_rows)
-            for name in PredictParameters.__struct_fields__:
+            for name in StreamParameters.__struct_fields__:
                 if getattr(content, name) is not UNSET:
                     setattr(parameters, name, getattr(content, name))
         case "application/x-npy":
             rows = _rows_of_npy(body, spec, max_rows)
         case _:
             rows = (await asyncio.to_thread(_row_of_image, "body", body, spec))[None]
-    return build_request(rows, parameters, model, settings, arrived)
+    request = build_request(rows, parameters, model, settings, arrived)
+    request.with_states = _traced(parameters.trace, len(rows), streamed=streamed)
+    return request
 
 
 def build_request(rows: Rows, parameters: PredictParameters, model: ServedVersion, settings: Settings, arrived: float) -> Request:
@@ -188,11 +199,11 @@ def unknown_name(name: str, known: Iterable[str]) -> ApiError:
     return ApiError(422, f"{name[:80]}: unknown field (known: {', '.join(names)}{f'; did you mean {near[0]}?' if near else ''})")
 
 
-def _decode_query(query: QueryParams) -> PredictParameters:
-    parameters = PredictParameters()
+def _decode_query(query: QueryParams) -> StreamParameters:
+    parameters = StreamParameters()
     for name in query:
-        if name not in PredictParameters.__struct_fields__:
-            raise unknown_name(name, PredictParameters.__struct_fields__)
+        if name not in StreamParameters.__struct_fields__:
+            raise unknown_name(name, StreamParameters.__struct_fields__)
         is_number = name in ("tolerance", "max_iterations", "deadline_ms")
         values = [_number_or_text(text) if is_number else text for text in query.getlist(name)]
         setattr(parameters, name, values if len(values) > 1 else values[0])
@@ -291,6 +302,18 @@ def _session(value: object) -> str | None:
     if not isinstance(value, str) or not 0 < len(value) <= MAX_SESSION_CHARACTERS:
         raise invalid("session", f"a string of 1 to {MAX_SESSION_CHARACTERS} characters", value)
     return value.encode(errors="replace").decode()  # JSON lets unpaired surrogates through, msgpack does not
+
+
+def _traced(value: object, rows: int, *, streamed: bool) -> bool:
+    if value is UNSET:
+        return False
+    if value != "state":
+        raise invalid("trace", "state", value)
+    if not streamed:
+        raise ApiError(422, "trace: must be left out unless the request has the header accept: text/event-stream (got state)")
+    if rows > MAX_TRACED_ROWS:
+        raise ApiError(422, f"trace: must be left out of requests of more than {MAX_TRACED_ROWS} rows (got {rows} rows)")
+    return True
 
 
 def _per_row(

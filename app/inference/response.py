@@ -1,5 +1,6 @@
 """Responses: from what the engine computed to what a client gets, as ``schemas.native`` describes it."""
 
+from base64 import b64encode
 from math import isfinite
 from typing import Any
 
@@ -42,7 +43,16 @@ def iteration_events(model: ServedVersion, iteration: Iteration) -> list[dict[st
     for k, (row, count, residual) in enumerate(zip(iteration.rows, iteration.iterations, iteration.residual, strict=True)):
         valid = isfinite(residual) and bool(np.isfinite(probabilities[k]).all())
         top = [{"label": classes[index], "index": index, "probability": float(probabilities[k, index])} for index in best[k]]
-        events.append({"row": row, "iteration": count, "residual": residual if valid else None, "top": top if valid else []})
+        event: dict[str, Any] = {
+            "row": row,
+            "iteration": count,
+            "residual": residual if valid else None,
+            "top": top if valid else [],
+        }
+        if iteration.states and (state := iteration.states[k]):
+            shares = b64encode(state.shares).decode()
+            event["state"] = {"shape": [state.height, state.width], "peak": state.peak, "magnitude": shares}
+        events.append(event)
     return events
 
 

@@ -12,7 +12,7 @@ from app.inference.decoding import MEDIA_TYPES, decode_predict, media_type
 from app.inference.response import predict_response
 from app.inference.stream import EVENT_STREAM, EventStream
 from app.routes.openapi import errors
-from app.schemas.native import PredictParameters, PredictResponse
+from app.schemas.native import PredictResponse, StreamParameters
 
 DESCRIPTION = """Send a batch as JSON or as a .npy file, or one image as PNG or JPEG:
 
@@ -24,12 +24,12 @@ curl -H 'content-type: application/x-npy' --data-binary @batch.npy http://127.0.
 The parameters may be in the query string (repeated for one value per row); those in a JSON body take precedence.
 
 With `Accept: text/event-stream` the server sends an event `iteration` for each iteration of each row (see IterationEvent), then
-one `answer` with the response, or one `error`:
+one `answer` with the response, or one `error`; `trace: state` adds a picture of the state to each iteration:
 
 ```
 curl -N -H 'accept: text/event-stream' -H 'content-type: image/png' --data-binary @image.png http://127.0.0.1:8000/predict
 ```"""
-PARAMETERS = msgspec.json.schema_components([PredictParameters])[1]["PredictParameters"]["properties"]
+PARAMETERS = msgspec.json.schema_components([StreamParameters])[1]["StreamParameters"]["properties"]
 BODIES: dict[str, Any] = {kind: {"schema": {"type": "string", "format": "binary"}} for kind in MEDIA_TYPES}
 BODIES["application/json"] = {"schema": {"$ref": "#/components/schemas/PredictRequest"}}
 OPENAPI: dict[str, Any] = {
@@ -59,7 +59,7 @@ async def predict(request: Request) -> Response:
 
     async def attempt() -> Response:
         model = await run.find_model(request)
-        decoded = await decode_predict(body, kind, request.query_params, model, state.settings, arrived)
+        decoded = await decode_predict(body, kind, request.query_params, model, state.settings, arrived, streamed=wants_events)
         if wants_events:
             return EventStream(model, *await run.stream(request, decoded))
         result = await run.predict(request, decoded)

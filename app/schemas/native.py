@@ -9,6 +9,7 @@ from jfb.config import InputSpec
 
 EndStatus = Literal["converged", "label_stable", "max_iterations", "deadline", "diverged"]
 MAX_SESSION_CHARACTERS = 128
+MAX_TRACED_ROWS = 8
 MIN_TOLERANCE, MAX_TOLERANCE = 1.1754943508222875e-38, 3.4028234663852886e38
 """The engine computes in float32, where smaller numbers are lost and larger ones infinite."""
 MAX_DEADLINE_MS = 3_600_000
@@ -39,6 +40,10 @@ SESSION = _meta(
     "Start where the last rows of this session ended, if there were as many; for inputs that change slowly.",
     anyOf=[{"type": "string", "minLength": 1, "maxLength": MAX_SESSION_CHARACTERS}, {"type": "null"}],
 )
+TRACE = _meta(
+    f"state adds the state to the events of a streamed request of at most {MAX_TRACED_ROWS} rows (see IterationEvent).",
+    enum=["state"],
+)
 
 
 class PredictParameters(Struct, forbid_unknown_fields=True, kw_only=True):
@@ -55,7 +60,13 @@ class PredictParameters(Struct, forbid_unknown_fields=True, kw_only=True):
     session: Annotated[Any, SESSION] = UNSET
 
 
-class PredictRequest(PredictParameters, Generic[Lists]):
+class StreamParameters(PredictParameters):
+    """The same, and what the events of a streamed request hold."""
+
+    trace: Annotated[Any, TRACE] = UNSET
+
+
+class PredictRequest(StreamParameters, Generic[Lists]):
     """Rows to predict: either inputs or images."""
 
     inputs: Annotated[Lists | UnsetType, _meta("Of shape [n, *input shape]; see GET /models.", type="array", minItems=1)] = UNSET
@@ -100,6 +111,16 @@ class LabelProbability(Model):
     probability: Number
 
 
+class StateMagnitude(Model):
+    """The L2 norm of the state over its channels, at each position: a picture of it."""
+
+    shape: tuple[int, int] = Field(
+        description="Height and width, [1, entries] of a state without positions; above 64, it is pooled to 64 by maximum."
+    )
+    peak: NonNegative = Field(description="The largest magnitude.")
+    magnitude: str = Field(description="Base64 of one byte per position, row by row; 255 stands for the peak, 0 for 0.")
+
+
 class IterationEvent(Model):
     """Data of the event ``iteration``: one iteration of one row."""
 
@@ -107,6 +128,9 @@ class IterationEvent(Model):
     iteration: int = Field(ge=1)
     residual: NonNegative | None = Field(description="Size of this change of the state; null if it is not finite.")
     top: list[LabelProbability] = Field(description="The most likely labels if the row ended here; most likely first.")
+    state: StateMagnitude | MISSING = Field(
+        MISSING, description="Only with trace: state, if it is finite; after 128 iterations, only of every 32nd."
+    )
 
 
 class LabelStopDescription(Model):

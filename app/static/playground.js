@@ -1,6 +1,8 @@
 // The playground: sends the input while it is drawn, and shows the answer as it converges.
 
 import { drawCosts, drawProbabilities, drawResiduals } from "./charts.js";
+import { clearHeat, drawHeat, magnitudes } from "./heat.js";
+import { generate, inputOf, landmarks, MazeEditor, MIN_SIZE, reachableExits, read } from "./maze.js";
 import { Pad, picture } from "./pad.js";
 import { get, hasKey, predict, ServerError, useKey } from "./server.js";
 
@@ -12,13 +14,15 @@ const RETRY = 2; // seconds, without a Retry-After of the server
 
 const $ = (id) => document.getElementById(id);
 const pad = new Pad($("pad"));
+const mazes = new MazeEditor($("maze"));
 const costs = [];
 let models = [];
 let model = null;
 let samples = [];
+let kind = null; // how the model's input is edited: "image", "maze" or "vector"
 let inFlight = null; // the AbortController of the request in flight
 let events = []; // one per iteration of the last request
-let sent = null; // its tolerance, cap and solver
+let sent = null; // its tolerance, cap, solver, and what to mark in its heat map
 let answer = null;
 let timer = 0;
 let retry = 0;
@@ -30,7 +34,8 @@ const tolerance = () => Number((10 ** Number($("tolerance").value)).toPrecision(
 const cap = () => Math.min(model.max_iterations_limit, Math.round(10 ** Number($("cap").value)));
 
 function input() {
-  if (model.input.kind === "image") return pad.isEmpty ? null : pad.input();
+  if (kind === "maze") return inputOf(mazes.maze);
+  if (kind === "image") return pad.isEmpty ? null : pad.input();
   if (!$("numbers").value.trim()) return null;
   const numbers = $("numbers").value.split(/[\s,;[\]]+/).filter(Boolean).map(Number);
   const size = model.input.shape.reduce((a, b) => a * b, 1);
@@ -57,9 +62,10 @@ async function send() {
   try {
     const one = input();
     if (one === null) return forget();
-    if (model.input.kind === "image") showSeen(one);
+    if (kind === "image") showSeen(one);
     const started = performance.now();
-    const wanted = { tolerance: tolerance(), cap: cap(), solver: $("solver").value };
+    const marks = kind === "maze" ? landmarks(mazes.maze) : [];
+    const wanted = { tolerance: tolerance(), cap: cap(), solver: $("solver").value, marks };
     let received = null; // until the first event, the last answer stays visible
     const body = {
       inputs: [one],
@@ -67,10 +73,11 @@ async function send() {
       max_iterations: wanted.cap,
       solver: wanted.solver,
       stop: $("stop").checked ? "label" : "tolerance",
+      trace: "state",
     };
     const whole = await predict(model.name, body, mine.signal, (event) => {
       if (received === null) [received, events, sent, answer] = [[], [], wanted, null];
-      received.push(event);
+      received.push({ ...event, state: event.state ? magnitudes(event.state) : null });
       events = received;
       drawSoon();
     });
@@ -81,6 +88,7 @@ async function send() {
     showError(null);
     draw();
     say();
+    if (kind === "maze" && !matchMedia("(prefers-reduced-motion: reduce)").matches) replay();
   } catch (error) {
     if (!mine.signal.aborted) showError(error, send);
   }
@@ -112,7 +120,7 @@ function draw(count = events.length) {
   const probability = (event, index) => event.top.find((one) => one.index === index)?.probability ?? null;
   const best = last?.top[0];
   $("label").textContent = best?.label ?? (last ? "?" : "–");
-  $("label").classList.toggle("long", (best?.label.length ?? 0) > 3);
+  $("label").classList.toggle("long", model?.classes.some((name) => name.length > 3));
   $("iterations").textContent = last ? last.iteration.toLocaleString("en") : "–";
   $("residual").textContent = last ? shortNumber(last.residual) : "–";
   $("time").textContent = isWhole ? `${answer.milliseconds.toFixed(answer.milliseconds < 10 ? 1 : 0)} ms` : "–";
@@ -125,6 +133,18 @@ function draw(count = events.length) {
   drawResiduals($("residuals"), shown.map((event) => event.residual), sent?.tolerance ?? tolerance());
   const series = ranked.map((one) => shown.map((event) => probability(event, one.index)));
   drawProbabilities($("probabilities"), series, shown.length);
+  drawState(shown.findLast((event) => event.state) ?? null);
+}
+
+// event: the last one with a state, or null.
+function drawState(event) {
+  const states = events.filter((one) => one.state).map((one) => one.state);
+  $("heat-iteration").textContent = event ? event.iteration.toLocaleString("en") : "–";
+  $("heat-shape").textContent = event ? event.state.shape.join(" × ") : "–";
+  $("heat-peak").textContent = event ? shortNumber(event.state.peak) : "–";
+  const by = $("heat-by").value;
+  if (event) drawHeat($("heat"), states, states.indexOf(event.state), by, by === "change" ? sent.marks : []);
+  else clearHeat($("heat"));
 }
 
 function bar(label, rank, probability) {
@@ -247,9 +267,11 @@ async function choose() {
   } catch (error) {
     return showError(error, choose);
   }
-  const isImage = model.input.kind === "image";
-  $("picture-input").hidden = !isImage;
-  $("number-input").hidden = isImage;
+  kind = samples.length && samples.every((one) => read(one.input)) ? "maze" : model.input.kind;
+  $("picture-input").hidden = kind !== "image";
+  $("maze-input").hidden = kind !== "maze";
+  $("number-input").hidden = kind !== "vector";
+  $("heat-by").value = kind === "maze" ? "change" : "magnitude"; // the maze itself makes most of the magnitude
   $("number-hint").textContent = `${model.input.shape.join(" × ")} numbers`;
   $("numbers").value = "";
   $("tolerance").value = Math.log10(model.tolerance);
@@ -264,9 +286,31 @@ async function choose() {
   $("norm").textContent = `${model.residual_norm.replace("_", " ")} norm`;
   showKnobs();
   $("samples").replaceChildren(...samples.map(sampleButton));
-  if (isImage) pad.prepare(model.input, samples.map((one) => one.input));
+  if (kind === "image") pad.prepare(model.input, samples.map((one) => one.input));
+  if (kind === "maze") prepareSizes();
   forget();
   if (samples.length) useSample(samples[0]);
+}
+
+function prepareSizes() {
+  const most = (model.input.shape[1] + 1) / 2;
+  const sizes = Array.from({ length: most - MIN_SIZE + 1 }, (_, k) => most - k);
+  $("maze-size").replaceChildren(...sizes.map((size) => new Option(`${size} × ${size}`, size)));
+}
+
+function newMaze() {
+  mazes.maze = generate(model.input.shape[1], Number($("maze-size").value), $("maze-difficulty").value);
+}
+
+function showMazeAnswer() {
+  const exits = reachableExits(mazes.maze);
+  const [{ colour, steps } = {}] = exits;
+  const answers = [
+    "Right answer: none, no exit is connected.",
+    `Right answer: ${colour}, ${steps} steps away.`,
+    `Connected: ${exits.map((exit) => exit.colour).join(", ")}. In training, one exit is.`,
+  ];
+  $("maze-answer").textContent = answers[Math.min(exits.length, 2)];
 }
 
 function sampleButton(sample) {
@@ -281,7 +325,8 @@ function sampleButton(sample) {
 }
 
 function useSample(sample) {
-  if (model.input.kind === "image") return pad.showSample(sample.input);
+  if (kind === "maze") return (mazes.maze = read(sample.input));
+  if (kind === "image") return pad.showSample(sample.input);
   $("numbers").value = sample.input.flat(Infinity).join(", ");
   predictSoon();
 }
@@ -325,6 +370,13 @@ pad.addEventListener("change", () => {
   $("hint").hidden = !pad.isEmpty;
   if (model) predictSoon();
 });
+mazes.addEventListener("change", () => {
+  showMazeAnswer();
+  predictSoon();
+});
+$("new-maze").addEventListener("click", newMaze);
+for (const choice of [$("maze-size"), $("maze-difficulty")]) choice.addEventListener("input", newMaze);
+$("heat-by").addEventListener("input", () => draw());
 $("clear").addEventListener("click", () => pad.clear());
 $("invert").addEventListener("click", () => pad.invert());
 $("replay").addEventListener("click", replay);
@@ -352,7 +404,7 @@ for (const name of ["dragover", "dragleave", "drop"])
     event.preventDefault();
     $("drop").classList.toggle("over", name === "dragover");
     const file = name === "drop" && event.dataTransfer.files[0];
-    if (file && model?.input.kind === "image") open(file);
+    if (file && kind === "image") open(file);
   });
 new ResizeObserver(() => {
   draw();

@@ -10,8 +10,9 @@ from rich.table import Table
 from typer import Argument, BadParameter, Option
 
 from jfb.store import write_config
-from training.data import load_parts
+from training.data import load_evaluation_data
 from training.device import choose_device
+from training.evaluation.difficulty import describe_range
 from training.evaluation.evaluate import CAPS, MAX_ACCURACY_LOSS, TOLERANCES, Evaluation
 from training.evaluation.evaluate import evaluate as run
 from training.evaluation.label_stops import MAX_DIFFERING
@@ -53,7 +54,7 @@ def evaluate(
     evaluation = run(
         checkpoint.network,
         config,
-        load_parts(chosen.data, console),
+        load_evaluation_data(chosen, console),
         mixing=checkpoint.mixing,
         device=on,
         console=console,
@@ -136,5 +137,5 @@ def _difficulty_table(evaluation: Evaluation, measure: str) -> Table:
     for low, high, inputs in dict.fromkeys((outcome.low, outcome.high, outcome.inputs) for outcome in outcomes):
         found = {outcome.tolerance: outcome for outcome in outcomes if outcome.low == low}
         cells = (f"{found[tolerance].accuracy:.1%}, {found[tolerance].iterations:.1f}" for tolerance in shown)
-        table.add_row(f"{low} to {high}", f"{inputs:,}", *cells)
+        table.add_row(describe_range(low, high), f"{inputs:,}", *cells)
     return table

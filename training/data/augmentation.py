@@ -2,8 +2,10 @@
 
 from collections.abc import Callable
 
+import torch
 from torch import Tensor
 
+from training.errors import RecipeError
 from training.recipe import AugmentRecipe
 
 Augmentation = Callable[[Tensor], Tensor]
@@ -33,9 +35,26 @@ def build_augmentation(recipe: AugmentRecipe) -> Augmentation:
         # The crop has the images' own size, which is known only when they arrive.
         changes.append(lambda images: K.RandomCrop(tuple(images.shape[2:]), padding=recipe.crop)(images))
 
+    if recipe.symmetries:
+        changes.append(_symmetries)
+
     def augment(images: Tensor) -> Tensor:
         for change in changes:
             images = change(images)
         return images
 
     return augment
+
+
+def _symmetries(images: Tensor) -> Tensor:
+    """Apply to each image one of the eight rotations and reflections of a square."""
+    height, width = images.shape[2:]
+    if height != width:
+        raise RecipeError(f"augment.symmetries: must be false for images that are not square (got {height}x{width})")
+    chosen = torch.randint(8, (len(images),))
+    changed = torch.empty_like(images)
+    for symmetry in range(8):
+        rows = (chosen == symmetry).nonzero().squeeze(1).to(images.device)
+        turned = images[rows].rot90(symmetry % 4, (2, 3))
+        changed[rows] = turned.flip(3) if symmetry >= 4 else turned
+    return changed

@@ -1,9 +1,11 @@
 """Splits: the training, validation and test parts, in memory."""
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+from pydantic import JsonValue
 from rich.console import Console
 from torch import Tensor
 
@@ -29,20 +31,37 @@ class Data:
     input: InputSpec
     curriculum: tuple[Split, ...] = ()
     """Training parts of the recipe's curriculum, whose inputs may have other shapes."""
+    generalisation: tuple[Split, ...] = ()
+    """Other test parts to report, whose inputs may have other shapes."""
 
 
 def load_data(recipe: Recipe, console: Console) -> Data:
-    """Load the data that a recipe names, split into its three parts, and the training parts of its curriculum.
+    """Load all data that a recipe names: its three parts, the training parts of its curriculum, and other test parts.
 
     Raises:
-        DataError: as ``load_parts``, and for a stage of the curriculum with other classes.
+        DataError: as ``load_parts``, and for other data with other classes.
     """
+    data = load_evaluation_data(recipe, console)
+    stages = [(f"curriculum.{number}", stage.data) for number, stage in enumerate(recipe.curriculum)]
+    return replace(data, curriculum=tuple(part.train for part in _load_others(recipe, stages, data.classes, console)))
+
+
+def load_evaluation_data(recipe: Recipe, console: Console) -> Data:
+    """Load what evaluation needs of the data that a recipe names: as ``load_data``, without the curriculum."""
     data = load_parts(recipe.data, console)
-    stages = [load_parts(recipe.stage_data(stage), console) for stage in recipe.curriculum]
-    for number, stage in enumerate(stages):
-        if stage.classes != data.classes:
-            raise DataError(f"curriculum.{number}: classes must be {data.classes[:20]} (got {stage.classes[:20]})")
-    return replace(data, curriculum=tuple(stage.train for stage in stages))
+    others = [(f"generalisation.{number}", changes) for number, changes in enumerate(recipe.generalisation)]
+    return replace(data, generalisation=tuple(part.test for part in _load_others(recipe, others, data.classes, console)))
+
+
+def _load_others(
+    recipe: Recipe, others: Sequence[tuple[str, dict[str, JsonValue]]], classes: list[str], console: Console
+) -> Iterator[Data]:
+    """Load a recipe's data with changes, each named by its key in the recipe."""
+    for key, changes in others:
+        data = load_parts(recipe.changed_data(changes), console)
+        if data.classes != classes:
+            raise DataError(f"{key}: classes must be {classes[:20]} (got {data.classes[:20]})")
+        yield data
 
 
 def load_parts(recipe: DataRecipe, console: Console) -> Data:

@@ -13,7 +13,7 @@ from jfb.config import Serving
 from jfb.solvers import Mixing
 from training.data import Data, Split
 from training.errors import ModelError
-from training.evaluation.difficulty import DifficultyOutcome, by_difficulty
+from training.evaluation.difficulty import DifficultyOutcome, by_difficulty, by_width
 from training.evaluation.label_stops import LabelStops, calibrate
 from training.evaluation.solver_times import SolverTimes, time_solvers
 from training.evaluation.trajectories import Trajectories, record
@@ -55,7 +55,7 @@ class Evaluation:
     outcomes: list[Outcome]
     """On the test part, for all inputs and for each class, at every tolerance and cap."""
     difficulty: list[DifficultyOutcome]
-    """On the test part, at the model's cap; empty for data that does not say how hard an input is."""
+    """At the model's cap: on the test part, for data that says how hard an input is, and on the test parts of other sizes."""
     label_stops: LabelStops
     solver_times: SolverTimes
     """On the validation part."""
@@ -105,6 +105,7 @@ def evaluate(
         )
 
     test = record_part(data.test)
+    sizes = [(test, data.test), *((record_part(part), part) for part in data.generalisation)] if data.generalisation else []
     return Evaluation(
         serving=config.serving,
         recommended_tolerance=recommend(record_part(data.validation), data.validation.labels, tolerances, cap),
@@ -115,7 +116,7 @@ def evaluate(
             for max_iterations in caps
             for outcome in outcomes(test, data.test.labels, config.classes, tolerance, max_iterations)
         ],
-        difficulty=by_difficulty(test, data.test, tolerances, cap),
+        difficulty=[*by_difficulty(test, data.test, tolerances, cap), *by_width(sizes, tolerances, cap)],
         label_stops=calibrate(network, config, data, mixing=mixing, device=device, console=console),
         solver_times=time_solvers(network, config, data.validation.inputs, tolerances[-1], mixing=mixing, device=device),
     )

@@ -84,7 +84,7 @@ def train(
     measured = with_normalisation(recipe, data.train)
     recipe = resolve_precision(recipe, measured, data, device, processes, snapshot)
     network = build_network(measured, data.input, len(data.classes), device)
-    _check_curriculum(network, recipe, data, device)
+    _check_shapes(network, recipe, data, device)
     run = Run(recipe, measured, FixedPointObjective(network, recipe), data, device, processes)
     if folder and snapshot:
         run.restore(snapshot, folder)
@@ -166,16 +166,18 @@ def measure_contraction(network: ImplicitNetwork, part: Split, recipe: Recipe, d
 
 
 @torch.no_grad()
-def _check_curriculum(network: ImplicitNetwork, recipe: Recipe, data: Data, device: torch.device) -> None:
+def _check_shapes(network: ImplicitNetwork, recipe: Recipe, data: Data, device: torch.device) -> None:
     """Refuse inputs of a shape that the network does not take, before a run has trained for a while."""
     network.eval()
-    for number, part in enumerate(data.curriculum):
+    parts = [(f"curriculum.{number}", part) for number, part in enumerate(data.curriculum)]
+    parts += [(f"generalisation.{number}", part) for number, part in enumerate(data.generalisation)]
+    for key, part in parts:
         try:
             network.readout(network.initial_state(network.inject(part.inputs[:1].to(device, torch.float32))))
         except RuntimeError as error:
             shape = list(part.inputs.shape[1:])
             raise RecipeError(
-                f"{recipe.name}: curriculum.{number}: inputs must have the shape {list(data.input.shape)}, because "
+                f"{recipe.name}: {key}: inputs must have the shape {list(data.input.shape)}, because "
                 f"{recipe.network.name} does not take other ones (got {shape})"
             ) from error
 

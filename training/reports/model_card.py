@@ -7,6 +7,7 @@ import yaml
 
 from jfb.config import ModelConfig
 from jfb.store import CARD, CURVES, DIFFICULTY_PLOT, EVALUATION_PLOT, read_config, read_evaluation, read_metrics
+from training.evaluation.difficulty import describe_range
 from training.reports.tables import markdown_table
 
 
@@ -155,7 +156,7 @@ def _difficulty_table(outcomes: list[dict[str, Any]], measure: str) -> str:
     return markdown_table(
         (measure.replace("_", " "), "inputs", *(f"{tolerance:g}" for tolerance in tolerances)),
         [
-            (f"{low} to {high}", f"{inputs:,}", *(cells[low, high, inputs, tolerance] for tolerance in tolerances))
+            (describe_range(low, high), f"{inputs:,}", *(cells[low, high, inputs, tolerance] for tolerance in tolerances))
             for low, high, inputs in ranges
         ],
     )

@@ -158,6 +158,18 @@ def test_a_sample_is_answered_as_the_api_answers_it(page: Page, digits_server: R
     expect(page.locator("#said")).to_contain_text(f"after {answer['iterations']} iterations")
 
 
+def test_the_state_is_shown_as_a_heat_map(page: Page) -> None:
+    expect(page.locator("#heat-iteration")).to_have_text(str(iterations(page)))
+    expect(page.locator("#heat-shape")).to_have_text("4 × 4")
+    size = page.evaluate("[document.getElementById('heat').width, document.getElementById('heat').height]")
+    assert size == [4, 4]
+    before = page.evaluate("document.getElementById('heat').toDataURL()")
+    page.locator("#heat-by").select_option("change")
+    assert page.evaluate("document.getElementById('heat').toDataURL()") != before
+    page.locator("#clear").click()
+    expect(page.locator("#heat-iteration")).to_have_text("–")
+
+
 def test_an_image_file_is_answered(page: Page, tmp_path: Path) -> None:
     pixels = np.full((64, 48), 255, dtype=np.uint8)
     pixels[8:56, 20:28] = 0  # a dark bar on white paper

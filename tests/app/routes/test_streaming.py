@@ -2,13 +2,18 @@
 
 import json
 import socket
+from base64 import b64decode
+from pathlib import Path
 
 import httpx
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
 
-from tests.app.running import ENDLESS, RunningServer, rows, wait_until
+import jfb
+from app.schemas.native import MAX_TRACED_ROWS, IterationEvent, StateMagnitude
+from tests.app.running import ENDLESS, RunningServer, rejected, rows, wait_until
 
 EVENTS = {"accept": "text/event-stream"}
 
@@ -108,3 +113,55 @@ def test_a_row_that_diverges_is_reported_without_labels(client: httpx.Client) ->
     assert iterations[-1][1]["residual"] is None
     assert iterations[-1][1]["top"] == []
     assert last["predictions"][0]["status"] == "diverged"  # type: ignore[index]
+
+
+def test_a_traced_event_shows_the_state_that_jfb_solve_is_in_after_as_many_iterations(
+    client: httpx.Client, store: Path, digits: NDArray[np.float64]
+) -> None:
+    network = jfb.load(store / "digits" / "2").network
+    *iterations, (_, last) = events(client, {"inputs": digits.tolist(), "tolerance": [1e-1, 1e-4] * 4, "trace": "state"})
+    assert len(iterations) == sum(one["iterations"] for one in last["predictions"])  # type: ignore[attr-defined, misc]
+    injection = network.inject(torch.from_numpy(digits).float())
+    for _, content in iterations:
+        event = IterationEvent.model_validate_json(json.dumps(content))
+        assert isinstance(event.state, StateMagnitude)
+        state, row = event.state, slice(event.row, event.row + 1)
+        solution = jfb.solve(network, injection[row], tolerance=1e-30, max_iterations=event.iteration)
+        expected = np.linalg.norm(solution.fixed_point[0].numpy(), axis=0)
+        assert state.shape == expected.shape
+        assert state.peak == pytest.approx(expected.max(), rel=1e-4)
+        shares = np.frombuffer(b64decode(state.magnitude), np.uint8).reshape(state.shape)
+        assert shares * (state.peak / 255) == pytest.approx(expected, abs=0.52 * state.peak / 255)
+
+
+def test_a_trace_can_be_requested_in_the_query_and_nothing_else_is_traced(
+    client: httpx.Client, digits: NDArray[np.float64]
+) -> None:
+    one = {"inputs": digits[:1].tolist()}
+    *traced, (_, last) = events(client, one, "/predict?trace=state")
+    *plain, (_, same) = events(client, one)
+    assert last == same
+    assert all("state" in event for _, event in traced)
+    assert not any("state" in event for _, event in plain)
+    assert [{name: value for name, value in event.items() if name != "state"} for _, event in traced] == [e for _, e in plain]
+
+
+def test_the_traces_of_many_iterations_are_few(strict_server: RunningServer) -> None:
+    body = ENDLESS | {"max_iterations": 300, "trace": "state"}
+    *iterations, _ = events(strict_server.client, body, "/models/slow/predict")
+    assert len(iterations) == 300
+    traced = [event["iteration"] for _, event in iterations if "state" in event]
+    assert traced == [*range(1, 129), 160, 192, 224, 256, 288]
+    assert iterations[0][1]["state"]["shape"] == [1, 8]  # type: ignore[index]
+
+
+def test_a_trace_that_cannot_be_sent_is_rejected(client: httpx.Client, digits: NDArray[np.float64]) -> None:
+    one = {"inputs": digits[:1].tolist()}
+    many = {"inputs": [digits[0].tolist()] * (MAX_TRACED_ROWS + 1), "trace": "state"}
+    rejected(client.post("/predict", json=one | {"trace": "logits"}, headers=EVENTS), 422, "trace: must be state (got ")
+    rejected(client.post("/predict", json=one | {"trace": "state"}), 422, "trace: ", "accept: text/event-stream")
+    rejected(client.post("/predict", json=many, headers=EVENTS), 422, "trace: ", "more than 8 rows (got 9 rows)")
+    # The Open Inference Protocol has no stream.
+    tensor = {"name": "inputs", "shape": [1, 1, 8, 8], "datatype": "FP32", "data": digits[0].ravel().tolist()}
+    infer = {"inputs": [tensor], "parameters": {"trace": "state"}}
+    assert client.post("/v2/models/digits/infer", json=infer).status_code == 400

@@ -51,6 +51,16 @@ def test_a_step_contracts_in_the_maximum_norm_whatever_the_weights(
     assert (moved <= contraction * apart * (1 + 1e-12)).all()
 
 
+@pytest.mark.parametrize("turns", range(4))
+@pytest.mark.parametrize("mirrored", [False, True])
+def test_rotations_and_reflections_of_an_image_do_not_change_its_logits(turns: int, mirrored: bool) -> None:
+    network, inputs = small_max_propagation(), images(5)
+    changed = inputs.rot90(turns, (2, 3)).flip(3) if mirrored else inputs.rot90(turns, (2, 3))
+    one, other = (predict(network, both, tolerance=1e-9, max_iterations=200) for both in (inputs, changed))
+    assert one.solution.iterations.tolist() == other.solution.iterations.tolist()
+    assert torch.allclose(one.logits, other.logits, rtol=0, atol=1e-12)
+
+
 def test_the_bound_is_reached_and_holds_in_no_other_norm() -> None:
     network = small_max_propagation()
     with torch.no_grad():

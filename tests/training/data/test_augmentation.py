@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from training.data.augmentation import build_augmentation
+from training.errors import RecipeError
 from training.recipe import AugmentRecipe
 
 
@@ -60,3 +61,18 @@ def test_a_crop_shifts_each_image_by_whole_pixels_within_its_bound(spots: torch.
     moved = centre_of_mass(changed) - 10
     assert (moved - moved.round()).abs().max() < 1e-4
     assert {int(value) for value in moved.round().flatten().tolist()} == set(range(-3, 4))
+
+
+def test_symmetries_are_the_eight_of_a_square_about_equally_often() -> None:
+    torch.manual_seed(0)
+    images = torch.rand(400, 3, 5, 5)
+    changed = build_augmentation(AugmentRecipe(symmetries=True))(images)
+    eight = [version.rot90(turns, (2, 3)) for version in (images, images.flip(3)) for turns in range(4)]
+    is_one = torch.stack([(changed == one).flatten(1).all(1) for one in eight])
+    assert bool((is_one.sum(0) == 1).all())
+    assert 30 < int(is_one.sum(1).min()) <= int(is_one.sum(1).max()) < 75
+
+
+def test_symmetries_need_square_images() -> None:
+    with pytest.raises(RecipeError, match=r"augment.symmetries: must be false for images that are not square \(got 4x5\)"):
+        build_augmentation(AugmentRecipe(symmetries=True))(torch.rand(2, 1, 4, 5))

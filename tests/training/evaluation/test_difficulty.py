@@ -2,6 +2,7 @@
 
 import csv
 import json
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -14,11 +15,11 @@ from jfb import ModelConfig
 from jfb.architectures import build
 from jfb.config import ArchitectureSpec, Serving
 from jfb.store import CONFIG
-from training.data import Split, load_parts
-from training.evaluation.difficulty import BINS, by_difficulty
+from training.data import Split, load_evaluation_data
+from training.evaluation.difficulty import BINS, by_difficulty, by_width
 from training.evaluation.evaluate import evaluate
 from training.evaluation.trajectories import Trajectories
-from training.recipe import DataRecipe
+from training.recipe import load_recipe
 from training.reports.evaluation_report import write_evaluation_report
 from training.reports.model_card import write_card
 
@@ -55,7 +56,13 @@ def test_the_ranges_hold_every_input_once_and_about_equally_many() -> None:
 
 @pytest.mark.slow
 def test_an_evaluation_writes_a_table_and_a_picture_for_data_that_has_difficulties(tmp_path: Path, console: Console) -> None:
-    data = load_parts(DataRecipe(source="mazes", arguments={"size": 4, "train": 60, "test": 90}), console)
+    recipe = load_recipe("mazes").changed(
+        {
+            "data.arguments": {"size": 4, "train": 60, "test": 90},
+            "generalisation": [{"arguments": {"size": 5, "train": 60, "test": 30}}],
+        }
+    )
+    data = load_evaluation_data(recipe, console)
     torch.manual_seed(0)
     arguments = {"channels": 4, "features": 5}
     network = build("max_propagation", data.input.shape, 4, arguments).eval()
@@ -72,6 +79,10 @@ def test_an_evaluation_writes_a_table_and_a_picture_for_data_that_has_difficulti
     rows = list(csv.DictReader((tmp_path / "difficulty.csv").read_text().splitlines()))
     for measure in ("path_length", "flood_depth"):
         assert sum(int(row["inputs"]) for row in rows if (row["measure"], row["tolerance"]) == (measure, "0.1")) == 90
+    widths = [
+        (row["low"], row["high"], row["inputs"]) for row in rows if (row["measure"], row["tolerance"]) == ("image_width", "0.1")
+    ]
+    assert widths == [("7", "7", "90"), ("9", "9", "30")]
     # Of all ranges together, accuracy and iterations are those of the part.
     overall = next(o for o in evaluation.outcomes if (o.label, o.tolerance, o.max_iterations) == (None, 0.1, 30))
     chosen = [o for o in evaluation.difficulty if (o.measure, o.tolerance) == ("flood_depth", 0.1)]
@@ -83,6 +94,24 @@ def test_an_evaluation_writes_a_table_and_a_picture_for_data_that_has_difficulti
     card = (tmp_path / "README.md").read_text()
     assert "## Easy and hard inputs" in card
     assert "| path length | inputs | 0.1 | 0.001 |" in card
+    assert "| image width | inputs | 0.1 | 0.001 |" in card
+    assert "| 9 | 30 | " in card
+
+
+def test_parts_of_other_sizes_are_compared_by_the_width_of_their_images() -> None:
+    (part_of_3, small), (part_of_5, large) = part([1, 1], [2, 4]), part([1, 2, 3], [3, 3, 10])
+    sized = [
+        (part_of_3, replace(small, inputs=torch.zeros(2, 1, 3, 3))),
+        (part_of_5, replace(large, inputs=torch.zeros(3, 1, 5, 5))),
+    ]
+    found = {
+        (outcome.measure, outcome.low, outcome.high, outcome.tolerance): outcome for outcome in by_width(sized, (1.0, 0.1), 9)
+    }
+    assert list(found) == [("image_width", width, width, tolerance) for width in (3, 5) for tolerance in (1.0, 0.1)]
+    assert [found["image_width", width, width, 0.1].inputs for width in (3, 5)] == [2, 3]
+    assert found["image_width", 3, 3, 0.1].accuracy == 1
+    assert found["image_width", 5, 5, 0.1].accuracy == pytest.approx(2 / 3), "the cap comes before the answer of the third"
+    assert found["image_width", 5, 5, 0.1].iterations == 5
 
 
 def test_data_without_difficulties_has_no_such_table() -> None:

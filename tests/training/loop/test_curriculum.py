@@ -28,6 +28,7 @@ def brief() -> Recipe:
                 {"epochs": 2, "data": {"arguments": {"size": 3, "train": 50}}},
                 {"data": {"arguments": {"size": 4, "train": 50}}},
             ],
+            "generalisation": [],
             "network.arguments": {"channels": 4, "features": 5},
             "optimisation.batch_size": 9,
         }
@@ -88,6 +89,18 @@ def test_data_without_the_recipes_stages_is_rejected(brief: Recipe, console: Con
 def test_what_a_stage_may_not_say_is_named(brief: Recipe, stage: dict[str, object], problem: str) -> None:
     with pytest.raises(RecipeError, match=problem):
         brief.changed({"curriculum": [stage]})
+
+
+def test_other_test_parts_have_their_own_size_and_must_fit_the_network(brief: Recipe, console: Console) -> None:
+    recipe = brief.changed({"curriculum": [], "generalisation": [{"arguments": {"size": 6, "test": 7}}]})
+    data = load_data(recipe, console)
+    assert [tuple(part.inputs.shape) for part in data.generalisation] == [(7, 3, 11, 11)]
+    assert data.test.inputs.shape == (20, 3, 9, 9)
+    fixed = recipe.changed({"network": {"name": "implicit_resnet", "arguments": {"channels": [4]}}})
+    with pytest.raises(RecipeError, match=r"generalisation.0: inputs must have the shape \[3, 9, 9\], because implicit_resnet"):
+        train(fixed, data, device=CPU, console=console)
+    with pytest.raises(RecipeError, match=r"generalisation\.0: sauce: unknown key"):
+        brief.changed({"generalisation": [{"sauce": "mazes"}]})
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,37 @@
+"""Trace: the states of a streamed request as pictures, few and small enough to send while they iterate."""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from app.engine_client.messages import Magnitude
+
+MAX_SIDE = 64
+"""Positions per side of a picture; larger states are pooled to their maxima."""
+EACH_UNTIL, THEN_EVERY = 128, 32
+"""The states of that many iterations of a row are all sent; then only one in so many."""
+
+
+def trace(states: Tensor, iterations: list[int]) -> list[Magnitude | None]:
+    """The magnitudes of the states of m rows; None for an iteration whose state is not sent, or is not finite."""
+    found: list[Magnitude | None] = []
+    for picture, iteration in zip(magnitude(states).cpu(), iterations, strict=True):
+        peak = float(picture.amax())
+        if (iteration <= EACH_UNTIL or iteration % THEN_EVERY == 0) and peak < float("inf"):  # which NaN is not
+            height, width = picture.shape
+            shares = (picture / peak * 255 if peak else picture).round().to(torch.uint8)
+            found.append(Magnitude(height, width, peak, shares.numpy().tobytes()))
+        else:
+            found.append(None)
+    return found
+
+
+def magnitude(states: Tensor) -> Tensor:
+    """The L2 norm over the channels at each position, ``[m, height, width]``, neither side above ``MAX_SIDE``.
+
+    Args:
+        states: ``[m, channels, height, width]``, or ``[m, entries]``, whose positions are the entries, in one line.
+    """
+    positions = states if states.dim() == 4 else states.flatten(1)[:, None, None]
+    norms = positions.float().norm(dim=1)
+    return F.adaptive_max_pool2d(norms, [min(side, MAX_SIDE) for side in norms.shape[1:]])
