@@ -2,11 +2,11 @@
 
 import io
 import itertools
+import re
 import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from http.client import HTTPResponse
 from pathlib import Path
 
 import httpx
@@ -120,10 +120,15 @@ def connected(server: RunningServer) -> Iterator[socket.socket]:
 
 
 def answered(sock: socket.socket) -> tuple[int, bytes]:
-    """The status and the content of the next answer."""
-    response = HTTPResponse(sock)
-    response.begin()
-    return response.status, response.read()
+    """The status and the content of the next answer; not a byte more is read, unlike ``http.client`` does it."""
+    head = b""
+    while not head.endswith(b"\r\n\r\n"):
+        byte = sock.recv(1)
+        assert byte, f"the connection was closed after {head!r}"
+        head = b"" if (head + byte).endswith(b" 100 Continue\r\n\r\n") else head + byte
+    length = re.search(rb"content-length: (\d+)", head)
+    assert length, head
+    return int(head.split()[1]), sock.recv(int(length[1]), socket.MSG_WAITALL)
 
 
 def resident_bytes(pid: int) -> int:
