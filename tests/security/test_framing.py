@@ -150,7 +150,8 @@ def test_many_pipelined_requests_are_answered_in_order(server: RunningServer) ->
 
 def server_end(sock: socket.socket) -> str:
     """How the system lists the server's end of a connection as long as it exists."""
-    return ": 0100007F:{:04X} 0100007F:{:04X} ".format(sock.getpeername()[1], sock.getsockname()[1])
+    server, client = (f"0100007F:{address[1]:04X}" for address in (sock.getpeername(), sock.getsockname()))
+    return f": {server} {client} "
 
 
 EVENTS = {"inputs": np.random.default_rng(1).integers(0, 17, (1024, 1, 8, 8)).tolist(), "tolerance": 1e-30, "max_iterations": 300}
