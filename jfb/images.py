@@ -1,7 +1,7 @@
 """Images: PNG and JPEG files to rows and back, by one rule for training and serving."""
 
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,41 +11,102 @@ from PIL import Image, ImageOps
 from jfb.config import InputSpec
 
 MAX_PIXELS = 2**25
-"""Of one file that ``decode`` takes, before it is resized: 33 million, which are 100 MB in memory."""
+"""Of one file that ``decode`` takes, before it is resized: 33 million, of which decoding holds 400 MB."""
+MAX_SCANS = 100
+"""Of a JPEG: each of a progressive one may take as long as the first, and costs a few bytes only."""
+MAX_SEGMENTS = 1000
+"""Of a JPEG before its size is known."""
+_GREY_OF_16_BITS = (np.arange(2**16) / 257).round().astype(np.uint8)
 
 
 class ImageError(ValueError):
     """A file that is not an image which the model takes; the message says what it must be, without naming a field."""
 
 
-def decode(file: bytes, spec: InputSpec) -> NDArray[np.float32]:
+def count_pixels(file: bytes, spec: InputSpec) -> int:
+    """The width times the height that a PNG or JPEG file states, without decoding it.
+
+    Raises:
+        ImageError: as ``decode``, for what is known without decoding.
+    """
+    if spec.kind != "image" or spec.low is None or spec.high is None:
+        raise ImageError(f"must be numbers of shape {list(spec.shape)} (got an image)")
+    sides = _png_sides(file) or _jpeg_sides(file)
+    if sides is None:
+        raise _unreadable(file)
+    if sides[0] * sides[1] > MAX_PIXELS:
+        raise ImageError(f"must have at most {MAX_PIXELS} pixels (got {sides[0]} x {sides[1]})")
+    if (scans := file.count(b"\xff\xda")) > MAX_SCANS and file.startswith(b"\xff\xd8"):
+        raise ImageError(f"must have at most {MAX_SCANS} scans (got {scans})")
+    return sides[0] * sides[1]
+
+
+def decode(file: bytes, spec: InputSpec, check: Callable[[], None] = lambda: None) -> NDArray[np.float32]:
     """Decode a PNG or JPEG file into one raw input: ``to_pixels``, scaled from [0, 255] to [low, high].
+
+    Args:
+        check: called before each piece of the file is decoded; may raise an ``ImageError``.
 
     Returns:
         Shape ``spec.shape``; whole numbers where the model takes uint8.
 
     Raises:
-        ImageError: for a model that takes vectors, and for a file that is not a complete PNG or JPEG of at most ``MAX_PIXELS``,
-            which is rejected before it is decoded.
+        ImageError: for a model that takes vectors, and for a file that is not a complete PNG or JPEG of at most ``MAX_PIXELS``
+            and ``MAX_SCANS``, which is rejected before it is decoded.
     """
-    if spec.kind != "image" or spec.low is None or spec.high is None:
-        raise ImageError(f"must be numbers of shape {list(spec.shape)} (got an image)")
+    counted = count_pixels(file, spec)
+    assert spec.low is not None
+    assert spec.high is not None
     try:
-        with Image.open(io.BytesIO(file), formats=("PNG", "JPEG")) as image:
-            size = image.size
-            if size[0] * size[1] <= MAX_PIXELS:
-                pixels = to_pixels(upright(image), spec.shape)
-    except Image.DecompressionBombError as error:
-        raise ImageError(f"must have at most {MAX_PIXELS} pixels (got far more)") from error
+        with Image.open(_CheckedFile(file, check), formats=("PNG", "JPEG")) as image:
+            if image.width * image.height != counted:
+                raise _unreadable(file)
+            pixels = to_pixels(upright(image), spec.shape)
+    except ImageError:
+        raise
     except Exception as error:  # Pillow raises a dozen types (SyntaxError among them) for a broken file
-        raise ImageError(f"must be a complete PNG or JPEG image (got {len(file)} bytes that cannot be decoded)") from error
-    if size[0] * size[1] > MAX_PIXELS:
-        raise ImageError(f"must have at most {MAX_PIXELS} pixels (got {size[0]} x {size[1]})")
+        raise _unreadable(file) from error
     scaled = spec.low + pixels * ((spec.high - spec.low) / 255)
     if spec.dtype == "uint8":
         scaled = np.rint(scaled)
     row: NDArray[np.float32] = np.clip(scaled, spec.low, spec.high).astype(np.float32)
     return row
+
+
+class _CheckedFile(io.BytesIO):
+    def __init__(self, file: bytes, check: Callable[[], None]) -> None:
+        super().__init__(file)
+        self._check = check
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        self._check()
+        return super().read(size)
+
+
+def _png_sides(file: bytes) -> tuple[int, int] | None:
+    if file.startswith(b"\x89PNG\r\n\x1a\n") and file[12:16] == b"IHDR" and len(file) >= 24:
+        return int.from_bytes(file[16:20]), int.from_bytes(file[20:24])
+    return None
+
+
+def _jpeg_sides(file: bytes) -> tuple[int, int] | None:
+    """Width and height in the header of the first frame (ITU T.81, section B.2)."""
+    if not file.startswith(b"\xff\xd8\xff"):
+        return None
+    start = 2
+    for _ in range(MAX_SEGMENTS):
+        while file[start : start + 2] == b"\xff\xff":  # fill bytes
+            start += 1
+        if start + 9 > len(file) or file[start] != 0xFF:
+            break
+        if 0xC0 <= file[start + 1] <= 0xCF and file[start + 1] not in (0xC4, 0xC8, 0xCC):
+            return int.from_bytes(file[start + 7 : start + 9]), int.from_bytes(file[start + 5 : start + 7])
+        start += 2 + int.from_bytes(file[start + 2 : start + 4])
+    return None
+
+
+def _unreadable(file: bytes) -> ImageError:
+    return ImageError(f"must be a complete PNG or JPEG image (got {len(file)} bytes that cannot be decoded)")
 
 
 def encode(row: NDArray[Any], spec: InputSpec) -> bytes:
@@ -66,7 +127,7 @@ def upright(image: Image.Image) -> Image.Image:
     """Turn an opened image upright by its EXIF orientation, and reduce 16 bits of grey to 8."""
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I"):  # convert() would clip 16 bits at 255 instead of scaling them
-        return Image.fromarray((np.asarray(image, dtype=np.float64) / 257).round().astype(np.uint8))
+        return Image.fromarray(_GREY_OF_16_BITS[np.clip(np.asarray(image), 0, 2**16 - 1)])
     return image
 
 

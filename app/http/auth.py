@@ -41,7 +41,7 @@ class KeySet:
         except ApiKeyError as error:
             log.error("API key reload failed, previous keys kept", error=str(error))
 
-    def __contains__(self, key: str) -> bool:
+    def __contains__(self, key: bytes) -> bool:
         """Whether a key is one of these, in a time that depends neither on which nor on how much of it is right."""
         digest = _hash(key)
         return any([hmac.compare_digest(digest, known) for known in self._hashes])  # noqa: C419 - all are compared
@@ -52,10 +52,12 @@ class KeySet:
         if self._file is not None:
             flag = f"{flag}-file"
             try:
-                texts.append(self._file.read_text())
+                texts.append(self._file.read_text("utf-8"))
             except (OSError, UnicodeDecodeError) as error:
                 raise ApiKeyError(f"{flag} must be a readable file of API keys (got {self._file}: {error})") from error
-        hashes = frozenset(_hash(key) for text in texts for key in re.split(r"[\s,]+", text) if key)
+        hashes = frozenset(
+            _hash(key.encode(errors="surrogateescape")) for text in texts for key in re.split(r"[\s,]+", text) if key
+        )
         if self.required and not hashes:
             raise ApiKeyError(f"{flag} must hold at least one API key (got none)")
         return hashes
@@ -69,8 +71,8 @@ class ApiKeys:
         self.admins = KeySet("admin_keys", settings.admin_keys, settings.admin_keys_file)
 
 
-def _hash(key: str) -> bytes:
-    return hashlib.sha256(key.encode(errors="surrogateescape")).digest()
+def _hash(key: bytes) -> bytes:
+    return hashlib.sha256(key).digest()
 
 
 class _KeyCheck(HTTPBearer):
@@ -85,10 +87,11 @@ class _KeyCheck(HTTPBearer):
         if not (keys.users.required or (self._admin and keys.admins.required)):
             return
         bearer = await super().__call__(request)
-        if bearer is None or not any([bearer.credentials in keys.users, bearer.credentials in keys.admins]):
+        key = bearer.credentials.encode("latin-1") if bearer else b""  # the bytes of the header, UTF-8 as the keys are
+        if not any([key in keys.users, key in keys.admins]):
             got = "none" if bearer is None else "an unknown key"
             raise ApiError(401, f"authorization: must be Bearer and an API key (got {got})", {"www-authenticate": "Bearer"})
-        if self._admin and bearer.credentials not in keys.admins:
+        if self._admin and key not in keys.admins:
             raise ApiError(403, "authorization: must be an admin key (got a user key)")
         request.scope["client_id"] = _hash(bearer.credentials).hex()[:16]
 

@@ -6,6 +6,7 @@ import re
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from urllib.parse import urlsplit, urlunsplit
 
 import structlog
 from starlette.datastructures import Headers, MutableHeaders
@@ -70,6 +71,8 @@ class RequestMiddleware:
             if message["type"] == "http.response.start":
                 status = message["status"]
                 sent = message["headers"] = [*message.get("headers", ()), (b"x-request-id", request_id.encode())]
+                if 300 <= message["status"] < 400:
+                    _drop_host(sent)
                 if any(name == b"content-type" and value.startswith(b"text/html") for name, value in sent):
                     page = DOCS_HEADERS if scope["path"].startswith("/docs") else PAGE_HEADERS
                     MutableHeaders(raw=sent).update(page)
@@ -140,6 +143,14 @@ def _bounded(receive: Receive, headers: Mapping[bytes, bytes], settings: Setting
         return message
 
     return bounded
+
+
+def _drop_host(headers: list[tuple[bytes, bytes]]) -> None:
+    """Make redirects relative: Starlette builds them from the host that the client named."""
+    for index, (name, value) in enumerate(headers):
+        if name == b"location":
+            target = urlsplit(value)
+            headers[index] = name, urlunsplit((b"", b"", b"/" + target.path.lstrip(b"/"), target.query, b""))
 
 
 def _trace_id(headers: Mapping[bytes, bytes]) -> str | None:

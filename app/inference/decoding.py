@@ -1,23 +1,29 @@
 """Decoding: from the body of a predict request to a validated ``Request``."""
 
-import asyncio
 import base64
 import io
 import math
 import re
-from collections.abc import Iterable, Sequence
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from difflib import get_close_matches
 from functools import lru_cache, partial
+from threading import Event
 from typing import Any
 
 import msgspec
 import numpy as np
-from msgspec import UNSET
+from msgspec import UNSET, UnsetType
 from numpy.typing import NDArray
 from starlette.datastructures import Headers, QueryParams
+from starlette.requests import Request as HttpRequest
 
 from app.engine_client.messages import Request, ServedVersion, Stop
 from app.http.errors import ApiError, invalid, shown
+from app.inference import run
+from app.inference.numbers import MAX_INLINE_BYTES, NumbersError, parse_numbers
+from app.inference.pool import IMAGES
 from app.schemas.native import (
     MAX_DEADLINE_MS,
     MAX_SESSION_CHARACTERS,
@@ -25,7 +31,7 @@ from app.schemas.native import (
     MAX_TRACED_ROWS,
     MIN_TOLERANCE,
     PredictParameters,
-    PredictRequest,
+    RawPredictRequest,
     StreamParameters,
 )
 from app.settings import Settings
@@ -38,14 +44,24 @@ _TYPES = {"float": "number", "int": "integer", "str": "string", "bool": "boolean
 """Names of JSON's types, by those of msgspec."""
 MEDIA_TYPES = ("application/json", "application/x-npy", "image/png", "image/jpeg")
 _decoder = lru_cache(msgspec.json.Decoder)
+_NPY_HEADERS = {
+    (1, 0): np.lib.format.read_array_header_1_0,
+    (2, 0): np.lib.format.read_array_header_2_0,
+    (3, 0): np.lib.format.read_array_header_2_0,  # differs in how it encodes the names of fields, which no model takes
+}
+MAX_PIXELS_PER_REQUEST = 2**27
+MAX_IMAGE_SECONDS = 10.0
+"""For decoding all images of one request, once a thread has started with it."""
 Rows = NDArray[np.float32]
 """Raw inputs, shape ``[n, *input_shape]``, C order."""
+Files = dict[str, bytes]
+"""PNG and JPEG files by the field that they came in."""
 
 
 async def decode_predict(
+    http: HttpRequest,
     body: bytes,
     media_type: str,
-    query: QueryParams,
     model: ServedVersion,
     settings: Settings,
     arrived: float,
@@ -53,22 +69,13 @@ async def decode_predict(
     streamed: bool = False,
 ) -> Request:
     """Decode a body and its parameters; a JSON body's precede those of the query. Deadlines count from ``arrived``."""
+    query = http.query_params
     parameters = _decode_query(query) if query else StreamParameters()
-    spec, max_rows = model.config.input, settings.max_rows_per_request
-    match media_type:
-        case "application/json":
-            content = _decode_body(body, spec)
-            if content.images is UNSET:
-                rows = rows_of_lists(content.inputs, spec, max_rows)
-            else:
-                rows = await asyncio.to_thread(_rows_of_images, content.images, spec, max_rows)
-            for name in StreamParameters.__struct_fields__:
-                if getattr(content, name) is not UNSET:
-                    setattr(parameters, name, getattr(content, name))
-        case "application/x-npy":
-            rows = _rows_of_npy(body, spec, max_rows)
-        case _:
-            rows = (await asyncio.to_thread(_row_of_image, "body", body, spec))[None]
+    decode = partial(_decode_body, body, media_type, parameters, model.config.input, settings.max_rows_per_request)
+    rows = await run.compute(http, len(body), decode)
+    if isinstance(rows, dict):
+        images = ImageBatch(rows, model.config.input)
+        rows = await run.unless_disconnected(http, IMAGES.run(images.pixels, images.decode))
     request = build_request(rows, parameters, model, settings, arrived)
     request.with_states = _traced(parameters.trace, len(rows), streamed=streamed)
     return request
@@ -118,8 +125,9 @@ def decode_json(field: str, content: bytes | memoryview | msgspec.Raw, kind: Any
         message = str(error)
         if kind is Any:  # an integer of more digits than Python converts
             raise ApiError(400, f"{field}: must be JSON ({message})") from error
-        untyped = None if message.startswith(TOO_LARGE) else decode_json(field, content, Any)
-        raise _type_error(field, message, untyped, kind) from error
+        size = len(memoryview(content))
+        show = not message.startswith(TOO_LARGE) and size <= MAX_INLINE_BYTES
+        raise _type_error(field, message, decode_json(field, content, Any) if show else None, kind, size) from error
     except RecursionError as error:
         raise ApiError(400, f"{field}: must be JSON (nested too deeply)") from error
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
@@ -152,14 +160,31 @@ def check_rows(field: str, rows: NDArray[Any], spec: InputSpec) -> Rows:
     return np.ascontiguousarray(rows, dtype=np.float32)
 
 
-def rows_of_lists(lists: Any, spec: InputSpec, max_rows: int) -> Rows:
-    """Rows from nested lists of numbers; an ``ApiError`` is 413 for too many, 422 for what the model does not take."""
-    check_count("inputs", len(lists), max_rows)
+def numbers_of_json(
+    field: str, text: bytes, row_shape: Sequence[int], dtype: np.dtype[Any], count: int | None = None
+) -> NDArray[Any] | None:
+    """``parse_numbers``; an ``ApiError`` (422) names a wrong entry, or a row in a long text; None for other shapes."""
     try:
-        rows = np.array(lists, dtype=np.float64)
-    except ValueError as error:
+        return parse_numbers(text, row_shape, dtype, count)
+    except NumbersError as error:
+        name = f"{field}{''.join(f'[{index}]' for index in error.index)}"
+        if error.message:
+            raise _value_error(name, error.message, error.value) from error
+        if len(text) > MAX_INLINE_BYTES:
+            raise ApiError(422, f"{name}: must have shape {list(row_shape)} (got other lists)") from error
+        return None
+
+
+def _rows_of_json(text: bytes, spec: InputSpec, max_rows: int) -> Rows:
+    rows = numbers_of_json("inputs", text, spec.shape, np.dtype(np.float64))
+    if rows is None:  # raise what is wrong with the lists
+        lists = decode_json("body", text, Any)
+        if isinstance(lists, list):
+            check_count("inputs", len(lists), max_rows)
         _check_lists("inputs", lists, spec)
-        raise ApiError(422, f"inputs: must be numbers of shape {_shape(spec)} (got {shown(lists)})") from error
+        decode_json("inputs", text, lists_of(float, len(spec.shape) + 1))
+        raise ApiError(422, f"inputs: must be numbers of shape {_shape(spec)} (got {shown(lists)})")
+    check_count("inputs", len(rows), max_rows)
     return check_rows("inputs", rows, spec)
 
 
@@ -194,9 +219,9 @@ def lists_of(kind: Any, depth: int) -> Any:
 
 def unknown_name(name: str, known: Iterable[str]) -> ApiError:
     """422: a field that does not exist; the error lists those that do."""
-    names = list(known)
+    names, name = list(known), name[:80]
     near = get_close_matches(name, names, 1)
-    return ApiError(422, f"{name[:80]}: unknown field (known: {', '.join(names)}{f'; did you mean {near[0]}?' if near else ''})")
+    return ApiError(422, f"{name}: unknown field (known: {', '.join(names)}{f'; did you mean {near[0]}?' if near else ''})")
 
 
 def _decode_query(query: QueryParams) -> StreamParameters:
@@ -217,36 +242,101 @@ def _number_or_text(text: str) -> object:
         return text
 
 
-def _decode_body(body: bytes, spec: InputSpec) -> PredictRequest[list[Any]]:
-    kind = _body_type(len(spec.shape) + 1)
-    try:
-        content: PredictRequest[list[Any]] = _decoder(kind).decode(body)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-        _check_lists("inputs", decode_json("body", body, PredictRequest[Any]).inputs, spec)
-        content = decode_json("body", body, kind)  # raises, with a message
+def _decode_body(body: bytes, media_type: str, parameters: StreamParameters, spec: InputSpec, max_rows: int) -> Rows | Files:
+    """Decode a body into rows or image files, and into parameters."""
+    match media_type:
+        case "application/json":
+            return _decode_request(body, parameters, spec, max_rows)
+        case "application/x-npy":
+            return _rows_of_npy(body, spec, max_rows)
+        case _:
+            return {"body": body}
+
+
+def _decode_request(body: bytes, parameters: StreamParameters, spec: InputSpec, max_rows: int) -> Rows | Files:
+    content: Any = decode_json("body", body, RawPredictRequest)
+    for name in StreamParameters.__struct_fields__:
+        if (value := getattr(content, name)) is not UNSET:
+            setattr(parameters, name, _decode_value(name, value))
     if (content.inputs is UNSET) == (content.images is UNSET):
         raise ApiError(422, f"inputs, images: must be one of them (got {'neither' if content.inputs is UNSET else 'both'})")
-    return content
+    if content.images is UNSET:
+        return _rows_of_json(bytes(content.inputs), spec, max_rows)
+    return _files(bytes(content.images), max_rows)
 
 
-def _rows_of_images(files: object, spec: InputSpec, max_rows: int) -> Rows:
-    if not isinstance(files, list):
-        raise invalid("images", "a list of base64 strings", files)
-    check_count("images", len(files), max_rows)
-    rows = []
-    for index, text in enumerate(files):
-        field = f"images[{index}]"
-        try:
-            file = base64.b64decode(text, validate=True)
-        except (TypeError, ValueError) as error:
-            raise invalid(field, "a base64 string", text) from error
-        rows.append(_row_of_image(field, file, spec))
-    return np.stack(rows)
-
-
-def _row_of_image(field: str, file: bytes, spec: InputSpec) -> NDArray[np.float32]:
+def _decode_value(name: str, value: msgspec.Raw) -> Any:
+    check_size(name, value)
     try:
-        return images.decode(file, spec)
+        return _decoder(Any).decode(value)
+    except msgspec.MsgspecError as error:
+        if str(error).startswith(TOO_LARGE):
+            raise _value_error(name, str(error), None) from error
+        return decode_json("body", value, Any)  # raises
+    except (RecursionError, UnicodeDecodeError):
+        return decode_json("body", value, Any)
+
+
+def check_size(field: str, value: msgspec.Raw | UnsetType) -> None:
+    """Raise an ``ApiError`` (422) for JSON that would take long to decode, where no long value is allowed."""
+    if value is not UNSET and (size := len(memoryview(value))) > MAX_INLINE_BYTES:
+        raise ApiError(422, f"{field}: must have at most {MAX_INLINE_BYTES} bytes (got {size})")
+
+
+def _files(text: bytes, max_rows: int) -> Files:
+    if text.startswith(b"["):
+        check_count("images", text.count(b",") + 1 if len(text) > 2 else 0, max_rows)
+    else:
+        check_size("images", msgspec.Raw(text))
+    images = decode_json("images", text, Any)
+    if not isinstance(images, list):
+        raise invalid("images", "a list of base64 strings", images)
+    check_count("images", len(images), max_rows)
+    files = {}
+    for index, image in enumerate(images):
+        try:
+            files[f"images[{index}]"] = base64.b64decode(image, validate=True)
+        except (TypeError, ValueError) as error:
+            raise invalid(f"images[{index}]", "a base64 string", image) from error
+    return files
+
+
+class ImageBatch:
+    """The images of a request, by field.
+
+    Attributes:
+        pixels: of all of them, from their headers; an ``ApiError`` is 413 for too many, 422 for what is no image.
+    """
+
+    def __init__(self, files: Files, spec: InputSpec) -> None:
+        self._files, self._spec = files, spec
+        self.pixels = 0
+        for field, file in files.items():
+            with _named(field):
+                self.pixels += images.count_pixels(file, spec)
+        if self.pixels > MAX_PIXELS_PER_REQUEST:
+            raise ApiError(413, f"images: must have at most {MAX_PIXELS_PER_REQUEST} pixels together (got {self.pixels})")
+
+    def decode(self, cancelled: Event) -> Rows:
+        """The rows; an ``ApiError`` (422) for broken images, or if it takes too long. Stops when it is ``cancelled``."""
+        deadline = time.monotonic() + MAX_IMAGE_SECONDS
+
+        def check() -> None:
+            if cancelled.is_set() or time.monotonic() > deadline:
+                raise images.ImageError(f"must be decoded within {MAX_IMAGE_SECONDS:g} s (got an image that takes longer)")
+
+        rows = []
+        for field, file in self._files.items():
+            with _named(field):
+                check()
+                rows.append(images.decode(file, self._spec, check))
+        return np.stack(rows)
+
+
+@contextmanager
+def _named(field: str) -> Iterator[None]:
+    try:
+        yield
     except images.ImageError as error:
         raise ApiError(422, f"{field}: {error}") from error
 
@@ -255,14 +345,13 @@ def _rows_of_npy(body: bytes, spec: InputSpec, max_rows: int) -> Rows:
     """The header is checked before anything of the size that it states is allocated, and nothing is unpickled."""
     file = io.BytesIO(body)
     try:
-        version = np.lib.format.read_magic(file)
-        read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        read_header = _NPY_HEADERS[np.lib.format.read_magic(file)]
         shape, fortran_order, dtype = read_header(file)
     except Exception as error:  # NumPy's header parser, with a tokenizer and literal_eval in it, raises anything
         raise ApiError(422, "body: must be a .npy file (got bytes whose header cannot be read)") from error
     if dtype.kind not in "iuf":
         raise ApiError(422, f"body: must be a .npy file of integers or floats (got dtype {dtype})")
-    if len(shape) != len(spec.shape) + 1 or shape[1:] != spec.shape:
+    if shape[1:] != spec.shape or not all(type(side) is int for side in shape):  # NumPy takes True for a number
         raise ApiError(422, f"body: must have shape {_shape(spec)} (got {list(shape)})")
     check_count("body", shape[0], max_rows)
     size = math.prod(shape) * dtype.itemsize
@@ -332,12 +421,6 @@ def _per_row(
     return value if isinstance(value, list) else [value] * rows
 
 
-@lru_cache
-def _body_type(depth: int) -> Any:
-    body: Any = PredictRequest
-    return body[lists_of(float, depth)]
-
-
 def _shape(spec: InputSpec) -> str:
     return f"[n, {', '.join(map(str, spec.shape))}]"
 
@@ -353,22 +436,29 @@ def _invalid_entry(field: str, requirement: str, rows: NDArray[Any], good: NDArr
     return invalid(f"{field}{''.join(f'[{index}]' for index in where)}", requirement, rows[where].item())
 
 
-def _type_error(field: str, message: str, content: Any, kind: Any) -> ApiError:
-    """What msgspec says of JSON of another type, in the words of this API and with the value."""
+def _type_error(field: str, message: str, content: Any, kind: Any, size: int) -> ApiError:
+    """What msgspec says of JSON of another type and some bytes, in the words of this API and with the value if it is short."""
     message, _, path = message.partition(" - at `$")
     name = f"{field}{path.rstrip('`')}".removeprefix("body.")
-    if message == TOO_LARGE:
-        return ApiError(422, f"{name}: must be a number that fits in a float (got one that is too large)")
     if match := re.match(r"Object contains unknown field `(.*)`", message):
         known = () if path else getattr(kind, "__origin__", kind).__struct_fields__
         return unknown_name(match[1], known) if known else ApiError(422, f"{name}: unknown field {shown(match[1])}")
     if match := re.match(r"Object missing required field `(.*)`", message):
         return ApiError(422, f"{f'{name}.' if path else ''}{match[1]}: must be given (got nothing)")
-    for key, index in re.findall(r"\.(\w+)|\[(\d+)\]", path):
-        content = content[key] if key else content[int(index)]
+    if size > MAX_INLINE_BYTES:
+        content = f"a value in {size} bytes"
+    elif not message.startswith(TOO_LARGE):
+        for key, index in re.findall(r"\.(\w+)|\[(\d+)\]", path):
+            content = content[key] if key else content[int(index)]
+    return _value_error(name, message, content)
+
+
+def _value_error(name: str, message: str, value: Any) -> ApiError:
+    if message.startswith(TOO_LARGE):
+        return ApiError(422, f"{name}: must be a number that fits in a float (got one that is too large)")
     match = re.match(r"Expected `([^`]*)`(?: ([<>]=? \S+?))?(?:, got .*)?$", message)
     if not match:
         return ApiError(422, f"{name}: {message}")
     types = [_TYPES.get(one, one) for one in match[1].split(" | ")]
     requirement = " or ".join(f"{'an' if one[0] in 'aeiou' else 'a'} {one}" for one in types)
-    return invalid(name, f"{requirement} {match[2] or ''}".rstrip(), content)
+    return invalid(name, f"{requirement} {match[2] or ''}".rstrip(), value)

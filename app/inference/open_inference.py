@@ -15,9 +15,19 @@ from numpy.typing import NDArray
 
 from app.engine_client.messages import Request, Result, ServedVersion
 from app.http.errors import ApiError, invalid
-from app.inference.decoding import build_request, check_count, check_lengths, check_rows, decode_json, lists_of
+from app.inference.decoding import (
+    build_request,
+    check_count,
+    check_lengths,
+    check_rows,
+    check_size,
+    decode_json,
+    lists_of,
+    numbers_of_json,
+)
+from app.inference.numbers import MAX_INLINE_BYTES
 from app.schemas.native import PredictParameters
-from app.schemas.open_inference import Datatype, InferRequest, RequestedOutput, RequestInput
+from app.schemas.open_inference import Datatype, InferRequest, RawInferRequest, RequestedOutput, RequestInput
 from app.settings import Settings
 
 JSON_LENGTH_HEADER = "inference-header-content-length"
@@ -71,6 +81,10 @@ def split(body: bytes, json_length: str | None) -> tuple[InferRequest, memoryvie
         length = int(json_length)
         if length > len(body):
             raise invalid(JSON_LENGTH_HEADER, f"at most the {len(body)} bytes of the body", length)
+    if length > MAX_INLINE_BYTES:
+        envelope: Any = decode_json("body", whole[:length], RawInferRequest)
+        for name in ("outputs", "parameters", "id"):
+            check_size(name, getattr(envelope, name))
     return decode_json("body", whole[:length], InferRequest), whole[length:]
 
 
@@ -166,18 +180,22 @@ def _array(field: str, tensor: RequestInput, raw: memoryview | None, row_shape: 
 
 
 def _array_of_json(field: str, data: Raw, shape: Sequence[int], dtype: np.dtype[Any]) -> NDArray[Any]:
-    brackets = re.match(rb"[\s\[]*", bytes(data))
+    text = bytes(data)
+    brackets = re.match(rb"[\s\[]{0,128}", text)
     depth = brackets.group().count(b"[") if brackets else 0
+    row_shape, count = ((), math.prod(shape)) if depth <= 1 else (shape[1:], shape[0])
+    numbers = numbers_of_json(field, text, row_shape, dtype, count)
+    if numbers is not None:
+        with np.errstate(over="ignore"):  # to infinity, which no model takes
+            return numbers.astype(dtype, copy=False).reshape(shape)
+    # Raise what is wrong with the lists.
     entries = decode_json(field, data, _lists(dtype, 1 if depth <= 1 else len(shape)))
     try:
-        with np.errstate(over="ignore"):  # to infinity, which no model takes
-            array = np.array(entries, dtype=np.float64 if dtype.kind == "f" else dtype).astype(dtype)
+        array = np.array(entries, dtype=np.float64 if dtype.kind == "f" else dtype)
     except ValueError:
         check_lengths(field, entries, shape)
         raise
-    if list(array.shape) != (list(shape) if depth > 1 else [math.prod(shape)]):
-        raise ApiError(422, f"{field}: must be entries of shape {list(shape)}, nested or flat (got {list(array.shape)})")
-    return array.reshape(shape)
+    raise ApiError(422, f"{field}: must be entries of shape {list(shape)}, nested or flat (got {list(array.shape)})")
 
 
 @lru_cache

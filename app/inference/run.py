@@ -18,6 +18,8 @@ from app.http.auth import client_id
 from app.http.errors import ApiError, invalid
 from app.http.middleware import RequestLog
 from app.http.state import AppState
+from app.inference.numbers import MAX_INLINE_BYTES
+from app.inference.pool import BODIES
 from app.observability.metrics import RowHistogram
 from app.observability.tracing import MAX_EVENTS
 
@@ -50,8 +52,8 @@ async def predict(http: HttpRequest, request: Request) -> Result:
     log: RequestLog = http.scope["request_log"]
     log.rows, request.client = request.rows, client_id(http)
     if log.traced:
-        return _in_time(await _unless_disconnected(http, _last(_reported(state, log, request))))
-    result = await _unless_disconnected(http, state.engines.predict(request))
+        return _in_time(await unless_disconnected(http, _last(_reported(state, log, request))))
+    result = await unless_disconnected(http, state.engines.predict(request))
     _report(state, log, request, result)
     return _in_time(result)
 
@@ -61,8 +63,15 @@ async def stream(http: HttpRequest, request: Request) -> tuple[Iteration | Resul
     log: RequestLog = http.scope["request_log"]
     log.rows, request.client = request.rows, client_id(http)
     rest = _reported(http.app.state.server, log, request)
-    first = await _unless_disconnected(http, anext(rest))
+    first = await unless_disconnected(http, anext(rest))
     return (_in_time(first) if isinstance(first, Result) else first), rest
+
+
+async def compute(http: HttpRequest, cost: int, function: Callable[[], Value]) -> Value:
+    """Call a function that takes time in proportion to some bytes: in a thread if they are many, as long as the client waits."""
+    if cost <= MAX_INLINE_BYTES:
+        return function()
+    return await unless_disconnected(http, BODIES.run(cost, lambda _: function()))
 
 
 async def retry_if_replaced(attempt: Callable[[], Awaitable[Value]]) -> Value:
@@ -117,7 +126,8 @@ def _in_time(result: Result) -> Result:
     return result
 
 
-async def _unless_disconnected(http: HttpRequest, computing: Coroutine[Any, Any, Value]) -> Value:
+async def unless_disconnected(http: HttpRequest, computing: Coroutine[Any, Any, Value]) -> Value:
+    """Await what is computed for a client; ``ClientDisconnect``, and it is cancelled, as soon as the client leaves."""
     # As asyncio.timeout does it, with a client that leaves in place of time that passes: no task for what is computed.
     task = asyncio.current_task()
     assert task is not None

@@ -9,7 +9,7 @@ import numpy as np
 
 from app.engine_client.messages import ServedVersion
 from app.http.errors import ApiError
-from app.inference.decoding import rows_of_lists
+from app.inference.decoding import check_rows
 from jfb import images, store
 from jfb.store import ModelVersion, Sample
 
@@ -22,8 +22,8 @@ def samples(model: ServedVersion, model_store: Path) -> list[Sample]:
     try:
         found = store.read_samples(ModelVersion(model.model, model.version).folder(model_store))
         if found:
-            rows_of_lists([one.input for one in found], model.config.input, len(found))
-    except (store.CheckpointError, ApiError):
+            check_rows("inputs", np.array([one.input for one in found], dtype=np.float64), model.config.input)
+    except (store.CheckpointError, ApiError, ValueError):
         return []
     return [Sample(input=_whole_numbers(one.input), label=one.label) for one in found]
 

@@ -1,6 +1,7 @@
 """The Open Inference Protocol (KServe v2): server and model metadata, readiness, infer."""
 
 import time
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from typing import Annotated, Any
 
@@ -18,6 +19,8 @@ OPTIONS: dict[str, Any] = {"prefix": "/v2", "tags": ["open inference protocol"],
 router = APIRouter(route_class=AccessRoute, **OPTIONS)
 infer_router = APIRouter(route_class=FastRoute, **OPTIONS)
 PLATFORM = "jfb_safetensors"
+MAX_COMPRESSION = 1032
+"""Of zlib: bytes that one compressed byte may become."""
 DESCRIPTION = """Tensors may follow the JSON as raw bytes, in the request (`binary_data_size`) and in the response (`binary_data`,
 `binary_data_output`); the header Inference-Header-Content-Length then has the length of the JSON.
 
@@ -75,14 +78,22 @@ async def infer(request: Request) -> Response:
     arrived = time.monotonic()
     state = await run.admit(request)
     encoding = request.headers.get("content-encoding", "identity")
-    content = open_inference.decompress(await request.body(), encoding, state.settings.max_body_bytes)
-    body, tail = open_inference.split(content, request.headers.get(open_inference.JSON_LENGTH_HEADER))
+    content, settings = await request.body(), state.settings
+    cost = len(content) * (1 if encoding == "identity" else MAX_COMPRESSION)
+
+    def split() -> tuple[schemas.InferRequest, memoryview]:
+        plain = open_inference.decompress(content, encoding, settings.max_body_bytes)
+        return open_inference.split(plain, request.headers.get(open_inference.JSON_LENGTH_HEADER))
+
+    body, tail = await run.compute(request, cost, split)
     outputs = open_inference.requested_outputs(body)
 
     async def attempt() -> Response:
         model = await run.find_model(request)
-        result = await run.predict(request, open_inference.decode_infer(body, tail, model, state.settings, arrived))
-        encoded, headers = open_inference.encode_infer(body, outputs, model, result)
+        decode = partial(open_inference.decode_infer, body, tail, model, settings, arrived)
+        result = await run.predict(request, await run.compute(request, cost, decode))
+        encode = partial(open_inference.encode_infer, body, outputs, model, result)
+        encoded, headers = await run.compute(request, 4 * len(result.logits), encode)
         return Response(encoded, headers=headers)
 
     return await run.retry_if_replaced(attempt)

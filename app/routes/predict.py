@@ -59,10 +59,11 @@ async def predict(request: Request) -> Response:
 
     async def attempt() -> Response:
         model = await run.find_model(request)
-        decoded = await decode_predict(body, kind, request.query_params, model, state.settings, arrived, streamed=wants_events)
+        decoded = await decode_predict(request, body, kind, model, state.settings, arrived, streamed=wants_events)
         if wants_events:
             return EventStream(model, *await run.stream(request, decoded))
         result = await run.predict(request, decoded)
-        return Response(msgspec.json.encode(predict_response(model, result)), media_type="application/json")
+        content = await run.compute(request, 4 * len(result.logits), lambda: msgspec.json.encode(predict_response(model, result)))
+        return Response(content, media_type="application/json")
 
     return await run.retry_if_replaced(attempt)

@@ -1,8 +1,8 @@
 """JSON of the native API: pydantic models, and for speed msgspec's ``PredictRequest``."""
 
-from typing import Annotated, Any, Generic, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
-from msgspec import UNSET, Meta, Struct, UnsetType
+from msgspec import UNSET, Meta, Raw, Struct, UnsetType, defstruct
 from pydantic import MISSING, BaseModel, ConfigDict, Field
 
 from jfb.config import InputSpec
@@ -18,7 +18,6 @@ Number = Annotated[float, Field(allow_inf_nan=False)]
 NonNegative = Annotated[Number, Field(ge=0)]
 Count = Annotated[int, Field(ge=0)]
 BoundKind = Literal["estimate", "guarantee"]
-Lists = TypeVar("Lists")
 
 
 def _meta(description: str, **schema: Any) -> Meta:
@@ -66,11 +65,20 @@ class StreamParameters(PredictParameters):
     trace: Annotated[Any, TRACE] = UNSET
 
 
-class PredictRequest(StreamParameters, Generic[Lists]):
+class PredictRequest(StreamParameters):
     """Rows to predict: either inputs or images."""
 
-    inputs: Annotated[Lists | UnsetType, _meta("Of shape [n, *input shape]; see GET /models.", type="array", minItems=1)] = UNSET
+    inputs: Annotated[Any, _meta("Of shape [n, *input shape]; see GET /models.", type="array", minItems=1)] = UNSET
     images: Annotated[Any, _meta("PNG or JPEG files in base64.", type="array", minItems=1, items={"type": "string"})] = UNSET
+
+
+RawPredictRequest = defstruct(
+    "RawPredictRequest",
+    [(name, Raw | UnsetType, UNSET) for name in PredictRequest.__struct_fields__],
+    forbid_unknown_fields=True,
+    kw_only=True,
+)
+"""A ``PredictRequest`` whose values are still JSON, so that each is decoded by what it may hold."""
 
 
 class Model(BaseModel):

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal, get_args
 
-from msgspec import UNSET, Meta, Raw, Struct, UnsetType, field
+from msgspec import UNSET, Meta, Raw, Struct, UnsetType, defstruct, field
 from pydantic import MISSING, Field
 
 from app.schemas.native import Count, Model, PredictParameters
@@ -10,7 +10,7 @@ from app.schemas.native import Count, Model, PredictParameters
 Datatype = Literal["BOOL", "UINT8", "UINT16", "UINT32", "UINT64", "INT8", "INT16", "INT32", "INT64", "FP16", "FP32", "FP64"]
 DATATYPE = Meta(extra_json_schema={"enum": get_args(Datatype)})
 DATA = Meta(description="Entries, nested or flat, unless they follow the JSON.", extra_json_schema={"type": "array"})
-Size = Annotated[int, Meta(ge=0)]
+Size = Annotated[int, Meta(ge=0, le=2**63 - 1)]
 
 
 class InputParameters(Struct, frozen=True, forbid_unknown_fields=True):
@@ -39,7 +39,7 @@ class RequestedOutput(Struct):
 class RequestParameters(PredictParameters):
     """How the rows are solved, and the outputs sent."""
 
-    timeout: Annotated[int | UnsetType, Meta(description="Deadline in microseconds, as Triton has it.")] = UNSET
+    timeout: Annotated[Size | UnsetType, Meta(description="Deadline in microseconds, as Triton has it.")] = UNSET
     binary_data_output: Annotated[bool, Meta(description="Whether all outputs follow the JSON as raw bytes.")] = False
 
 
@@ -50,6 +50,10 @@ class InferRequest(Struct):
     outputs: Annotated[list[RequestedOutput] | UnsetType, Meta(description="All outputs if left out.")] = UNSET
     parameters: RequestParameters = field(default_factory=RequestParameters)
     id: str | UnsetType = UNSET
+
+
+RawInferRequest = defstruct("RawInferRequest", [(name, Raw | UnsetType, UNSET) for name in InferRequest.__struct_fields__])
+"""An ``InferRequest`` whose values are still JSON."""
 
 
 class TensorParameters(Model):

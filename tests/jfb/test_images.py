@@ -127,7 +127,7 @@ def test_what_is_no_complete_png_or_jpeg_is_rejected() -> None:
 
 
 def test_an_image_of_too_many_pixels_is_rejected_before_it_is_decoded() -> None:
-    for side, got in ((8000, "8000 x 8000"), (20000, "far more")):
+    for side, got in ((8000, "8000 x 8000"), (20000, "20000 x 20000")):
         head = png(Image.new("1", (1, 1)))
         header = struct.pack(">II", side, side) + head[24:29]
         large = head[:16] + header + struct.pack(">I", zlib.crc32(b"IHDR" + header)) + head[33:]

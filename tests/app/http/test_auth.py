@@ -20,14 +20,14 @@ PATH = "/models/slow/predict"
 LOAD = "/v2/repository/models/slow/load"
 
 
-def bearing(key: str) -> dict[str, str]:
-    return {"authorization": f"Bearer {key}"}
+def bearing(key: str) -> dict[str, bytes]:
+    return {"authorization": f"Bearer {key}".encode()}
 
 
 @pytest.fixture(scope="module")
 def keys_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     file = tmp_path_factory.mktemp("keys") / "keys"
-    file.write_text("from-file\n\nalso-from-file\n")
+    file.write_text("from-file\n\nalso-from-file\nschlüssel-鍵\n", "utf-8")
     return file
 
 
@@ -57,7 +57,7 @@ def gated(locked: tuple[RunningServer, str]) -> httpx.Client:
     return locked[0].client
 
 
-@pytest.mark.parametrize("key", ["first", "second", "from-file", "also-from-file", "boss"])
+@pytest.mark.parametrize("key", ["first", "second", "from-file", "also-from-file", "boss", "schlüssel-鍵"])
 def test_every_key_gives_access_to_what_users_may_do(gated: httpx.Client, key: str) -> None:
     assert gated.post(PATH, json=ROW, headers=bearing(key)).status_code == 200
     assert gated.get("/models", headers=bearing(key)).status_code == 200
@@ -70,9 +70,9 @@ def test_every_key_gives_access_to_what_users_may_do(gated: httpx.Client, key: s
         {},
         bearing("third"),
         bearing("firs"),
-        {"authorization": "Bearer"},
-        {"authorization": "first"},
-        {"authorization": "Basic first"},
+        {"authorization": b"Bearer"},
+        {"authorization": b"first"},
+        {"authorization": b"Basic first"},
         bearing("first,second"),
     ],
 )
@@ -90,7 +90,7 @@ def test_every_key_gives_access_to_what_users_may_do(gated: httpx.Client, key: s
         ("POST", LOAD),
     ],
 )
-def test_without_a_key_every_request_is_rejected(gated: httpx.Client, headers: dict[str, str], method: str, path: str) -> None:
+def test_without_a_key_every_request_is_rejected(gated: httpx.Client, headers: dict[str, bytes], method: str, path: str) -> None:
     answer = gated.request(method, path, headers=headers)
     rejected(answer, 401, "authorization: ", "Bearer")
     assert answer.headers["www-authenticate"] == "Bearer"
@@ -127,7 +127,7 @@ def test_only_configured_origins_may_send_requests_from_a_browser(gated: httpx.C
     friend, stranger = "https://friend.example", "https://stranger.example"
     assert preflight(gated, friend).headers["access-control-allow-origin"] == friend
     assert "access-control-allow-origin" not in preflight(gated, stranger).headers
-    answer = gated.get("/models", headers=bearing("first") | {"origin": friend})
+    answer = gated.get("/models", headers=bearing("first") | {"origin": friend.encode()})
     assert answer.headers["access-control-allow-origin"] == friend
     # Off unless it is set.
     assert "access-control-allow-origin" not in preflight(client, friend).headers
@@ -203,7 +203,7 @@ def spoken(server: RunningServer, sent: bytes) -> bytes:
 
 def test_the_log_has_neither_keys_nor_json_when_it_is_for_people(locked: tuple[RunningServer, str]) -> None:
     server = locked[0]
-    server.client.get("/models", headers=bearing("first") | {"x-request-id": "in-words"})
+    server.client.get("/models", headers=bearing("first") | {"x-request-id": b"in-words"})
     wait_until(lambda: "in-words" in server.log.read_text(), 5, "the line is in the log")
     (line,) = [line for line in server.log.read_text().splitlines() if "in-words" in line]
     assert not line.startswith("{")
@@ -243,11 +243,11 @@ def test_without_keys_every_client_may_predict_and_load(client: httpx.Client) ->
 
 def test_a_keyring_holds_what_stands_in_its_setting_and_in_its_file(tmp_path: Path) -> None:
     file = tmp_path / "keys"
-    file.write_text("c\n d \n")
+    file.write_text("c\n d \n", "utf-8")
     keys = KeySet("api_keys", SecretStr("a, b"), file)
-    assert [key for key in "abcde" if key in keys] == list("abcd")
-    assert "" not in keys
-    assert "" not in KeySet("api_keys", None, None)
+    assert [key for key in "abcde" if key.encode() in keys] == list("abcd")
+    assert b"" not in keys
+    assert b"" not in KeySet("api_keys", None, None)
 
 
 def test_keys_that_are_wanted_but_not_there_are_an_error_that_names_the_setting(tmp_path: Path) -> None:

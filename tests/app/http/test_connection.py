@@ -117,8 +117,9 @@ def test_what_is_used_of_uvicorn_is_there() -> None:
     for name, method in vars(BoundedConnection).items():
         if inspect.isfunction(method) and hasattr(theirs, name):
             assert list(inspect.signature(method).parameters) == list(inspect.signature(getattr(theirs, name)).parameters)
-    overridden = {"connection_made", "connection_lost", "data_received", "on_message_begin", "on_headers_complete"}
-    overridden |= {"on_message_complete", "on_response_complete", "shutdown", "send_400_response"}
+    overridden = {"connection_made", "connection_lost", "data_received", "eof_received", "pause_writing", "resume_writing"}
+    overridden |= {"on_message_begin", "on_header", "on_headers_complete", "on_body", "on_message_complete"}
+    overridden |= {"on_response_complete", "shutdown", "send_400_response"}
     assert overridden == {name for name in vars(BoundedConnection) if hasattr(theirs, name) and not name.startswith("__")}
     used = ("timeout_keep_alive_task", "timeout_keep_alive_handler", "_unset_keepalive_if_required", "on_response_complete")
     assert set(used) <= set(re.findall(r"self\.(\w+)", inspect.getsource(theirs)))

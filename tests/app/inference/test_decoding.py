@@ -12,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
-from starlette.datastructures import QueryParams
+from starlette.requests import Request as HttpRequest
 
 from app.engine_client.messages import Iteration, LabelStop, Request, Result, ServedVersion, Timings
 from app.http.errors import ApiError
@@ -34,7 +34,8 @@ ROWS = [[0, 0.5], [1, -1]]
 def decode(content: object) -> Request:
     """Decode JSON as the predict routes do."""
     body = json.dumps(content).encode()
-    return asyncio.run(decode_predict(body, "application/json", QueryParams(""), MODEL, SETTINGS, 100.0))
+    http = HttpRequest({"type": "http", "query_string": b""})
+    return asyncio.run(decode_predict(http, body, "application/json", MODEL, SETTINGS, 100.0))
 
 
 @pytest.fixture(scope="module")
