@@ -93,7 +93,7 @@ class _KeyCheck(HTTPBearer):
             raise ApiError(401, f"authorization: must be Bearer and an API key (got {got})", {"www-authenticate": "Bearer"})
         if self._admin and key not in keys.admins:
             raise ApiError(403, "authorization: must be an admin key (got a user key)")
-        request.scope["client_id"] = _hash(bearer.credentials).hex()[:16]
+        request.scope["client_id"] = _hash(key).hex()[:16]
 
 
 def client_id(request: Request) -> str:

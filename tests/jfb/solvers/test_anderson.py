@@ -137,7 +137,9 @@ def test_pytorch_computes_on_an_accelerator_what_numpy_computes_on_the_host() ->
     for _ in range(12):
         next_state = network.step(state, injection)
         following = solver.propose(on_host, state, next_state)
-        torch.testing.assert_close(solver._combine(torch, on_accelerator, next_state, state, torch.arange(6)), following, rtol=1e-6, atol=1e-6)
+        torch.testing.assert_close(
+            solver._combine(torch, on_accelerator, next_state, state, torch.arange(6)), following, rtol=1e-6, atol=1e-6
+        )
         state = following
 
 
