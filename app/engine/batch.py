@@ -1,6 +1,7 @@
 """RunningBatch: the rows that iterate together."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -83,16 +84,17 @@ class RunningBatch:
         """Where those rows start unless there is a better point."""
         return isolated(self._backend.initial_state, self.lanes[0].table.point, requests, fail, injection)
 
-    def admit(self, solvers: list[str | None], point: Tensor, injection: Tensor, **host: NDArray[np.generic]) -> None:
+    def admit(self, solvers: Sequence[str | None], point: Tensor, injection: Tensor, **host: Sequence[Any]) -> None:
         """Write rows into free slots, each into its lane: ``host`` names what the slot table keeps on the host."""
-        limits = zip(solvers, host["max_iterations"].tolist(), host["by_label"].tolist(), strict=True)
+        limits = zip(solvers, host["max_iterations"], host["by_label"], strict=True)
         lanes = [self._first_lane(*row) for row in limits]
-        distinct = dict.fromkeys(lanes)
-        for lane in distinct:
+        if lanes.count(lanes[0]) == len(lanes):  # nearly always, and nothing is copied
+            lanes[0].table.admit(point=point, injection=injection, memory=lanes[0].start(point), **host)
+            return
+        for lane in dict.fromkeys(lanes):
             own = [k for k, other in enumerate(lanes) if other is lane]
-            index = own if len(distinct) > 1 else slice(None)  # nearly always all of them, and nothing is copied
-            parts = {name: values[index] for name, values in host.items()}
-            lane.table.admit(point=point[index], injection=injection[index], memory=lane.start(point[index]), **parts)
+            parts = {name: [values[k] for k in own] for name, values in host.items()}
+            lane.table.admit(point=point[own], injection=injection[own], memory=lane.start(point[own]), **parts)
 
     def _first_lane(self, solver: str | None, cap: int, by_label: bool) -> Lane:
         """Where a row starts; the last iteration that its cap allows is never one in low precision."""

@@ -238,13 +238,13 @@ class Lane:
         found: NDArray[np.floating] = logits.cpu().numpy()
         return found
 
-    def hand_over(self, residual: NDArray[np.floating], ended: NDArray[np.bool_], now: float) -> NDArray[np.bool_]:
-        """Give the lane of full precision the rows that low precision cannot bring nearer; return which: they are still here."""
-        if self.full_precision is None:
-            return np.zeros_like(ended)
+    def hand_over(
+        self, full_precision: "Lane", residual: NDArray[np.floating], ended: NDArray[np.bool_], now: float
+    ) -> NDArray[np.bool_]:
+        """Give another lane the rows that low precision cannot bring nearer; return which: they are still here."""
         table = self.table
         near = needs_full_precision(residual, self._size.cpu().numpy(), table.tolerance)
         near = (near | (table.iterations >= table.max_iterations - 1) | (table.deadline <= now)) & ~ended
         if near.any():
-            self.full_precision.table.admit_from(table, np.flatnonzero(near))
+            full_precision.table.admit_from(table, np.flatnonzero(near))
         return near

@@ -7,9 +7,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import count
 
-import numpy as np
-from numpy.typing import NDArray
-
 from app.engine.running_request import RunningRequest
 from app.engine_client.errors import QueueFull
 
@@ -18,7 +15,7 @@ MAX_ROWS_PER_FREE_PLACE = 8
 """How many rows a client may have waiting for each place that stays free, so that there is always room for another client,
 however many fill the queue (Choudhury and Hahne 1998, dynamic queue length thresholds)."""
 
-Rows = list[tuple[RunningRequest, NDArray[np.int64]]]  # requests, each with the numbers of its rows that are meant
+Rows = list[tuple[RunningRequest, list[int]]]  # requests, each with the numbers of its rows that are meant
 
 
 @dataclass(slots=True, eq=False)
@@ -77,7 +74,7 @@ class Queue:
     @property
     def first_deadline(self) -> float:
         """No row's deadline is earlier; infinite where no row has one."""
-        return self._by_deadline[0][0] if self._by_deadline else np.inf
+        return self._by_deadline[0][0] if self._by_deadline else math.inf
 
     def add(self, request: RunningRequest) -> None:
         """Queue all rows of a request; ``QueueFull`` if not all of them may wait now."""
@@ -91,7 +88,7 @@ class Queue:
             self._turns.append(request.client)
         rows = self._rows[request.number] = [_Row(request, number) for number in range(request.rows)]
         share.by_arrival.extend(rows)
-        for number, (row, deadline) in enumerate(zip(rows, request.deadline.tolist(), strict=True)):
+        for number, (row, deadline) in enumerate(zip(rows, request.deadline, strict=True)):
             heapq.heappush(share.by_deadline, (deadline, number, arrival, row))
             if deadline < math.inf:
                 heapq.heappush(self._by_deadline, (deadline, arrival, number, row))
@@ -162,7 +159,7 @@ class Queue:
             if not any(row.waits for row in reversed(self._rows[request.number])):
                 del self._rows[request.number]
         self._compact({request.client for request in numbers})
-        return [(request, np.array(own)) for request, own in numbers.items()]
+        return list(numbers.items())
 
     def _compact(self, clients: Iterable[str]) -> None:
         """A row stays in an order that did not serve it until its turn there; do not let those of some clients pile up."""

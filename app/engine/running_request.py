@@ -21,6 +21,7 @@ class RunningRequest:
 
     Attributes:
         inputs: float32 ``[rows, *input_shape]``.
+        tolerance, max_iterations: one per row.
         deadline: one per row, infinite where there is none.
         logits: ``[rows, classes]``, NaN for rows without an iteration; the scheduler makes room for them.
         margin, bound: one per row, as in ``jfb.label_stop.Stability``; NaN without an iteration. None unless it has label stops.
@@ -49,14 +50,15 @@ class RunningRequest:
         self.with_states = request.with_states
         self.rows = rows
         self.inputs: NDArray[np.float32] = np.frombuffer(request.inputs, "<f4").reshape(rows, *input_shape)
-        self.tolerance = np.asarray(request.tolerance, np.float64)
-        if not (np.isfinite(self.tolerance) & (self.tolerance > 0)).all():
+        # Lists, because most requests have one row, for which NumPy would take ten times as long.
+        self.tolerance = request.tolerance
+        if not all(0 < tolerance < math.inf for tolerance in self.tolerance):
             raise ValueError(f"tolerance: must be positive and finite (got {request.tolerance})")
-        if not all(1 <= cap < 2**63 for cap in request.max_iterations):
+        self.max_iterations = request.max_iterations
+        if not all(1 <= cap < 2**63 for cap in self.max_iterations):
             raise ValueError(f"max_iterations: must be at least 1 and below 2**63 (got {request.max_iterations})")
-        self.max_iterations = np.asarray(request.max_iterations, np.int64)
-        self.deadline = np.array([np.inf if at is None else at for at in request.deadline], np.float64)
-        if np.isnan(self.deadline).any():
+        self.deadline = [math.inf if at is None else at for at in request.deadline]
+        if any(map(math.isnan, self.deadline)):
             raise ValueError(f"deadline: must be seconds or null (got {request.deadline})")
 
         self.logits: NDArray[np.floating] = np.empty((rows, 0))
@@ -75,9 +77,9 @@ class RunningRequest:
     def finished(self) -> bool:
         return self._unfinished == 0
 
-    def expire(self, rows: NDArray[np.int64]) -> None:
+    def expire(self, rows: list[int]) -> None:
         """End rows whose deadline passed while they waited, without an iteration."""
-        for row in rows.tolist():
+        for row in rows:
             self.status[row] = Status.DEADLINE
         self._unfinished -= len(rows)
 

@@ -3,7 +3,6 @@
 import math
 import time
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import torch
@@ -135,13 +134,13 @@ class Scheduler:
             ended = lane.ended(residual, now)
             if abandoned:
                 ended |= np.isin(lane.table.request, abandoned)
-            rows = np.flatnonzero(ended)
-            if len(rows):
+            if ended.any():
+                rows = np.flatnonzero(ended)
                 self._read_out(lane, rows, residual[rows], now)
-            leaving = ended | lane.hand_over(residual, ended, now)
+                retired += len(rows)
+            leaving = ended if lane.full_precision is None else ended | lane.hand_over(lane.full_precision, residual, ended, now)
             if leaving.any():
                 lane.table.remove(leaving)
-            retired += len(rows)
         return retired
 
     def _read_out(self, lane: Lane, rows: NDArray[np.intp], residual: NDArray[np.floating], now: float) -> None:
@@ -186,23 +185,28 @@ class Scheduler:
         if not admitted:
             return
 
-        def gather(name: str) -> NDArray[Any]:
-            return np.concatenate([getattr(request, name)[rows] for request, rows in admitted])
-
-        by_row = [request for request, rows in admitted for _ in rows]
-        numbers = np.array([request.number for request in by_row])
+        by_row = [(request, row) for request, rows in admitted for row in rows]
+        numbers = np.array([request.number for request, _ in by_row])
         admitted_at = self._clock()
-        injection = self._batch.inject(gather("inputs"), numbers, self._fail)
+        inputs = np.concatenate([request.inputs[row : row + 1] for request, row in by_row])
+        injection = self._batch.inject(inputs, numbers, self._fail)
         injected_at = self._clock()
         for timings in (request.timings for request, _ in admitted if request.timings.admitted is None):
             timings.admitted, timings.injected = admitted_at, injected_at
         point = self._batch.initial_state(injection, numbers, self._fail)
         if any(request.session is not None for request, _ in admitted):
             point = self._warm(point, admitted, now)
-        limits = {name: gather(name) for name in ("tolerance", "max_iterations", "deadline")}
-        limits["by_label"] = np.array([request.stop == "label" for request in by_row])
-        row = np.concatenate([rows for _, rows in admitted])
-        self._batch.admit([request.solver for request in by_row], point, injection, request=numbers, row=row, **limits)
+        self._batch.admit(
+            [request.solver for request, _ in by_row],
+            point,
+            injection,
+            request=numbers.tolist(),
+            row=[row for _, row in by_row],
+            tolerance=[request.tolerance[row] for request, row in by_row],
+            max_iterations=[request.max_iterations[row] for request, row in by_row],
+            deadline=[request.deadline[row] for request, row in by_row],
+            by_label=[request.stop == "label" for request, _ in by_row],
+        )
 
     def _warm(self, point: Tensor, admitted: Rows, now: float) -> Tensor:
         """Replace the starts of the rows whose session is remembered."""
@@ -212,7 +216,7 @@ class Scheduler:
             if request.session is not None and request.start is None:
                 request.start = self._warm_starts.recall(request.session, request.rows, now)
             if request.start is not None:
-                point[begin : begin + len(rows)] = request.start[torch.from_numpy(rows)]
+                point[begin : begin + len(rows)] = request.start[rows]
             begin += len(rows)
         return point
 

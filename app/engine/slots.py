@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from jfb.rows import gaps
@@ -80,7 +80,7 @@ class SlotTable:
             self._device[name] = tensor
             self._rows[name] = _on_host(tensor)
 
-    def admit(self, *, point: Tensor, injection: Tensor, memory: Memory, **host: NDArray[Any]) -> None:
+    def admit(self, *, point: Tensor, injection: Tensor, memory: Memory, **host: ArrayLike) -> None:
         """Write rows behind the active ones; there must be room. ``host`` names what is on the host.
 
         Iterations begin at 0, and nothing is known of margin and bound, unless they are in it.
@@ -90,8 +90,8 @@ class SlotTable:
         self._host["margin"][begin:end] = self._host["bound"][begin:end] = np.nan
         for name, tensor in {"point": point, "injection": injection, **memory}.items():
             self._device[name][begin:end] = tensor
-        for name, array in host.items():
-            self._host[name][begin:end] = array
+        for name, values in host.items():
+            self._host[name][begin:end] = values
         self._resize(end)
 
     def admit_from(self, other: "SlotTable", rows: NDArray[np.intp]) -> None:
@@ -106,11 +106,12 @@ class SlotTable:
 
     def remove(self, ended: NDArray[np.bool_]) -> None:
         """Drop rows, ``ended`` being ``[active]``; the last ones move into their places."""
-        holes, movers = gaps(ended)
-        if len(holes):
-            for rows in (*self._rows.values(), *self._host.values()):
+        staying = self.active - int(np.count_nonzero(ended))
+        if staying:
+            holes, movers = gaps(ended)
+            for rows in (*self._rows.values(), *self._host.values()) if len(holes) else ():
                 rows[holes] = rows[movers]
-        self._resize(self.active - int(np.count_nonzero(ended)))
+        self._resize(staying)
 
     def _resize(self, active: int) -> None:
         self.active = active

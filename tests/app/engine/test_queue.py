@@ -30,9 +30,9 @@ def queue(*requests: RunningRequest) -> Queue:
 def taken(waiting: Queue, times: int = 10**6) -> Iterable[tuple[int, int]]:
     """One row at a time, as request and row."""
     while len(waiting) and times:
-        ((request, rows),) = waiting.take(1)
+        ((request, (row,)),) = waiting.take(1)
         times -= 1
-        yield request.number, rows.item()
+        yield request.number, row
 
 
 def test_single_rows_leave_in_order_of_arrival() -> None:
@@ -130,7 +130,7 @@ def test_a_large_request_gets_half_of_the_slots_however_many_small_ones_follow()
 def test_rows_past_their_deadline_leave_the_queue_and_take_no_turn() -> None:
     waiting = queue(a_request(1, 2, deadline=5.0), a_request(2, 1, deadline=6.0), a_request(3, 1))
     assert waiting.first_deadline == 5.0
-    assert [(request.number, rows.tolist()) for request, rows in waiting.take_late(5.5)] == [(1, [0, 1])]
+    assert [(request.number, rows) for request, rows in waiting.take_late(5.5)] == [(1, [0, 1])]
     assert [id for id, _ in taken(waiting)] == [2, 3]
 
 
@@ -156,7 +156,7 @@ def test_every_row_leaves_exactly_once_in_whatever_order_things_happen(steps: li
             outstanding -= {(request, row) for request, row in outstanding if request == id // 2}
         for request, numbers in (*waiting.take(takes), *waiting.take_late(float(id))):
             assert request.number not in cancelled
-            for row in numbers.tolist():
+            for row in numbers:
                 outstanding.remove((request.number, row))
         assert len(waiting) == len(outstanding)
     assert set(taken(waiting)) == outstanding
