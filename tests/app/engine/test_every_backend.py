@@ -1,5 +1,6 @@
 """What the engine promises, with every backend: the same results alone and in company, and no work except what was requested."""
 
+from collections.abc import Callable
 from itertools import cycle
 from pathlib import Path
 
@@ -8,12 +9,16 @@ import pytest
 import torch
 
 import jfb
+from app.engine.backends.backend import OnnxBackend
+from app.engine.batch import RunningBatch
 from app.engine.loading import make_batch
 from app.engine.running_request import RunningRequest
 from app.engine.scheduler import Scheduler
+from app.engine_client.messages import Stop
 from app.settings import BackendName, EngineConfig, Precision
-from jfb import Status, checkpoint, predict
+from jfb import LabelStop, ResidualNorm, Status, checkpoint, predict
 from jfb.export import export
+from jfb.label_stop import Kind
 from jfb.solvers import Mixing
 from tests.app.engine.geometric import tick_until_idle
 from tests.app.engine.requests import running_request
@@ -91,3 +96,97 @@ def test_a_row_is_answered_the_same_alone_and_in_company(
         assert np.count_nonzero(counts[0] != expected.solution.iterations.numpy()) <= 1
         assert np.concatenate([request.logits for request in alone]) == pytest.approx(expected.logits.numpy(), abs=1e-4)
     assert [int(request.logits.argmax()) for request in alone] == expected.logits.argmax(1).tolist()
+
+
+def faster_and_faster() -> Callable[[], float]:
+    """A clock by which whatever is measured later is faster, which is the iteration in one call."""
+    now, step = 0.0, 4e-4
+
+    def clock() -> float:
+        nonlocal now, step
+        now, step = now + step, 0.999 * step
+        return now
+
+    return clock
+
+
+@pytest.mark.parametrize("norm", list(ResidualNorm))
+@pytest.mark.parametrize("solver", ["picard", "mixing"])
+@pytest.mark.parametrize("stop", ["tolerance", "label"])
+def test_one_call_into_onnx_runtime_per_iteration_answers_as_predict_does(
+    version: Path, solver: str, norm: ResidualNorm, stop: Stop
+) -> None:
+    found = jfb.load(version)
+    inputs = np.random.default_rng(1).integers(0, 17, (ROWS, 1, 8, 8)).astype(np.float32)
+    label_stop = LabelStop(Kind.ESTIMATE, 0.5, safety=1.5)
+    backend = OnnxBackend(version, found.config)
+    batch = RunningBatch(backend, found.solvers, norm, (1, 8, 8), slots=16, label_stop=label_stop)
+    batch.measure(faster_and_faster())
+    assert batch.offers_label_stop(solver)
+    scheduler = Scheduler(batch, max_waiting_rows=ROWS)
+    rng = np.random.default_rng(0)
+    caps = rng.integers(1, 60, ROWS).tolist()
+    by_label = [stop == "label" and bool(rng.random() < 0.7) for _ in range(ROWS)]
+    requests = [
+        running_request(
+            id,
+            inputs[id : id + 1],
+            [TOLERANCES[id]],
+            [caps[id]],
+            [None],
+            solver=solver,
+            stop="label" if by_label[id] else "tolerance",
+        )
+        for id in range(ROWS)
+    ]
+    together = answers(scheduler, requests)
+    assert scheduler.step_evaluations == scheduler.iterations
+    for own, offline in ((np.array(by_label), label_stop), (~np.array(by_label), None)):
+        if not own.any():
+            continue
+        expected = predict(
+            found.network,
+            torch.from_numpy(inputs[own]),
+            tolerance=torch.tensor(TOLERANCES)[own],
+            max_iterations=torch.tensor(caps)[own],
+            residual_norm=norm,
+            solver=found.solvers[solver],
+            label_stop=offline,
+        )
+        rows = [together[id] for id in np.flatnonzero(own)]
+        counts = np.array([request.iterations[0] for request in rows])
+        differences = np.abs(counts - expected.solution.iterations.numpy())
+        assert differences.max() <= 1, "where rounding falls on the very threshold, a count may differ by one"
+        assert np.count_nonzero(differences) <= 1
+        same = differences == 0
+        assert [request.status[0] for request, kept in zip(rows, same, strict=True) if kept] == [
+            status for status, kept in zip(expected.solution.status, same, strict=True) if kept
+        ]
+        logits = np.concatenate([request.logits for request in rows])
+        assert logits[same] == pytest.approx(expected.logits.numpy()[same], abs=1e-4)
+
+
+def test_an_iteration_that_one_call_cannot_compute_is_computed_in_parts(version: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """ONNX Runtime begins to raise after a few iterations: nothing is lost or counted twice."""
+    found = jfb.load(version)
+    backend = OnnxBackend(version, found.config)
+    batch = RunningBatch(backend, found.solvers, ResidualNorm.RELATIVE, (1, 8, 8), slots=16)
+    batch.measure(faster_and_faster())
+    scheduler = Scheduler(batch, max_waiting_rows=16)
+    inputs = np.random.default_rng(2).integers(0, 17, (16, 1, 8, 8)).astype(np.float32)
+    scheduler.submit(running_request(1, inputs, [1e-4] * 16, [100] * 16, [None] * 16, solver="mixing"))
+    scheduler.tick(0.0)
+
+    def out_of_memory(*_: object) -> None:
+        raise RuntimeError("out of memory")
+
+    (fused,) = [lane._fused for lane in batch.active_lanes]
+    assert fused is not None
+    monkeypatch.setattr(fused, "_turn", out_of_memory)
+    fused._turns.clear()
+    (request,) = tick_until_idle(scheduler)
+    expected = predict(
+        found.network, torch.from_numpy(inputs), tolerance=1e-4, max_iterations=100, solver=found.solvers["mixing"]
+    )
+    assert np.count_nonzero(request.iterations - expected.solution.iterations.numpy()) <= 1
+    assert request.logits == pytest.approx(expected.logits.numpy(), abs=1e-4)
