@@ -64,9 +64,13 @@ def _describe(model: ModelProto, facts: dict[str, str]) -> None:
 def _facts(folder: Path, config: ModelConfig) -> dict[str, str]:
     """The facts of the model card, for readers of the file without the folder; structured values are JSON."""
     folder = folder.resolve()
+    if folder.name.isdecimal():
+        named = {"name": folder.parent.name, "version": folder.name}
+    else:  # one that is being written has no number yet
+        named = {"name": folder.parent.name if folder.name.startswith(".") else folder.name}
     facts = {
         "format_version": str(FORMAT_VERSION),
-        **({"name": folder.parent.name, "version": folder.name} if folder.name.isdecimal() else {"name": folder.name}),
+        **named,
         "architecture": config.architecture.name,
         "input": config.input.model_dump_json(),
         "classes": json.dumps(config.classes, ensure_ascii=False),

@@ -155,10 +155,13 @@ class ServingRecipe(Serving):
     accelerate: bool = False
     """Whether to fit learned mixing after training, which becomes the model's solver if it is clearly faster than ``solver``."""
 
+    export: bool = False
+    """Whether to write the model as ONNX graphs, too: a server computes with them on a CPU where they are faster."""
+
     @property
     def before(self) -> Serving:
         """The serving section of the model's config, before it is accelerated."""
-        return Serving.model_validate(self.model_dump(exclude={"accelerate"}))
+        return Serving.model_validate(self.model_dump(exclude={"accelerate", "export"}))
 
 
 class Recipe(Strict):

@@ -1,5 +1,6 @@
 """The maps of an implicit network as ONNX graphs: their signatures, and their export from PyTorch networks."""
 
+import logging
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -63,6 +64,7 @@ class _Map(nn.Module):
 
 def _export(network: ImplicitNetwork, function: Callable[..., Tensor], signature: Signature, *examples: Tensor) -> ModelProto:
     rows = torch.export.Dim("n")
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it warns of libraries that are not installed
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter warns about its own modules
         program = torch.onnx.export(

@@ -98,4 +98,9 @@ def accelerate_version(
                 shutil.copyfile(folder / kept, version / kept)
         write_evaluation_report(version, name, evaluation)
         write_card(version, name)
+        if (folder / "step.onnx").exists():
+            from jfb.export import export  # imported here, because it takes seconds
+
+            with console.status("writing the ONNX graphs with the new solver"):
+                export(version, parts=True)
     return new.folder, accelerated, evaluation

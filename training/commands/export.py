@@ -1,6 +1,5 @@
 """``python -m training export``"""
 
-import logging
 from pathlib import Path
 from typing import Annotated
 
@@ -22,7 +21,6 @@ def export(
     """Write model.onnx, the whole adaptive inference in one graph, into the version's folder."""
     from jfb.export import export as run  # imported here, because the other commands do not need ONNX
 
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # silences warnings about libraries that are not installed
     console = Console()
     folder = find_version(model, store)
     try:
@@ -33,7 +31,7 @@ def export(
         raise ModelError(str(error)) from error
     for path in written:
         console.print(f"{path}: {path.stat().st_size / 1024:,.0f} KiB", soft_wrap=True, highlight=False)
-    if solver != "picard":
+    if solver not in ("picard", "mixing"):
         console.print(
             f"model.onnx uses Picard iteration: it reaches the same tolerance as {solver}, in a different number of iterations",
             style="yellow",

@@ -102,6 +102,11 @@ def train(
         draw_curves(version, chosen.name, trained.history)
         write_evaluation_report(version, chosen.name, evaluation)
         write_card(version, chosen.name)
+        if chosen.serving.export:
+            from jfb.export import export  # imported here, because it takes seconds
+
+            with console.status("writing the ONNX graphs"):
+                export(version, parts=True)
     folder.mark_published(new.folder)
     console.print(
         f"test accuracy [bold]{trained.test.accuracy:.2%}[/bold] at {trained.test.iterations:.1f} iterations, "
