@@ -100,7 +100,8 @@ def test_a_server_of_another_user_can_read_every_file(digits_version: Path) -> N
     modes = {path.name: path.stat().st_mode & 0o777 for path in digits_version.iterdir()}
     files = ("config.json", "model.safetensors", "metrics.json", "history.csv", "curves.png", "samples.json", "README.md")
     evaluation = ("evaluation.json", "evaluation.csv", "evaluation.png")
-    assert modes == dict.fromkeys(files + evaluation, 0o644)
+    graphs = ("model.onnx", "inject.onnx", "initial_state.onnx", "step.onnx", "readout.onnx")
+    assert modes == dict.fromkeys(files + evaluation + graphs, 0o644)
 
 
 @pytest.mark.slow
