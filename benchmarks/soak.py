@@ -493,8 +493,10 @@ async def _write(writer: asyncio.StreamWriter, data: bytes) -> None:
 
 
 async def _read(reader: asyncio.StreamReader) -> httpx.Response:
-    """Read the next response."""
-    status, *lines = (await reader.readuntil(b"\r\n\r\n")).decode().removesuffix("\r\n\r\n").split("\r\n")
+    """Read the next response, after interim ones (100 Continue)."""
+    status, lines = "HTTP/1.1 100", list[str]()
+    while status.startswith("HTTP/1.1 1"):
+        status, *lines = (await reader.readuntil(b"\r\n\r\n")).decode().removesuffix("\r\n\r\n").split("\r\n")
     headers = dict(line.lower().split(": ", 1) for line in lines)
     return httpx.Response(
         int(status.split(" ")[1]), headers=headers, content=await reader.readexactly(int(headers["content-length"]))
