@@ -1,13 +1,15 @@
 """Soak test: random requests and failures against a real server, from a seed, and a check of every response.
 
-Clients send valid, warm-started, streamed, slow, invalid and huge requests, some of them in pieces, and some clients disconnect
-early. Meanwhile, at random times, the engine is killed, versions are published, replaced, broken and removed, and the server
-rescans its store. The requirements are:
+Clients send valid, warm-started, streamed, slow, invalid, hostile and huge requests, some of them in pieces; some clients
+disconnect early, close their half of the connection, or never read. From another address comes a flood of rows with deadlines,
+and from a third one a bystander sends one row at a time. Meanwhile, at random times, the engine is killed, versions are
+published, replaced, broken and removed, and the server rescans its store. The requirements are:
 
 * Each request gets exactly one response, and its connection never breaks.
 * A request that arrives in pieces within the body timeout is answered like any other. One that does not is answered 408, and its
   connection is closed even if its client keeps sending.
 * Every 200 is correct: it is what ``jfb.predict`` computes offline with the version that the response names.
+* The bystander never finds the queue full, and waits at most five seconds for an answer.
 * Invalid and huge requests get their own 4xx, or 429 while the queue is full. The only 5xx are 503 with Retry-After while no
   engine is ready, and 504 for a deadline before the first iteration.
 * No row is left in the server, and its memory does not grow.
@@ -35,7 +37,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import httpx
 import numpy as np
@@ -54,6 +56,8 @@ from jfb.architectures.implicit_mlp import ImplicitMLP
 from jfb.store import list_versions, new_version
 
 CLIENTS = 24
+FLOOD_ADDRESS, BYSTANDER_ADDRESS = "127.0.0.2", "127.0.0.3"
+BYSTANDER_SECONDS = 5.0
 IMAGES = np.random.default_rng(0).integers(0, 17, (64, 1, 8, 8)).astype(np.float32)
 TOLERANCES = (1e-1, 1e-2, 1e-4)
 CAP = 300
@@ -98,6 +102,32 @@ INVALID: list[tuple[int, dict[str, Any]]] = [
     (413, {"content": b" " * 100_001}),
 ]
 """Invalid requests, with the expected status."""
+
+
+def _npy(shape: str, version: bytes = b"\x01\x00") -> bytes:
+    """A .npy file of 64 zeros whose header states a shape and a version."""
+    header = f"{{'descr': '<f4', 'fortran_order': False, 'shape': {shape}, }}".ljust(117) + "\n"
+    return b"\x93NUMPY" + version + len(header).to_bytes(2, "little") + header.encode() + bytes(256)
+
+
+JSON, NPY, PNG = "application/json", "application/x-npy", "image/png"
+PREDICT, INFER = "/predict", "/v2/models/digits/infer"
+HOSTILE: list[tuple[str, str, bytes]] = [
+    (PREDICT, JSON, b'{"inputs": [' + b"[]," * 30_000 + b"NaN]}"),
+    (PREDICT, JSON, b"[" * 90_000),
+    (PREDICT, JSON, b'{"inputs": ' + b'{"a": ' * 10_000),
+    (PREDICT, JSON, b'{"inputs": [[[[1]]]], "deadline_ms": 1e12}'),
+    (PREDICT, JSON, b'{"inputs": [[[[1]]]], "max_iterations": 1' + b"0" * 5000 + b"}"),
+    (PREDICT, JSON, b'{"images": ["' + b"A" * 80_000 + b'"]}'),
+    (PREDICT, NPY, _npy("(True, 1, 8, 8)")),
+    (PREDICT, NPY, _npy("(1, 1, 8, 8)", b"\x09\x09")),
+    (PREDICT, NPY, _npy("(10**9, 1, 8, 8)")),
+    (PREDICT, NPY, _npy("(1000000000, 1, 8, 8)")),
+    (PREDICT, PNG, b"\x89PNG\r\n\x1a\n" + bytes(1000)),
+    (INFER, JSON, b'{"inputs": [], "parameters": {"timeout": 1' + b"0" * 320 + b"}}"),
+    (INFER, JSON, b'{"inputs": [{"name": "inputs", "datatype": "FP32", "shape": [1' + b"0" * 4300 + b', 1, 8, 8], "data": []}]}'),
+]
+"""Bodies that once cost a server much, or were answered 500: path, content type and content. Each is answered 4xx."""
 
 
 @dataclass
@@ -220,6 +250,59 @@ class Soak:
             await asyncio.sleep(self.random.random() * 0.2)
         self.responses["leave", "left"] += 1
 
+    async def hostile(self, client: httpx.AsyncClient) -> None:
+        """Send a body that is made to do harm."""
+        path, kind, content = self.random.choice(HOSTILE)
+        response = await client.post(path, content=content, headers={"content-type": kind})
+        self.responses["hostile", str(response.status_code)] += 1
+        if response.status_code not in (429, 503):
+            is_expected = 400 <= response.status_code < 500 and "error" in response.json()
+            self._check("hostile", is_expected, f"{path} {content[:60]!r}: {response.status_code}: {response.text[:200]}")
+
+    async def flood(self, client: httpx.AsyncClient) -> None:
+        """Send as many rows as are allowed, with deadlines, from another address, and leave before they are computed."""
+        rows = IMAGES[:32].tolist()
+        body = json.dumps({"inputs": rows, "tolerance": 1e-30, "max_iterations": 2000, "deadline_ms": 3_600_000}).encode()
+        async with self._connected(FLOOD_ADDRESS) as (_, writer):
+            await _write(writer, _post("/predict", len(body)) + body)
+            await asyncio.sleep(self.random.random())
+        self.responses["flood", "left"] += 1
+
+    async def deaf(self, client: httpx.AsyncClient) -> None:
+        """Ask for a long event stream, and never read it."""
+        body = json.dumps({"inputs": [[0, 1, 2, 3]] * 4, "tolerance": 1e-30, "max_iterations": 100_000}).encode()
+        head = _post("/models/slow/predict", len(body)).replace(b"host:", b"accept: text/event-stream\r\nhost:")
+        async with self._connected() as (_, writer):
+            cast(asyncio.Transport, writer.transport).pause_reading()
+            await _write(writer, head + body)
+            await asyncio.sleep(2 * self.random.random())
+            writer.transport.abort()
+        self.responses["deaf", "left"] += 1
+
+    async def half_close(self, client: httpx.AsyncClient) -> None:
+        """Close the sending half of the connection after a whole request, which is answered nevertheless."""
+        images, tolerance = self._images(), self.random.choice(TOLERANCES)
+        body = json.dumps({"inputs": IMAGES[images].tolist(), "tolerance": tolerance, "max_iterations": CAP}).encode()
+        async with self._connected() as (reader, writer):
+            await _write(writer, _post("/predict", len(body)) + body)
+            writer.write_eof()
+            self._record("half_close", await _read(reader), images, tolerance)
+
+    async def watch_bystander(self, until: float) -> None:
+        """Send one row at a time from an address of its own: whatever the others do, it is answered soon."""
+        transport = httpx.AsyncHTTPTransport(local_address=BYSTANDER_ADDRESS)
+        async with httpx.AsyncClient(base_url=self.url, timeout=60, transport=transport) as client:
+            while time.monotonic() < until:
+                images, began = [self.random.randrange(len(IMAGES))], time.monotonic()
+                self.sent["bystander"] += 1
+                body = {"inputs": IMAGES[images].tolist(), "tolerance": 1e-2, "max_iterations": CAP}
+                response = await client.post("/predict", json=body)
+                self._record("bystander", response, images, 1e-2)
+                self._check("bystander", response.status_code in (200, 503), f"{response.status_code}: {response.text}")
+                seconds = time.monotonic() - began
+                self._check("bystander", seconds < BYSTANDER_SECONDS, f"answered after {seconds:.1f} s")
+                await asyncio.sleep(0.05)
+
     # Events on the server.
 
     async def kill(self) -> None:
@@ -243,8 +326,28 @@ class Soak:
     async def break_one(self) -> None:
         """Add a version that cannot be loaded, and remove it after a second."""
         folder = self.store / "digits" / "999999"
-        folder.mkdir()
-        (folder / "config.json").write_text("{")
+        good = self.store / "digits" / str(list_versions(self.store / "digits")[-1])
+        shutil.copytree(good, folder)
+        config, weights = folder / "config.json", folder / "model.safetensors"
+        giant = json.loads(config.read_text())
+        giant["architecture"]["arguments"]["blocks"] = 200_000
+
+        def replace(path: Path, make: Callable[[Path], None]) -> None:
+            path.unlink()
+            make(path)
+
+        breaks: list[Callable[[], object]] = [
+            lambda: config.write_text("{"),
+            lambda: config.write_text(json.dumps(giant)),
+            lambda: replace(config, lambda path: path.symlink_to("nowhere")),
+            lambda: replace(config, lambda path: path.symlink_to("config.json")),
+            lambda: replace(config, lambda path: os.mkfifo(path)),
+            lambda: replace(weights, lambda path: os.mkfifo(path)),
+            lambda: os.truncate(weights, 1000),
+        ]
+        self.random.choice(breaks)()
+        for name in ("1" * 20, os.fsdecode(b"\xff")):
+            (self.store / "digits" / name).mkdir(exist_ok=True)
         self.process.send_signal(signal.SIGHUP)
         await asyncio.sleep(1)
         shutil.rmtree(folder)
@@ -264,7 +367,8 @@ class Soak:
         """Run one client, which sends random requests one after the other."""
         kinds: list[tuple[Callable[[httpx.AsyncClient], Awaitable[None]], float]]
         kinds = [(self.predict, 10), (self.warm, 4), (self.stream, 2), (self.slow, 2), (self.bad, 4), (self.leave, 2)]
-        kinds += [(self.trickle, 0.5), (self.late, 0.25)]  # these take seconds
+        kinds += [(self.hostile, 2), (self.half_close, 1), (self.flood, 1)]
+        kinds += [(self.trickle, 0.5), (self.late, 0.25), (self.deaf, 0.5)]  # these take seconds
         while time.monotonic() < until:
             (kind,) = self.random.choices([kind for kind, _ in kinds], [weight for _, weight in kinds])
             name = kind.__name__
@@ -354,11 +458,11 @@ class Soak:
             self.wrong.append(f"{what}: {message}")
 
     @asynccontextmanager
-    async def _connected(self) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
-        """Open a plain connection to the server."""
+    async def _connected(self, address: str = "127.0.0.1") -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
+        """Open a plain connection to the server from an address of this machine."""
         url = httpx.URL(self.url)
         async with asyncio.timeout(60):
-            reader, writer = await asyncio.open_connection(url.host, url.port)
+            reader, writer = await asyncio.open_connection(url.host, url.port, local_addr=(address, 0))
             try:
                 yield reader, writer
             finally:
@@ -389,8 +493,10 @@ async def _write(writer: asyncio.StreamWriter, data: bytes) -> None:
 
 
 async def _read(reader: asyncio.StreamReader) -> httpx.Response:
-    """Read the next response."""
-    status, *lines = (await reader.readuntil(b"\r\n\r\n")).decode().removesuffix("\r\n\r\n").split("\r\n")
+    """Read the next response, after interim ones (100 Continue)."""
+    status, lines = "HTTP/1.1 100", list[str]()
+    while status.startswith("HTTP/1.1 1"):
+        status, *lines = (await reader.readuntil(b"\r\n\r\n")).decode().removesuffix("\r\n\r\n").split("\r\n")
     headers = dict(line.lower().split(": ", 1) for line in lines)
     return httpx.Response(
         int(status.split(" ")[1]), headers=headers, content=await reader.readexactly(int(headers["content-length"]))
@@ -440,7 +546,7 @@ async def run(seconds: float, seed: int, folder: Path, http_workers: int = 1) ->
         limits = httpx.Limits(max_connections=CLIENTS)
         async with httpx.AsyncClient(base_url=soak.url, timeout=60, limits=limits) as client:
             clients = [soak.client(until, client) for _ in range(CLIENTS)]
-            await asyncio.gather(*clients, soak.disturb(until), soak.sample_memory(until))
+            await asyncio.gather(*clients, soak.watch_bystander(until), soak.disturb(until), soak.sample_memory(until))
             await ready(soak.url)
             await asyncio.sleep(1)  # so that the engine drops the rows of the last clients that disconnected
             for line in (await client.get("/metrics")).text.splitlines():

@@ -12,7 +12,8 @@ import re
 import shutil
 import stat
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from types import TracebackType
@@ -46,6 +47,8 @@ MAX_JSON_BYTES = 2**20
 """Of ``config.json``, ``metrics.json`` and ``evaluation.json``, which servers keep in memory or send to clients."""
 MAX_SAMPLES_BYTES = 2**26
 """Of ``samples.json``."""
+DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+"""``errno`` of an ``OSError``: there is no space, or this user or file may have no more."""
 MODEL_NAME = "1 to 128 letters, digits, '.', '_' or '-', and must not start with '.'"
 """What the name of a model may have; anything else in a store is no model."""
 
@@ -163,7 +166,7 @@ class NewVersion:
             raise self._not_written(unpublished) from unpublished
         finally:
             shutil.rmtree(self._hidden, ignore_errors=True)
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        if isinstance(error, OSError) and error.errno in DISK_FULL:
             raise self._not_written(error) from error
 
     def _not_written(self, error: OSError) -> VersionNotWritten:
@@ -354,14 +357,23 @@ def _problems(error: ValidationError, whole: str) -> str:
     return "; ".join(problems)
 
 
-def _write_text(path: Path, text: str) -> None:
-    """Write a file under a hidden name and rename it: a reader sees the old content or the new one."""
+@contextmanager
+def replaced_file(path: Path) -> Iterator[Path]:
+    """Write a file of a visible version: the block fills one with a hidden name, which takes the place of the old one at its end.
+
+    A reader sees the old content or the new one. If the block raises, for example because the disk is full, the old one stays.
+    """
     incomplete = path.with_name(f".{path.name}.incomplete")
     try:
-        incomplete.write_text(text)
+        yield incomplete
         incomplete.replace(path)
     finally:
         incomplete.unlink(missing_ok=True)
+
+
+def _write_text(path: Path, text: str) -> None:
+    with replaced_file(path) as incomplete:
+        incomplete.write_text(text)
 
 
 def _sync(path: Path) -> None:

@@ -1,11 +1,13 @@
 """``python -m training``: the command line."""
 
 import sys
+from typing import NoReturn
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 
-from jfb.store import VersionNotWritten
+from jfb.store import DISK_FULL, VersionNotWritten
 from training.commands.accelerate import accelerate
 from training.commands.compare import compare
 from training.commands.evaluate import evaluate
@@ -40,8 +42,16 @@ def main() -> None:
     try:
         app()
     except (TrainingError, VersionNotWritten) as error:
-        Console(stderr=True).print(f"[bold red]error:[/bold red] {error}", soft_wrap=True, highlight=False)
-        sys.exit(1)
+        _exit(str(error))
+    except OSError as error:
+        if error.errno not in DISK_FULL:
+            raise
+        _exit(f"a file was not written: {error}")
+
+
+def _exit(message: str) -> NoReturn:
+    Console(stderr=True).print(f"[bold red]error:[/bold red] {escape(message)}", soft_wrap=True, highlight=False)
+    sys.exit(1)
 
 
 if __name__ == "__main__":

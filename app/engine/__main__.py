@@ -26,7 +26,8 @@ def main(socket: Path) -> None:
     torch.backends.cudnn.allow_tf32 = False  # PyTorch's default rounds convolutions to ten bits, and calls that float32
     loader = Loader(config, _device(config.device))
     models = ServedModels(loader, socket.with_name("unloaded.json"), socket.with_suffix(".loading.json"))
-    models.load_all()
+    with lifeline.beating():  # many models may take longer than a process may be silent
+        models.load_all()
     gc.collect()
     gc.freeze()  # a full collection would traverse what the libraries hold, for a tenth of a second
     EngineProcess(socket, models, lifeline, config.poll_seconds).serve()

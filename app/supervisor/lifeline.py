@@ -8,8 +8,8 @@ that happens, the other one reads the end of the stream.
 import os
 import socket
 import threading
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 
 READY, ALIVE = b"R", b"A"
 HEARTBEAT_SECONDS = 1.0
@@ -32,6 +32,21 @@ class Lifeline:
     def beat(self) -> None:
         """Tell the supervisor that the main loop runs; call it every ``HEARTBEAT_SECONDS``."""
         self._write(ALIVE)
+
+    @contextmanager
+    def beating(self) -> Iterator[None]:
+        """Beat from a thread while the main loop does not run yet; each part of what is done has a time limit of its own."""
+        done = threading.Event()
+
+        def beat() -> None:
+            while not done.wait(HEARTBEAT_SECONDS):
+                self.beat()
+
+        threading.Thread(target=beat, name="heartbeat", daemon=True).start()
+        try:
+            yield
+        finally:
+            done.set()
 
     def on_parent_exit(self, react: Callable[[], None]) -> None:
         """Call ``react``, in a thread of its own, when the supervisor has exited."""

@@ -179,5 +179,8 @@ async def _read(reader: asyncio.StreamReader, seconds: float) -> bytes | None:
     for _ in range(2):  # an event loop that was blocked for long sees that its time is up before it sees what has arrived
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds / 2):
-                return await reader.read(4096)
+                try:
+                    return await reader.read(4096)
+                except ConnectionError:  # the process was killed before it had read its configuration
+                    return b""
     return None

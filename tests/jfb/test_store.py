@@ -1,8 +1,5 @@
 import os
-import resource
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,6 +23,7 @@ from jfb.store import (
     read_evaluation,
     read_metrics,
 )
+from tests.disk import full_disk
 
 
 def config(classes: int = 2) -> ModelConfig:
@@ -214,17 +212,6 @@ def test_json_that_could_not_be_sent_on_is_an_error(tmp_path: Path, content: str
         read_metrics(tmp_path)
 
 
-@contextmanager
-def full_disk(free_bytes: int) -> Iterator[None]:
-    """No file can grow beyond a size."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (free_bytes, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
-
-
 def test_a_full_disk_leaves_nothing_of_a_version_and_the_message_says_so(tmp_path: Path) -> None:
     with new_version(tmp_path, "letters"):
         pass
@@ -257,3 +244,18 @@ def test_a_side_file_that_does_not_fit_on_the_disk_stays_as_it_was(tmp_path: Pat
     assert store.read_metrics(tmp_path) == {"accuracy": 1}
     assert (tmp_path / "history.csv").read_text().split() == ["epoch,loss", "1,0.5"]
     assert len(list(tmp_path.iterdir())) == 2, "nothing incomplete is left"
+
+
+def test_a_picture_is_replaced_as_a_whole_or_stays(tmp_path: Path) -> None:
+    picture = tmp_path / store.CURVES
+    picture.write_bytes(b"old")
+
+    def draw() -> None:
+        with store.replaced_file(picture) as incomplete:
+            incomplete.write_bytes(bytes(10_000))
+
+    with full_disk(4096), pytest.raises(OSError, match="File too large"):
+        draw()
+    assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"old"]
+    draw()
+    assert [path.read_bytes() for path in tmp_path.iterdir()] == [bytes(10_000)]

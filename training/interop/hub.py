@@ -1,6 +1,5 @@
 """Hub: load, save, push and import models as Hugging Face repositories, which hold the same files as a version."""
 
-import errno
 import shutil
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -9,7 +8,7 @@ import torch
 
 from jfb import Checkpoint, CheckpointError, load
 from jfb.checkpoint import ONNX, save
-from jfb.store import CARD, CONFIG, CURVES, HISTORY, METRICS, SAMPLES, SOLVER, WEIGHTS, new_version, read_config
+from jfb.store import CARD, CONFIG, CURVES, DISK_FULL, HISTORY, METRICS, SAMPLES, SOLVER, WEIGHTS, new_version, read_config
 from training.errors import HubError, ModelError
 from training.reports.model_card import write_card
 
@@ -116,7 +115,7 @@ def _explain(error: Exception) -> str:
             return f"{host} refused the request: {error}"
         case HFValidationError():
             return f"not a valid id: {error}"
-        case OSError(errno=errno.ENOSPC | errno.EDQUOT | errno.EFBIG):
+        case OSError() if error.errno in DISK_FULL:
             return f"what {host} sent could not be written: {error}"
     return f"could not reach {host}: {error}"
 

@@ -3,7 +3,15 @@
 from dataclasses import asdict
 from pathlib import Path
 
-from jfb.store import DIFFICULTY_PLOT, DIFFICULTY_TABLE, EVALUATION_PLOT, EVALUATION_TABLE, write_evaluation, write_table
+from jfb.store import (
+    DIFFICULTY_PLOT,
+    DIFFICULTY_TABLE,
+    EVALUATION_PLOT,
+    EVALUATION_TABLE,
+    replaced_file,
+    write_evaluation,
+    write_table,
+)
 from training.evaluation.difficulty import DifficultyOutcome
 from training.evaluation.evaluate import Evaluation, Outcome
 
@@ -66,7 +74,8 @@ def _plot(path: Path, name: str, evaluation: Evaluation) -> None:
     axes.xaxis.set_major_formatter(ScalarFormatter())
     axes.grid(alpha=0.3)
     axes.legend(loc="lower right")
-    figure.savefig(path, dpi=120)
+    with replaced_file(path) as incomplete:
+        figure.savefig(incomplete, dpi=120, format="png")
 
 
 def _plot_difficulty(path: Path, name: str, evaluation: Evaluation) -> None:
@@ -92,4 +101,5 @@ def _plot_difficulty(path: Path, name: str, evaluation: Evaluation) -> None:
             axes.grid(alpha=0.3)
     figure.legend(*grid[0, 0].get_legend_handles_labels(), title="tolerance", loc="outside right center")
     figure.suptitle(f"{name}: easy and hard inputs of the test part by tolerance ({evaluation.serving.residual_norm})")
-    figure.savefig(path, dpi=120)
+    with replaced_file(path) as incomplete:
+        figure.savefig(incomplete, dpi=120, format="png")

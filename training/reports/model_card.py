@@ -6,7 +6,7 @@ from typing import Any
 import yaml
 
 from jfb.config import ModelConfig
-from jfb.store import CARD, CURVES, DIFFICULTY_PLOT, EVALUATION_PLOT, read_config, read_evaluation, read_metrics
+from jfb.store import CARD, CURVES, DIFFICULTY_PLOT, EVALUATION_PLOT, read_config, read_evaluation, read_metrics, replaced_file
 from training.evaluation.difficulty import describe_range
 from training.reports.tables import markdown_table
 
@@ -37,7 +37,8 @@ def write_card(folder: Path, name: str) -> None:
         _pictures(folder, {EVALUATION_PLOT: "accuracy against mean iterations"}),
         _recipe(recipe),
     ]
-    (folder / CARD).write_text("\n\n".join(section for section in sections if section) + "\n")
+    with replaced_file(folder / CARD) as incomplete:
+        incomplete.write_text("\n\n".join(section for section in sections if section) + "\n")
 
 
 def _origin(config: ModelConfig, recipe: dict[str, Any]) -> str:

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import socket
 import subprocess
 import sys
 import tempfile
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from app.settings import Settings
+from app.supervisor import lifeline
 from app.supervisor.process import Command, SupervisedProcess, read_status
 from app.supervisor.supervisor import RunFolder, RunFolderError, Supervisor, remove_abandoned
 
@@ -107,3 +109,15 @@ def test_only_this_user_can_enter(tmp_path: Path) -> None:
     assert folder.path.stat().st_mode & 0o777 == 0o700
     assert folder.path.stat().st_uid == os.getuid()
     folder.remove()
+
+
+def test_an_engine_that_loads_many_models_is_not_taken_for_one_that_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lifeline, "HEARTBEAT_SECONDS", 0.001)
+    own, theirs = socket.socketpair()
+    with own, theirs:
+        child = lifeline.Lifeline.__new__(lifeline.Lifeline)
+        child._socket = own
+        theirs.settimeout(30)
+        with child.beating():
+            for _ in range(3):
+                assert set(theirs.recv(1)) == set(lifeline.ALIVE)

@@ -1,5 +1,6 @@
 """Hub: what is saved loads again, and its card describes it."""
 
+import errno
 import json
 import shutil
 import subprocess
@@ -15,9 +16,11 @@ from jfb import Checkpoint, ModelConfig, predict
 from jfb.architectures import build
 from jfb.config import ArchitectureSpec, InputSpec
 from jfb.store import list_models
+from tests.disk import full_disk
+from training.__main__ import main
 from training.commands.train import train
 from training.errors import HubError, ModelError
-from training.interop.hub import from_pretrained, import_from_hub, push_to_hub, save_pretrained
+from training.interop.hub import _explain, from_pretrained, import_from_hub, push_to_hub, save_pretrained
 from training.recipe import Recipe
 from training.reports.model_card import write_card
 
@@ -129,6 +132,25 @@ def test_an_invalid_id_is_an_error(model: str) -> None:
         from_pretrained(model)
 
 
+def test_a_model_that_does_not_fit_on_the_disk_is_one_clear_line_and_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_pretrained(checkpoint(), tmp_path / "fruit", name="fruit")
+    monkeypatch.setattr(sys, "argv", ["training", "import", "hub", str(tmp_path / "fruit"), "--store", str(tmp_path / "store")])
+    with full_disk(500), pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 1
+    line = f"error: {tmp_path}/store/fruit: no version was written, and the store is as it was: File too large\n"
+    assert capsys.readouterr().err == line
+    assert list((tmp_path / "store" / "fruit").iterdir()) == []
+
+
+def test_a_download_that_does_not_fit_on_the_disk_is_not_taken_for_a_hub_that_cannot_be_reached() -> None:
+    assert _explain(OSError(errno.ENOSPC, "No space left on device")).endswith(
+        " sent could not be written: [Errno 28] No space left on device"
+    )
+
+
 @pytest.mark.slow
 def test_a_hub_that_cannot_be_reached_is_one_clear_line(published: Path, tmp_path: Path) -> None:
     """In a separate process, because the hub's address is read when its library is imported."""
@@ -142,7 +164,7 @@ def test_a_hub_that_cannot_be_reached_is_one_clear_line(published: Path, tmp_pat
     code = f"""
 from pathlib import Path
 from training.errors import HubError
-from training.interop.hub import from_pretrained, push_to_hub
+from training.interop.hub import _explain, from_pretrained, push_to_hub
 for call in (lambda: from_pretrained("owner/name"), lambda: push_to_hub(Path({str(published)!r}), "owner/name")):
     try:
         call()
