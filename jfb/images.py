@@ -16,6 +16,8 @@ MAX_SCANS = 100
 """Of a JPEG: each of a progressive one may take as long as the first, and costs a few bytes only."""
 MAX_SEGMENTS = 1000
 """Of a JPEG before its size is known."""
+MAX_READS = 100_000
+"""Of a file while it is decoded; each of the chunks of a PNG takes three."""
 _GREY_OF_16_BITS = (np.arange(2**16) / 257).round().astype(np.uint8)
 
 
@@ -77,8 +79,12 @@ class _CheckedFile(io.BytesIO):
     def __init__(self, file: bytes, check: Callable[[], None]) -> None:
         super().__init__(file)
         self._check = check
+        self._reads = 0
 
     def read(self, size: int | None = -1, /) -> bytes:
+        self._reads += 1
+        if self._reads > MAX_READS:
+            raise ImageError(f"must be in fewer chunks (got an image that takes more than {MAX_READS} reads)")
         self._check()
         return super().read(size)
 
@@ -95,8 +101,9 @@ def _jpeg_sides(file: bytes) -> tuple[int, int] | None:
         return None
     start = 2
     for _ in range(MAX_SEGMENTS):
-        while file[start : start + 2] == b"\xff\xff":  # fill bytes
+        if file[start : start + 2] == b"\xff\xff":  # a fill byte
             start += 1
+            continue
         if start + 9 > len(file) or file[start] != 0xFF:
             break
         if 0xC0 <= file[start + 1] <= 0xCF and file[start + 1] not in (0xC4, 0xC8, 0xCC):

@@ -54,8 +54,6 @@ MAX_IMAGE_SECONDS = 10.0
 """For decoding all images of one request, once a thread has started with it."""
 Rows = NDArray[np.float32]
 """Raw inputs, shape ``[n, *input_shape]``, C order."""
-Files = dict[str, bytes]
-"""PNG and JPEG files by the field that they came in."""
 
 
 async def decode_predict(
@@ -73,9 +71,8 @@ async def decode_predict(
     parameters = _decode_query(query) if query else StreamParameters()
     decode = partial(_decode_body, body, media_type, parameters, model.config.input, settings.max_rows_per_request)
     rows = await run.compute(http, len(body), decode)
-    if isinstance(rows, dict):
-        images = ImageBatch(rows, model.config.input)
-        rows = await run.unless_disconnected(http, IMAGES.run(images.pixels, images.decode))
+    if isinstance(rows, _ImageBatch):
+        rows = await run.unless_disconnected(http, IMAGES.run(rows.pixels, rows.decode))
     request = build_request(rows, parameters, model, settings, arrived)
     request.with_states = _traced(parameters.trace, len(rows), streamed=streamed)
     return request
@@ -242,18 +239,20 @@ def _number_or_text(text: str) -> object:
         return text
 
 
-def _decode_body(body: bytes, media_type: str, parameters: StreamParameters, spec: InputSpec, max_rows: int) -> Rows | Files:
-    """Decode a body into rows or image files, and into parameters."""
+def _decode_body(
+    body: bytes, media_type: str, parameters: StreamParameters, spec: InputSpec, max_rows: int
+) -> "Rows | _ImageBatch":
+    """Decode a body into rows or images, and into parameters."""
     match media_type:
         case "application/json":
             return _decode_request(body, parameters, spec, max_rows)
         case "application/x-npy":
             return _rows_of_npy(body, spec, max_rows)
         case _:
-            return {"body": body}
+            return _ImageBatch({"body": body}, spec)
 
 
-def _decode_request(body: bytes, parameters: StreamParameters, spec: InputSpec, max_rows: int) -> Rows | Files:
+def _decode_request(body: bytes, parameters: StreamParameters, spec: InputSpec, max_rows: int) -> "Rows | _ImageBatch":
     content: Any = decode_json("body", body, RawPredictRequest)
     for name in StreamParameters.__struct_fields__:
         if (value := getattr(content, name)) is not UNSET:
@@ -262,7 +261,7 @@ def _decode_request(body: bytes, parameters: StreamParameters, spec: InputSpec, 
         raise ApiError(422, f"inputs, images: must be one of them (got {'neither' if content.inputs is UNSET else 'both'})")
     if content.images is UNSET:
         return _rows_of_json(bytes(content.inputs), spec, max_rows)
-    return _files(bytes(content.images), max_rows)
+    return _ImageBatch(_files(bytes(content.images), max_rows), spec)
 
 
 def _decode_value(name: str, value: msgspec.Raw) -> Any:
@@ -283,7 +282,7 @@ def check_size(field: str, value: msgspec.Raw | UnsetType) -> None:
         raise ApiError(422, f"{field}: must have at most {MAX_INLINE_BYTES} bytes (got {size})")
 
 
-def _files(text: bytes, max_rows: int) -> Files:
+def _files(text: bytes, max_rows: int) -> dict[str, bytes]:
     if text.startswith(b"["):
         check_count("images", text.count(b",") + 1 if len(text) > 2 else 0, max_rows)
     else:
@@ -301,14 +300,14 @@ def _files(text: bytes, max_rows: int) -> Files:
     return files
 
 
-class ImageBatch:
-    """The images of a request, by field.
+class _ImageBatch:
+    """The PNG and JPEG files of a request by their fields.
 
     Attributes:
         pixels: of all of them, from their headers; an ``ApiError`` is 413 for too many, 422 for what is no image.
     """
 
-    def __init__(self, files: Files, spec: InputSpec) -> None:
+    def __init__(self, files: dict[str, bytes], spec: InputSpec) -> None:
         self._files, self._spec = files, spec
         self.pixels = 0
         for field, file in files.items():

@@ -17,7 +17,7 @@ from PIL import Image
 from tests.app.running import RunningServer, running_server, wait_until
 from tests.app.store import make_store
 
-BODY_TIMEOUT = 3.0
+BODY_TIMEOUT = 4.0
 ANSWER_SECONDS = 5.0
 """The longest that any request of the good client may take."""
 
