@@ -6,6 +6,10 @@ STORE = $(or $(JFB_MODEL_STORE),model_store)
 BIN = .venv/bin
 PYTEST = $(BIN)/pytest --numprocesses 2
 
+# Python keeps what it has compiled, whatever the environment says: otherwise each of the hundred processes that a run of the
+# tests starts compiles all that it imports again, for half of its time.
+export PYTHONDONTWRITEBYTECODE =
+
 .PHONY: run mazes check test test-long lint types
 
 run: .venv/installed
