@@ -6,7 +6,14 @@ STORE = $(or $(JFB_MODEL_STORE),model_store)
 BIN = .venv/bin
 PYTEST = $(BIN)/pytest --numprocesses 2
 
-.PHONY: run mazes check test test-long lint types
+# Python keeps what it has compiled, whatever the environment says: otherwise each of the hundred processes that a run of the
+# tests starts compiles all that it imports again, for half of its time.
+export PYTHONDONTWRITEBYTECODE =
+
+# Types are checked while the tests run.
+MAKEFLAGS += --jobs=2
+
+.PHONY: run mazes check test test-long lint types quick-tests tests
 
 run: .venv/installed
 	@ls -d $(STORE)/*/[0-9]* >/dev/null 2>&1 || $(BIN)/python -m training train digits
@@ -18,16 +25,20 @@ run: .venv/installed
 mazes: .venv/installed
 	@$(BIN)/python -m training train mazes
 
-# Lint, types, and the tests that start no server and train nothing: a minute on two cores.
-check: lint types
+# Lint, types, and the tests that start no server and train nothing: at most a minute on two cores.
+check: lint types quick-tests
+
+# Everything except the minute-long tests: at most seven minutes on two cores.
+test: lint types tests
+
+quick-tests: .venv/installed-test
 	$(PYTEST) --dist worksteal -m "not slow and not long"
 
-# Everything except the minute-long tests.
-test: lint types
-	$(PYTEST) --dist loadfile -m "not long"
+tests: .venv/installed-test
+	$(PYTEST) --dist loadfile --no-loadscope-reorder -m "not long"
 
 test-long: .venv/installed-test
-	$(PYTEST) --dist loadfile -m long
+	$(PYTEST) --dist loadfile --no-loadscope-reorder -m long
 
 lint: .venv/installed-test
 	$(BIN)/ruff check .

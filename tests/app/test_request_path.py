@@ -1,6 +1,7 @@
-"""How many of our files a prediction goes through, from the socket to the response."""
+"""Which of our files a prediction goes through, from the socket to the response: few, in the documented order."""
 
 import asyncio
+import re
 import socket
 import sys
 from pathlib import Path
@@ -15,17 +16,18 @@ from app.supervisor.supervisor import RunFolder
 from tests.app.running import RunningServer
 
 APP = Path(__file__).resolve().parents[2] / "app"
+ARCHITECTURE = APP.parent / "docs" / "architecture.md"
 MAX_FILES = 10
 
 
-async def files_of_a_request(app_server: GracefulServer, listener: socket.socket) -> set[str]:
-    """The files in app/ whose code runs for one POST /predict on a connection of its own."""
-    found: set[str] = set()
+async def files_of_a_request(app_server: GracefulServer, listener: socket.socket) -> list[str]:
+    """The files in app/ whose code runs for one POST /predict on a connection of its own, in the order of their first calls."""
+    found: dict[str, None] = {}
 
     def profile(frame: FrameType, event: str, argument: object) -> None:
         file = Path(frame.f_code.co_filename)
         if APP in file.parents:
-            found.add(str(file.relative_to(APP)))
+            found.setdefault(str(file.relative_to(APP)))
 
     serving = asyncio.create_task(app_server.serve([listener]))
     url = f"http://127.0.0.1:{listener.getsockname()[1]}"
@@ -41,15 +43,18 @@ async def files_of_a_request(app_server: GracefulServer, listener: socket.socket
             assert answer.status_code == 200, answer.text
     app_server.should_exit = True
     await serving
-    return found
+    return list(found)
 
 
-def test_a_prediction_goes_through_few_files(server: RunningServer) -> None:
+def test_a_prediction_goes_through_few_files_in_the_documented_order(server: RunningServer) -> None:
     arguments = Path(f"/proc/{server.worker_pid()}/cmdline").read_bytes().split(b"\0")
     folder = Path(arguments[arguments.index(b"app.cli.http_worker") + 1].decode())
     settings = Settings(default_model="slow", api_keys="key")  # type: ignore[arg-type]
     app = create_app(settings, RunFolder(folder, 1))
     with socket.create_server(("127.0.0.1", 0)) as listener:
         files = asyncio.run(files_of_a_request(GracefulServer(app, app.state.server), listener))
-    assert {"http/connection.py", "routes/predict.py", "engine_client/client.py"} <= files
+    assert {"http/connection.py", "routes/predict.py", "engine_client/client.py"} <= set(files)
     assert len(files) <= MAX_FILES, sorted(files)
+    _, _, life = ARCHITECTURE.read_text().partition("## The life of a request")
+    documented = dict.fromkeys(re.findall(r"`app/([\w/]+\.py):", life))
+    assert files == [file for file in documented if file in files]

@@ -11,6 +11,8 @@ from benchmarks.few_steps import cut_short, find_problems
 from training.data import Data, load_data
 from training.recipe import load_recipe
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def cifar(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Data:
@@ -23,8 +25,9 @@ def cifar(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Data:
     return load_data(recipe, Console(quiet=True))
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("name", "steps", "batch_size"), [("cifar10_small", 21, 16), ("cifar10", 9, 6)])
+@pytest.mark.parametrize(
+    ("name", "steps", "batch_size"), [("cifar10_small", 21, 16), pytest.param("cifar10", 9, 6, marks=pytest.mark.long)]
+)
 def test_the_loss_falls_the_map_contracts_and_the_iterations_are_few(name: str, steps: int, batch_size: int, cifar: Data) -> None:
     trained = cut_short(load_recipe(name), cifar, steps, batch_size, Console(quiet=True))
     assert find_problems(trained) == []

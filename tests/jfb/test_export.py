@@ -222,6 +222,7 @@ def test_a_folder_that_is_onnx_already_is_rejected(tmp_path: Path) -> None:
         export(foreign_folder(tmp_path / "1"))
 
 
+@pytest.mark.long  # above, the same architecture with random weights
 def test_the_authors_network_for_mnist_answers_as_their_own_program_does(shared: Path, tmp_path: Path) -> None:
     arguments = {"stem": "plain", "mean": 0.1307, "std": 0.3081}
     network = build("authors_resnet", (1, 28, 28), 10, arguments).eval()

@@ -17,6 +17,8 @@ from tests.jfb.onnx.folders import our_folder
 from tests.jfb.solvers.test_mixing import adversaries
 from tests.jfb.test_export import IMAGE, RESNET, VECTOR, inputs_of, run
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module", params=["resnet-channel_max-singular", "mlp-absolute-random"])
 def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -12,7 +12,7 @@ import pytest
 from app.engine_client.messages import ServedVersion
 from app.routes.examples import samples
 from jfb import ModelConfig
-from tests.app.running import RunningServer, running_server, wait_until
+from tests.app.running import RunningServer, wait_until
 
 VECTORS = ModelConfig.model_validate(
     {
@@ -73,12 +73,10 @@ def test_the_examples_use_a_sample(digits_server: RunningServer) -> None:
 
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="needs curl")
-def test_the_printed_command_uses_a_sample(digits_store: Path, tmp_path: Path) -> None:
-    with running_server(digits_store, tmp_path / "log") as running:
-        running.wait_until_ready()
-        wait_until(lambda: "Try: curl" in running.log.read_text(), 10, "the banner is printed")
-        line = re.search(r"^Try: (curl .*)$", running.log.read_text(), re.MULTILINE)
-        assert line
-        said = subprocess.run(line[1], shell=True, check=True, capture_output=True, timeout=30).stdout
+def test_the_printed_command_uses_a_sample(digits_server: RunningServer, digits_store: Path) -> None:
+    wait_until(lambda: "Try: curl" in digits_server.log.read_text(), 10, "the banner is printed")
+    line = re.search(r"^Try: (curl .*)$", digits_server.log.read_text(), re.MULTILINE)
+    assert line
+    said = subprocess.run(line[1], shell=True, check=True, capture_output=True, timeout=30).stdout
     sample = json.loads((digits_store / "digits" / "1" / "samples.json").read_text())[0]
     assert json.loads(said)["predictions"][0]["label"] == sample["label"]

@@ -116,24 +116,6 @@ def test_an_empty_store_is_live_but_never_ready(tmp_path: Path) -> None:
         assert server.client.get("/models").json() == {"default": None, "models": [], "refused": {}}
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_finishes_the_requests_in_flight(store: Path, tmp_path: Path, number: signal.Signals) -> None:
-    with running_server(store, tmp_path / "log", max_iterations_limit=1_000_000) as server, ThreadPoolExecutor(1) as pool:
-        server.wait_until_ready()
-        engine = server.engine_pid()
-        in_flight = pool.submit(server.predict, ENDLESS | {"max_iterations": 10_000}, "/models/slow/predict")
-        wait_until(lambda: rows(server, "active") == 1, 10, "it is in flight")
-        server.process.send_signal(number)
-        answer = in_flight.result(timeout=30)
-        assert answer.status_code == 200
-        assert answer.json()["predictions"][0]["iterations"] == 10_000
-        server.process.wait(timeout=30)
-        with pytest.raises(httpx.TransportError):
-            server.client.get("/v2/health/live")
-        assert not Path(f"/proc/{engine}").exists()
-        assert "Traceback" not in server.log.read_text()
-
-
 def test_a_request_that_takes_too_long_for_a_shutdown_is_answered_503(store: Path, tmp_path: Path) -> None:
     with running_server(store, tmp_path / "log", max_iterations_limit=1_000_000) as server, ThreadPoolExecutor(1) as pool:
         server.wait_until_ready()

@@ -18,6 +18,8 @@ from training.errors import RecipeError
 from training.evaluation.solver_times import SolverTimes, time_solvers
 from training.recipe import load_recipe
 
+pytestmark = pytest.mark.slow
+
 
 def model(store: Path, name: str = "digits") -> Path:
     """An untrained model of digits, as if it had been trained here."""

@@ -44,6 +44,7 @@ class Diagonal(ImplicitNetwork):
         return state
 
 
+@pytest.mark.slow
 def test_it_finds_over_relaxation_channel_by_channel(console: Console) -> None:
     network = Diagonal(torch.tensor([0.7, 0.2, -0.3, 0.5])).eval()
     inputs = torch.randn(500, 4, generator=torch.Generator().manual_seed(0))
