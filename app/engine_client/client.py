@@ -39,6 +39,7 @@ class Engines:
         self._engines = [EngineClient(socket) for socket in sockets]
         self._default_model = default_model
         self._catalogue: tuple[list[State], Catalogue] = [], Catalogue()
+        self._found: dict[tuple[str | None, int | None], ServedVersion] = {}
 
     async def __aenter__(self) -> Self:
         for engine in self._engines:
@@ -61,7 +62,15 @@ class Engines:
             raise EngineUnavailable("the models are being loaded")
         if self._catalogue[0] != states:
             self._catalogue = states, Catalogue(states, self._default_model)
+            self._found.clear()
         return self._catalogue[1]
+
+    def find(self, name: str | None, version: int | None = None) -> ServedVersion:
+        """As ``Catalogue.find``, which is asked once for each name and version, until the catalogue changes."""
+        catalogue = self.catalogue
+        if (found := self._found.get((name, version))) is None:
+            found = self._found[name, version] = catalogue.find(name, version)
+        return found
 
     async def refresh(self, timeout: float) -> dict[int, State]:
         """Ask every engine for its state, waiting ``timeout`` seconds at most; return ``states``."""

@@ -31,10 +31,10 @@ async def find_model(http: HttpRequest) -> ServedVersion:
     state: AppState = http.app.state.server
     version: str | None = http.path_params.get("version")
     if version is None:
-        return state.engines.catalogue.find(http.path_params.get("name"))
+        return state.engines.find(http.path_params.get("name"))
     if not re.fullmatch("[0-9]{1,19}", version):
         raise invalid("version", "a positive integer", version)
-    return state.engines.catalogue.find(http.path_params["name"], int(version))
+    return state.engines.find(http.path_params["name"], int(version))
 
 
 async def admit(http: HttpRequest) -> AppState:
