@@ -1,5 +1,7 @@
 """Trace: the states of a streamed request as pictures, few and small enough to send while they iterate."""
 
+import math
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -8,21 +10,21 @@ from app.engine_client.messages import Magnitude
 
 MAX_SIDE = 64
 """Positions per side of a picture; larger states are pooled to their maxima."""
-EACH_UNTIL, THEN_EVERY = 128, 32
-"""The states of that many iterations of a row are all sent; then only one in so many."""
+ALL_UNTIL = 128
+"""Up to this iteration, all states of a row are sent."""
+THEN_EVERY = 32
+"""After it, one in this many iterations."""
 
 
 def trace(states: Tensor, iterations: list[int]) -> list[Magnitude | None]:
     """The magnitudes of the states of m rows; None for an iteration whose state is not sent, or is not finite."""
-    found: list[Magnitude | None] = []
-    for picture, iteration in zip(magnitude(states).cpu(), iterations, strict=True):
-        peak = float(picture.amax())
-        if (iteration <= EACH_UNTIL or iteration % THEN_EVERY == 0) and peak < float("inf"):  # which NaN is not
-            height, width = picture.shape
+    found: list[Magnitude | None] = [None] * len(iterations)
+    sent = [row for row, iteration in enumerate(iterations) if iteration <= ALL_UNTIL or iteration % THEN_EVERY == 0]
+    for row, picture in zip(sent, magnitude(states[sent]).cpu() if sent else (), strict=True):
+        peak, (height, width) = float(picture.amax()), picture.shape
+        if math.isfinite(peak):
             shares = (picture / peak * 255 if peak else picture).round().to(torch.uint8)
-            found.append(Magnitude(height, width, peak, shares.numpy().tobytes()))
-        else:
-            found.append(None)
+            found[row] = Magnitude(height, width, peak, shares.numpy().tobytes())
     return found
 
 

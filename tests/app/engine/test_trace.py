@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from app.engine.trace import EACH_UNTIL, MAX_SIDE, THEN_EVERY, magnitude, trace
+from app.engine.trace import ALL_UNTIL, MAX_SIDE, THEN_EVERY, magnitude, trace
 
 
 def test_the_magnitude_is_the_norm_over_the_channels_up_to_a_step_of_the_scale() -> None:
@@ -42,7 +42,7 @@ def test_a_state_of_zeros_or_in_low_precision_is_shown_and_one_that_is_not_finit
 
 
 def test_late_iterations_are_shown_now_and_then() -> None:
-    last = EACH_UNTIL + 3 * THEN_EVERY
+    last = ALL_UNTIL + 3 * THEN_EVERY
     found = trace(torch.ones(last, 1, 1, 1), list(range(1, last + 1)))
     shown = [iteration for iteration, state in enumerate(found, 1) if state is not None]
-    assert shown == [*range(1, EACH_UNTIL + 1), *range(EACH_UNTIL + THEN_EVERY, last + 1, THEN_EVERY)]
+    assert shown == [*range(1, ALL_UNTIL + 1), *range(ALL_UNTIL + THEN_EVERY, last + 1, THEN_EVERY)]
