@@ -29,7 +29,7 @@ LAYERS = (
     ("jfb.label_stop",),
     ("jfb.fixed_point",),
     ("jfb.prediction", "jfb.gradients", "jfb.theory"),
-    ("jfb.onnx.file", "jfb.onnx.maps", "jfb.onnx.loop", "jfb.onnx.network"),
+    ("jfb.onnx.file", "jfb.onnx.maps", "jfb.onnx.iteration", "jfb.onnx.loop", "jfb.onnx.network"),
     ("jfb.checkpoint",),
     ("jfb.export",),
 )
