@@ -65,7 +65,7 @@ class Settings(BaseSettings, EngineConfig):
     max_body_bytes: int = Field(default=32 * 1024 * 1024, ge=1)
     """Bytes that the body of one request may hold; larger bodies are answered 413."""
     body_timeout: float = Field(default=30.0, gt=0)
-    """Seconds in which the headers of a request, and then its body, must arrive; slower requests are answered 408."""
+    """Seconds in which the headers of a request, and then its body, must arrive (else 408), and responses be read."""
     max_iterations_limit: int = Field(default=1000, ge=1)
     """The highest max_iterations that a request may set; it also bounds the models' own defaults."""
     drain_seconds: float = Field(default=1.0, ge=0)

@@ -6,7 +6,7 @@ import math
 import re
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from difflib import get_close_matches
 from functools import lru_cache, partial
 from threading import Event
@@ -31,6 +31,7 @@ from app.schemas.native import (
     MAX_TRACED_ROWS,
     MIN_TOLERANCE,
     PredictParameters,
+    PredictRequest,
     RawPredictRequest,
     StreamParameters,
 )
@@ -172,15 +173,22 @@ def numbers_of_json(
         return None
 
 
-def _rows_of_json(text: bytes, spec: InputSpec, max_rows: int) -> Rows:
+def _rows_of_lists(lists: list[Any], spec: InputSpec, max_rows: int) -> Rows:
+    check_count("inputs", len(lists), max_rows)
+    try:
+        rows = np.array(lists, dtype=np.float64)
+    except ValueError as error:
+        _check_lists("inputs", lists, spec)
+        raise ApiError(422, f"inputs: must be numbers of shape {_shape(spec)} (got {shown(lists)})") from error
+    return check_rows("inputs", rows, spec)
+
+
+def _rows_of_json(raw: msgspec.Raw, spec: InputSpec, max_rows: int) -> Rows:
+    text = bytes(raw)
     rows = numbers_of_json("inputs", text, spec.shape, np.dtype(np.float64))
     if rows is None:  # raise what is wrong with the lists
-        lists = decode_json("body", text, Any)
-        if isinstance(lists, list):
-            check_count("inputs", len(lists), max_rows)
-        _check_lists("inputs", lists, spec)
-        decode_json("inputs", text, lists_of(float, len(spec.shape) + 1))
-        raise ApiError(422, f"inputs: must be numbers of shape {_shape(spec)} (got {shown(lists)})")
+        _check_lists("inputs", decode_json("body", text, Any), spec)
+        return _rows_of_lists(decode_json("inputs", text, lists_of(float, len(spec.shape) + 1)), spec, max_rows)
     check_count("inputs", len(rows), max_rows)
     return check_rows("inputs", rows, spec)
 
@@ -253,15 +261,29 @@ def _decode_body(
 
 
 def _decode_request(body: bytes, parameters: StreamParameters, spec: InputSpec, max_rows: int) -> "Rows | _ImageBatch":
-    content: Any = decode_json("body", body, RawPredictRequest)
+    content: Any = None
+    if len(body) <= MAX_INLINE_BYTES:
+        with suppress(msgspec.MsgspecError, UnicodeDecodeError, RecursionError):  # which are raised again below, with a name
+            content = _decoder(_body_type(len(spec.shape) + 1)).decode(body)
+    raw = content is None
+    if raw:
+        content = decode_json("body", body, RawPredictRequest)
     for name in StreamParameters.__struct_fields__:
         if (value := getattr(content, name)) is not UNSET:
-            setattr(parameters, name, _decode_value(name, value))
+            setattr(parameters, name, _decode_value(name, value) if raw else value)
     if (content.inputs is UNSET) == (content.images is UNSET):
         raise ApiError(422, f"inputs, images: must be one of them (got {'neither' if content.inputs is UNSET else 'both'})")
     if content.images is UNSET:
-        return _rows_of_json(bytes(content.inputs), spec, max_rows)
-    return _ImageBatch(_files(bytes(content.images), max_rows), spec)
+        parse = _rows_of_json if raw else _rows_of_lists
+        return parse(content.inputs, spec, max_rows)
+    images = _decode_images(bytes(content.images), max_rows) if raw else content.images
+    return _ImageBatch(_files(images, max_rows), spec)
+
+
+@lru_cache
+def _body_type(depth: int) -> Any:
+    body: Any = PredictRequest
+    return body[lists_of(float, depth)]
 
 
 def _decode_value(name: str, value: msgspec.Raw) -> Any:
@@ -282,12 +304,15 @@ def check_size(field: str, value: msgspec.Raw | UnsetType) -> None:
         raise ApiError(422, f"{field}: must have at most {MAX_INLINE_BYTES} bytes (got {size})")
 
 
-def _files(text: bytes, max_rows: int) -> dict[str, bytes]:
+def _decode_images(text: bytes, max_rows: int) -> Any:
     if text.startswith(b"["):
         check_count("images", text.count(b",") + 1 if len(text) > 2 else 0, max_rows)
     else:
         check_size("images", msgspec.Raw(text))
-    images = decode_json("images", text, Any)
+    return decode_json("body", text, Any)
+
+
+def _files(images: object, max_rows: int) -> dict[str, bytes]:
     if not isinstance(images, list):
         raise invalid("images", "a list of base64 strings", images)
     check_count("images", len(images), max_rows)

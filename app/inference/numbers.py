@@ -51,7 +51,7 @@ def parse_numbers(text: bytes, row_shape: Sequence[int], dtype: np.dtype[Any], c
     shape = (rows, *row_shape)
     array = np.empty(prod(shape), dtype if dtype.kind in "iu" else np.float64)
     start, filled = 0, 0
-    while rows and start < len(flat):
+    while start < len(flat):
         end = flat.find(b",", start + PIECE_BYTES)
         end = len(flat) if end < 0 else end
         piece = b"[%s]" % flat[start:end]
@@ -82,7 +82,8 @@ def _first_difference(structure: bytes, expected: bytes, row_length: int) -> tup
     if length == 0:
         return ()  # no list at all
     same = np.frombuffer(structure, np.uint8, length) == np.frombuffer(expected, np.uint8, length)
-    return (max(0, int(np.argmin(same)) - 1) // row_length,)
+    position = length if same.all() else int(np.argmin(same))
+    return (position // row_length,)
 
 
 @lru_cache

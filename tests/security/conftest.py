@@ -50,9 +50,13 @@ class GoodClient:
         self._client.close()
 
     def check(self) -> None:
-        """Wait until each request has been answered once more; fail if an answer has ever been missing, late or different."""
+        """Wait until each request has been answered once more, and ``raise_failures``."""
         rounds = self.rounds + 2
         wait_until(lambda: self.rounds >= rounds, 60, "the good client is answered")
+        self.raise_failures()
+
+    def raise_failures(self) -> None:
+        """Fail if an answer has been missing, late or different since the last time."""
         failures, self.failures = self.failures, []
         assert not failures, f"{len(failures)} answers were wrong, missing or late, first: {failures[0]}"
 
@@ -67,7 +71,7 @@ class GoodClient:
 
     def _run(self) -> None:
         for send, expected in itertools.cycle(zip(self._requests, self._answers, strict=True)):
-            if self._stop.wait(0.02):
+            if self._stop.wait(0.05):
                 return
             try:
                 answer = self._answer(send())
@@ -101,12 +105,19 @@ def good_client(server: RunningServer) -> Iterator[GoodClient]:
     client.close()
 
 
+@pytest.fixture(scope="module")
+def checked_client(good_client: GoodClient) -> Iterator[GoodClient]:
+    """The good client, which is still answered after all tests of a file."""
+    yield good_client
+    good_client.check()
+
+
 @pytest.fixture(autouse=True)
-def _good_client_is_answered(good_client: GoodClient, server: RunningServer) -> Iterator[None]:
-    """The good client is answered during each test and after it, and no process has been replaced."""
+def _good_client_is_answered(checked_client: GoodClient, server: RunningServer) -> Iterator[None]:
+    """The good client is answered during each test, and no process has been replaced."""
     processes = server.worker_pid(), server.engine_pid()
     yield
-    good_client.check()
+    checked_client.raise_failures()
     assert (server.worker_pid(), server.engine_pid()) == processes
 
 

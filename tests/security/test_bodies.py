@@ -23,7 +23,7 @@ PARAMETERS = {"max_iterations": 5, "tolerance": 0.3}
 TENSOR = {"name": "inputs", "shape": [1, 1, 8, 8], "datatype": "FP32", "data": [0] * 64}
 
 
-def filled(begin: bytes, lump: bytes, end: bytes, size: int = 30 * MB) -> bytes:
+def filled(begin: bytes, lump: bytes, end: bytes, size: int = 12 * MB) -> bytes:
     """JSON of some size."""
     return begin + lump * ((size - len(begin) - len(end)) // len(lump)) + end
 
