@@ -210,6 +210,8 @@ class BoundedConnection(HttpToolsProtocol):
             raise ApiError(501, f"transfer-encoding: must be chunked, in HTTP/1.1 (got {got} in HTTP/{version})")
 
     def _look_for_reset(self) -> None:
+        if self.transport.is_closing():
+            return
         connection = select.poll()
         connection.register(self.transport.get_extra_info("socket").fileno(), 0)  # reports errors and hang-ups only
         if connection.poll(0):
