@@ -65,7 +65,7 @@ def main(
                     *(flag or []),
                 ]
                 command = [sys.executable, "-m", "app", *flags]
-                with server.running(command, port, server_core, encoded[0], Path(temporary) / "log", tree=one):
+                with server.running(command, port, {server_core}, encoded[0], Path(temporary) / "log", tree=one):
                     uvloop.run(load.closed_loop(port, requests, encoded, clients, 0.0, 1.0))
                     before = _cpu()
                     outcome = uvloop.run(load.closed_loop(port, requests, encoded, clients, 0.0, seconds))

@@ -69,6 +69,7 @@ class EngineProcess:
         self._numbers = itertools.count()  # each client numbers its own requests
         self._running: dict[int, _Client] = {}  # which client waits for the request with a number
         self._clients: set[_Client] = set()
+        self._received = memoryview(bytearray(RECEIVE_BYTES))
         self._selector = selectors.DefaultSelector()
         self._woken, self._wake = socket.socketpair()  # by signals and by the loading thread
         path.unlink(missing_ok=True)
@@ -133,16 +134,16 @@ class EngineProcess:
 
     def _receive(self, client: _Client) -> None:
         try:
-            data = client.connection.recv(RECEIVE_BYTES)
+            size = client.connection.recv_into(self._received)
         except BlockingIOError:
             return
         except OSError:
-            data = b""
-        if not data:
+            size = 0
+        if not size:
             self._drop(client)
             return
         try:
-            for message in client.decoder.feed(data):
+            for message in client.decoder.feed(self._received[:size]):
                 self._handle(client, message)
         except msgspec.MsgspecError as error:
             log.error("undecodable frame dropped", error=str(error))

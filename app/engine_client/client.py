@@ -157,6 +157,7 @@ class EngineClient(asyncio.Protocol):
 
     def __init__(self, socket: Path) -> None:
         self.state: State | None = None  # what the engine last said
+        self._unsent: list[messages.ToEngine] = []
         self.is_up = False  # whether it is connected and has said what it serves
         self.rows_in_flight = 0  # rows that this process has sent and that are not answered
         self._socket = socket
@@ -227,7 +228,14 @@ class EngineClient(asyncio.Protocol):
     def _send(self, message: messages.ToEngine) -> None:
         if self._transport is None:
             raise EngineUnavailable("no engine is ready")
-        self._transport.write(messages.encode([message]))
+        if not self._unsent:  # whatever else this turn of the event loop sends goes along
+            asyncio.get_running_loop().call_soon(self._flush)
+        self._unsent.append(message)
+
+    def _flush(self) -> None:
+        unsent, self._unsent = self._unsent, []
+        if self._transport is not None and unsent:
+            self._transport.write(messages.encode(unsent))
 
     async def _stay_connected(self) -> None:
         loop = asyncio.get_running_loop()
@@ -250,6 +258,7 @@ class EngineClient(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._transport = None
+        self._unsent = []
         self._rejections.clear()
         self.is_up = False
         self._disconnected.set()

@@ -6,7 +6,7 @@ below, in the order in which they were sent. Tensors are raw little-endian bytes
 
 import itertools
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from typing import Any, Generic, Literal, TypeVar
 
@@ -237,15 +237,18 @@ class FrameDecoder(Generic[Message]):
 
     def __init__(self, kind: Any) -> None:
         self._decoder = msgspec.msgpack.Decoder(list[kind])
-        self._buffer = bytearray()
+        self._rest = b""
 
-    def feed(self, data: bytes) -> Iterator[Message]:
-        """Yield the messages that ``data`` completes; after a ``msgspec.MsgspecError`` the stream cannot be read any further."""
-        self._buffer += data
-        while len(self._buffer) >= _LENGTH.size:
-            end = _LENGTH.size + _LENGTH.unpack_from(self._buffer)[0]
-            if len(self._buffer) < end:
+    def feed(self, data: bytes | memoryview) -> list[Message]:
+        """The messages that ``data`` completes; after a ``msgspec.MsgspecError`` the stream cannot be read any further."""
+        found: list[Message] = []
+        view = memoryview(self._rest + data if self._rest else data)
+        start = 0
+        while len(view) - start >= _LENGTH.size:
+            end = start + _LENGTH.size + _LENGTH.unpack_from(view, start)[0]
+            if len(view) < end:
                 break
-            messages = self._decoder.decode(memoryview(self._buffer)[_LENGTH.size : end])
-            del self._buffer[:end]
-            yield from messages
+            found += self._decoder.decode(view[start + _LENGTH.size : end])
+            start = end
+        self._rest = bytes(view[start:])
+        return found

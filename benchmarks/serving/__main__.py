@@ -12,8 +12,11 @@ other servers are installed into their own environment, so that they cannot dist
 
 Each round starts the servers one after the other, every second round in the reverse order. Each server gets requests from 64
 closed-loop clients, the main ones also from 16 and from 1, and then from a Poisson process. Half of the requests set the
-tolerance 1e-1 and half 1e-4, in random order. The table has medians over the rounds; targets are medians of the ratios within a
-round.
+tolerance 1e-1 and half 1e-4, in random order. This server takes the version's solver, which is learned mixing once ``python -m
+training accelerate`` has made it so; the endpoint with ONNX Runtime iterates plainly. The table has medians over the rounds;
+targets are medians of the ratios within a round.
+
+With ``--both-cores`` servers and clients share both cores, as on a machine that does nothing else.
 
 Servers that are not installed or do not start are left out, with a message. ``--check-load`` measures a server that computes
 nothing, to verify that the clients are not the bottleneck.
@@ -75,7 +78,7 @@ class Bench:
     requests: list[Request]
     placeholders: dict[str, str]
     folder: Path
-    server_core: int
+    server_cores: set[int]
     seconds: float
 
     def measure(self, row: Row, loads: list[Load]) -> Iterator[tuple[Load, load.Outcome, float]]:
@@ -88,7 +91,7 @@ class Bench:
         port = server.free_port()
         command = [part.format_map(self.placeholders | {"port": str(port)}) for part in row.command]
         log = self.folder / f"{row.name.replace(' ', '_').replace(',', '')}.log"
-        with server.running(command, port, self.server_core, encoded[0], log) as running:
+        with server.running(command, port, self.server_cores, encoded[0], log) as running:
             uvloop.run(load.closed_loop(port, self.requests, encoded, 64, 0.0, WARM_UP_SECONDS))
             for one in loads:
                 running.pin()
@@ -111,6 +114,9 @@ def main(
     images: Annotated[int, typer.Option(help="Number of images; each is sent twice.")] = 500,
     offline_rounds: Annotated[int, typer.Option(help="Rounds of the solvers without HTTP; 0 leaves them out.")] = 3,
     output: Annotated[Path | None, typer.Option(help="Markdown file, rewritten after each round.")] = None,
+    both_cores: Annotated[
+        bool, typer.Option(help="Let the server and the clients share both cores; only the rows for that.")
+    ] = False,
     check_load: Annotated[bool, typer.Option(help="Measure only a server that computes nothing.")] = False,
 ) -> None:
     """Print and write the table."""
@@ -118,7 +124,8 @@ def main(
     if len(cores) < 2:
         raise typer.BadParameter(f"needs at least two cores, one for the server and one for the clients (got {len(cores)})")
     server_core, load_core = cores[:2]
-    os.sched_setaffinity(0, {load_core})
+    server_cores = {server_core, load_core} if both_cores else {server_core}
+    os.sched_setaffinity(0, server_cores if both_cores else {load_core})
     server.adopt_orphans()
     checkpoint = jfb.load(version)
     chosen = read(DataRecipe(source=data), ["test"], console).splits["test"].inputs[:images]
@@ -128,20 +135,20 @@ def main(
         folder = Path(temporary)
         placeholders = _prepare(folder, version, rivals_python)
         np.save(folder / "images.npy", chosen.float().numpy())
-        bench = Bench(requests, placeholders, folder, server_core, seconds)
+        bench = Bench(requests, placeholders, folder, server_cores, seconds)
         if check_load:
             for one, outcome, _ in bench.measure(IDLE, _loads("64,16,1", "")):
                 console.print(f"{one.name}: {_summary(outcome)}")
             return
         results = Results()
-        selected = _select_rows(rows, rivals_python, results)
+        selected = _select_rows(rows, rivals_python, results, both_cores=both_cores)
         title = _title(version, rounds, seconds, len(chosen))
         for number in range(rounds):
             for row in selected[:: -1 if number % 2 else 1]:
                 _measure(bench, row, _loads(loads, rates, main=row.main), number, results)
             if output:
                 output.write_text(results.markdown(title))
-        for number in range(offline_rounds):
+        for number in range(0 if both_cores else offline_rounds):
             _measure_offline(folder, placeholders, server_core, number, results)
     text = results.markdown(title)
     console.print(text, markup=False, highlight=False)
@@ -158,8 +165,10 @@ def _prepare(folder: Path, version: Path, rivals_python: Path | None) -> dict[st
     return {"python": sys.executable, "rivals_python": str(rivals_python), "store": str(folder / "store"), "version": str(copy)}
 
 
-def _select_rows(names: str, rivals_python: Path | None, results: Results) -> list[Row]:
-    wanted = [name.strip() for name in names.split(";") if name.strip()] or [row.name for row in ROWS]
+def _select_rows(names: str, rivals_python: Path | None, results: Results, *, both_cores: bool) -> list[Row]:
+    wanted = [name.strip() for name in names.split(";") if name.strip()] or [
+        row.name for row in ROWS if row.both_cores == both_cores
+    ]
     if unknown := set(wanted) - {row.name for row in ROWS}:
         raise typer.BadParameter(
             f"--rows: must be some of {'; '.join(row.name for row in ROWS)} (got {'; '.join(sorted(unknown))})"

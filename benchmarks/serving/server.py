@@ -1,4 +1,4 @@
-"""One server with all its processes on one core."""
+"""One server with all its processes on its cores."""
 
 import ctypes
 import os
@@ -33,12 +33,12 @@ class RunningServer:
     """A server and all processes that it started."""
 
     port: int
-    core: int
+    cores: set[int]
 
     def pin(self) -> None:
-        """Pin every thread that exists by now to the core."""
+        """Pin every thread that exists by now to the cores."""
         for process in descendants():
-            pin(process, {self.core})
+            pin(process, self.cores)
 
     def memory(self) -> float:
         """MiB resident in all processes together; shared pages count in each."""
@@ -58,13 +58,15 @@ def adopt_orphans() -> None:
 
 
 @contextmanager
-def running(command: list[str], port: int, core: int, request: bytes, log: Path, *, tree: Path = ROOT) -> Iterator[RunningServer]:
-    """Start a server on a core, wait until it answers a request, and stop it with all its processes at the end.
+def running(
+    command: list[str], port: int, cores: set[int], request: bytes, log: Path, *, tree: Path = ROOT
+) -> Iterator[RunningServer]:
+    """Start a server on some cores, wait until it answers a request, and stop it with all its processes at the end.
 
     Args:
         command: starts the server.
         port: that the server listens on.
-        core: for all its processes.
+        cores: for all its processes.
         request: the bytes of one.
         log: file for its output.
         tree: folder of its Python modules.
@@ -82,11 +84,11 @@ def running(command: list[str], port: int, core: int, request: bytes, log: Path,
             stdout=output,
             stderr=output,
             start_new_session=True,
-            preexec_fn=lambda: os.sched_setaffinity(0, {core}),
+            preexec_fn=lambda: os.sched_setaffinity(0, cores),
         )
     try:
         _wait_until_answered(process, port, request, log)
-        server = RunningServer(port, core)
+        server = RunningServer(port, cores)
         server.pin()
         yield server
     finally:

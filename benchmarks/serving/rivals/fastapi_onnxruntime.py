@@ -5,6 +5,7 @@ iteration copies and allocates nothing. On this network that is 1.2 times as fas
 and as the whole loop in one graph (``model.onnx``). orjson parses and writes JSON, without a pydantic model.
 """
 
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,8 @@ from onnx import ModelProto, TensorProto, helper
 from benchmarks.serving.rivals.lockstep import predictions
 from jfb.config import ModelConfig
 from jfb.store import CONFIG
+
+VERSION = "JFB_RIVAL_VERSION"
 
 
 class OneAtATime:
@@ -86,9 +89,9 @@ def _with_residual(model: ModelProto) -> ModelProto:
     return model
 
 
-def serve(folder: Path, port: int) -> None:
-    """Serve until a signal arrives."""
-    network = OneAtATime(folder)
+def application() -> FastAPI:
+    """The endpoint, for the version in the folder that ``VERSION`` names in the environment."""
+    network = OneAtATime(Path(os.environ[VERSION]))
     app = FastAPI()
 
     @app.post("/predict")
@@ -97,8 +100,15 @@ def serve(folder: Path, port: int) -> None:
         prediction = network(np.array(body["inputs"], np.float32), body["tolerance"])
         return Response(orjson.dumps({"predictions": [prediction]}), media_type="application/json")
 
-    uvicorn.run(app, port=port, access_log=False)
+    return app
+
+
+def serve(folder: str, port: str, workers: str = "1") -> None:
+    """Serve until a signal arrives."""
+    os.environ[VERSION] = folder
+    name = "benchmarks.serving.rivals.fastapi_onnxruntime:application"
+    uvicorn.run(name, factory=True, port=int(port), workers=int(workers), access_log=False)
 
 
 if __name__ == "__main__":
-    serve(Path(sys.argv[1]), int(sys.argv[2]))
+    serve(*sys.argv[1:])
