@@ -25,12 +25,13 @@ MEANINGS = {
     403: "The API key does not permit this.",
     404: "No such model or version; the error lists those that exist.",
     408: "The head or the body did not arrive in time.",
-    413: "The body or the batch is too large.",
+    413: "The body, the batch, or its images together are too large.",
     415: "Unknown content type; the error lists the known ones.",
     422: "Invalid request; the error names the field.",
     429: "The queue is full; Retry-After says when to retry.",
     500: "The engine could not compute these rows.",
-    503: "The models are being loaded, or the engine is being restarted; retry after Retry-After seconds.",
+    503: "The models are being loaded, the engine is being restarted, or too many large bodies or images wait; retry after "
+    "Retry-After seconds.",
     504: "The deadline passed before any row completed an iteration.",
 }
 PATH_PARAMETERS = {"name": {"type": "string"}, "version": {"type": "integer", "minimum": 1}}

@@ -6,7 +6,7 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -15,6 +15,13 @@ from app.settings import Settings
 from app.supervisor import lifeline
 from app.supervisor.process import Command, SupervisedProcess, read_status
 from app.supervisor.supervisor import RunFolder, RunFolderError, Supervisor, remove_abandoned
+
+
+@pytest.fixture
+def tmp_path() -> Iterator[Path]:
+    """A folder with a short path, as a Unix socket needs."""
+    with tempfile.TemporaryDirectory(prefix="jfb-test-") as folder:
+        yield Path(folder)
 
 
 def folder_in(parent: Path, number: int) -> RunFolder:
