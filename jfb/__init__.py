@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from jfb.checkpoint import Checkpoint, load
     from jfb.config import ModelConfig, ResidualNorm
-    from jfb.fixed_point import Solution, solve
     from jfb.label_stop import LabelStop
     from jfb.network import ImplicitNetwork
     from jfb.norms import residual
     from jfb.prediction import Prediction, predict
+    from jfb.solution import Solution, solve
     from jfb.status import Status
     from jfb.store import CheckpointError, ModelVersion
 
@@ -43,12 +43,12 @@ _MODULES = {
     "ModelVersion": "store",
     "Prediction": "prediction",
     "ResidualNorm": "config",
-    "Solution": "fixed_point",
+    "Solution": "solution",
     "Status": "status",
     "load": "checkpoint",
     "predict": "prediction",
     "residual": "norms",
-    "solve": "fixed_point",
+    "solve": "solution",
 }
 """The module that defines each public name. No module may share its name: importing it would hide the function."""
 

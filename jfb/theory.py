@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from jfb.fixed_point import solve
 from jfb.network import ImplicitNetwork
+from jfb.solution import solve
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ LAYERS = (
     ("jfb.monotone_network",),
     ("jfb.solvers", "jfb.architectures"),
     ("jfb.label_stop",),
-    ("jfb.fixed_point",),
+    ("jfb.solution",),
     ("jfb.prediction", "jfb.gradients", "jfb.theory"),
     ("jfb.onnx.file", "jfb.onnx.iteration", "jfb.onnx.maps", "jfb.onnx.loop", "jfb.onnx.network"),
     ("jfb.checkpoint",),

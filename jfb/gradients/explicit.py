@@ -3,10 +3,10 @@
 import torch
 from torch import Tensor
 
-from jfb.fixed_point import Solution
 from jfb.gradients.gradient import Gradient, Search
 from jfb.network import ImplicitNetwork
 from jfb.norms import residual
+from jfb.solution import Solution
 from jfb.status import Status
 
 

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from jfb.config import ResidualNorm
-from jfb.fixed_point import Solution, solve
 from jfb.network import ImplicitNetwork
+from jfb.solution import Solution, solve
 from jfb.solvers import Solver
 
 

@@ -4,10 +4,10 @@ import torch
 from torch import Tensor
 
 from jfb.config import ResidualNorm
-from jfb.fixed_point import Solution
 from jfb.gradients.gradient import Gradient, Search
 from jfb.network import ImplicitNetwork
 from jfb.norms import residual
+from jfb.solution import Solution
 
 
 class Jacobian(Gradient):

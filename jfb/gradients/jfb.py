@@ -2,9 +2,9 @@
 
 from torch import Tensor
 
-from jfb.fixed_point import Solution
 from jfb.gradients.gradient import Gradient, Search
 from jfb.network import ImplicitNetwork
+from jfb.solution import Solution
 
 
 class JFB(Gradient):

@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor
 
-from jfb.fixed_point import Solution
 from jfb.gradients.gradient import Gradient, Search
 from jfb.network import ImplicitNetwork
+from jfb.solution import Solution
 
 
 class Unrolled(Gradient):

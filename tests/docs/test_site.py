@@ -76,7 +76,7 @@ def test_formulas_are_typeset(site: Path) -> None:
 
 def test_the_reference_has_the_docstrings_and_the_results_are_there(site: Path) -> None:
     reference = (site / "reference" / "jfb" / "index.html").read_text()
-    assert 'id="jfb.fixed_point.solve"' in reference
+    assert 'id="jfb.solution.solve"' in reference
     assert "a number, or one per row" in reference
     assert (site / "benchmarks" / "comparison" / "digits" / "comparison.png").exists()
     assert "Iterations against tolerance" in (site / "benchmarks" / "results" / "tolerance" / "index.html").read_text()

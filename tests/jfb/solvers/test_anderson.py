@@ -5,7 +5,7 @@ from jfb import ResidualNorm, Status, solve
 from jfb.solvers import Anderson
 from jfb.solvers.anderson import SKETCH, stride
 from tests.jfb.networks import Affine, affine, small_mlp, small_resnet
-from tests.jfb.test_fixed_point import Cube
+from tests.jfb.test_solution import Cube
 
 
 def test_on_a_linear_map_it_ends_after_as_many_steps_as_there_are_dimensions() -> None:

@@ -8,7 +8,7 @@ from jfb import ImplicitNetwork, ResidualNorm, Status, solve
 from jfb.solvers import SOLVERS, Mixing, solvers_for
 from jfb.solvers.mixing import MAX_GAIN
 from tests.jfb.networks import Affine, small_mlp, small_resnet
-from tests.jfb.test_fixed_point import Cube
+from tests.jfb.test_solution import Cube
 
 MAX_LOST = 8
 """Iterations that a row may lose to coefficients that were fitted to nothing."""
