@@ -4,11 +4,14 @@ Names are imported on first use, so that a program which only reads a config or 
 """
 
 from importlib import import_module
+from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from jfb.checkpoint import Checkpoint, load
+    from jfb.checkpoint import Checkpoint, load, save
     from jfb.config import ModelConfig, ResidualNorm
+    from jfb.gradients.gradient import Search
+    from jfb.gradients.jfb import JFB
     from jfb.label_stop import LabelStop
     from jfb.network import ImplicitNetwork
     from jfb.norms import residual
@@ -18,6 +21,7 @@ if TYPE_CHECKING:
     from jfb.store import CheckpointError, ModelVersion
 
 __all__ = [
+    "JFB",
     "Checkpoint",
     "CheckpointError",
     "ImplicitNetwork",
@@ -26,15 +30,18 @@ __all__ = [
     "ModelVersion",
     "Prediction",
     "ResidualNorm",
+    "Search",
     "Solution",
     "Status",
     "load",
     "predict",
     "residual",
+    "save",
     "solve",
 ]
 
 _MODULES = {
+    "JFB": "gradients.jfb",
     "Checkpoint": "checkpoint",
     "CheckpointError": "store",
     "ImplicitNetwork": "network",
@@ -43,17 +50,24 @@ _MODULES = {
     "ModelVersion": "store",
     "Prediction": "prediction",
     "ResidualNorm": "config",
+    "Search": "gradients.gradient",
     "Solution": "solution",
     "Status": "status",
     "load": "checkpoint",
     "predict": "prediction",
     "residual": "norms",
+    "save": "checkpoint",
     "solve": "solution",
 }
 """The module that defines each public name. No module may share its name: importing it would hide the function."""
 
 
+__version__: str
+
+
 def __getattr__(name: str) -> object:
+    if name == "__version__":
+        return version("jfb")
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)

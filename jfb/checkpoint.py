@@ -1,20 +1,35 @@
 """Checkpoints: ``config.json``, ``model.safetensors`` and ``solver.safetensors`` to a network, its solvers and back."""
 
+import os
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 
 import safetensors.torch
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_buffer_registration_hook, register_module_parameter_registration_hook
 
 from jfb.architectures import build
-from jfb.config import FORMAT_VERSION, ModelConfig
+from jfb.config import FORMAT_VERSION, ModelConfig, ResidualNorm, must_be_one_of
+from jfb.label_stop import LabelStop
 from jfb.network import ImplicitNetwork
+from jfb.prediction import Prediction, predict
 from jfb.solvers import SOLVERS, Mixing, Solver, check_solver, solvers_for
-from jfb.store import CONFIG, SOLVER, WEIGHTS, CheckpointError, read_config, read_file, write_config
+from jfb.store import (
+    CONFIG,
+    SOLVER,
+    WEIGHTS,
+    CheckpointError,
+    list_models,
+    list_versions,
+    read_config,
+    read_file,
+    write_config,
+)
 
 ONNX = "onnx"
 """The architecture of a folder whose maps are ONNX graphs (``jfb.onnx.network``); it has no ``model.safetensors``."""
@@ -43,6 +58,44 @@ class Checkpoint:
     def solver(self) -> Solver:
         """The model's default solver."""
         return self.solvers[self.config.serving.solver]
+
+    def predict(
+        self,
+        inputs: Tensor | ArrayLike,
+        *,
+        tolerance: float | Tensor | None = None,
+        max_iterations: int | Tensor | None = None,
+        residual_norm: ResidualNorm | None = None,
+        solver: str | Solver | None = None,
+        label_stop: LabelStop | None = None,
+    ) -> Prediction:
+        """Predict with the model's own defaults, which are in ``config.serving``: the same results as the server's.
+
+        Args:
+            inputs: raw values, shape ``[n, *config.input.shape]``, of any type: a tensor, or an array or list that becomes one.
+            solver: one of ``solvers``, or its name.
+
+        The other arguments replace a default; they are those of ``jfb.predict``.
+
+        Raises:
+            ValueError: for inputs of another shape, an unknown solver, and as ``jfb.predict``.
+        """
+        serving, weights = self.config.serving, next(self.network.parameters(), torch.empty(0))
+        inputs = torch.as_tensor(inputs, dtype=weights.dtype, device=weights.device)
+        if not inputs.dim() or inputs.shape[1:] != self.config.input.shape:
+            expected = ", ".join(map(str, ("n", *self.config.input.shape)))
+            raise ValueError(f"inputs: must have shape [{expected}] (got {list(inputs.shape)})")
+        if isinstance(solver, str) and solver not in self.solvers:
+            raise ValueError(f"solver: {must_be_one_of(self.solvers, solver)}")
+        return predict(
+            self.network,
+            inputs,
+            tolerance=serving.tolerance if tolerance is None else tolerance,
+            max_iterations=serving.max_iterations if max_iterations is None else max_iterations,
+            residual_norm=residual_norm or serving.residual_norm,
+            solver=self.solvers[solver] if isinstance(solver, str) else solver or self.solver,
+            label_stop=label_stop,
+        )
 
 
 def solvers_of(network: ImplicitNetwork, config: ModelConfig, mixing: Mixing | None) -> dict[str, Solver]:
@@ -83,14 +136,45 @@ def _write_tensors(path: Path, tensors: Mapping[str, Tensor], **metadata: str) -
     path.write_bytes(safetensors.torch.save(content, {"format_version": str(FORMAT_VERSION), **metadata}))
 
 
-def load(folder: Path, device: torch.device | str = "cpu") -> Checkpoint:
-    """Read a version's folder. Nothing in it is executed.
+def find_folder(model: str, store: Path) -> Path:
+    """Find the folder of a version.
+
+    Args:
+        model: a name in the store, for its highest version; ``name/version``; or the path of a version's folder.
 
     Raises:
-        CheckpointError: for a missing or truncated file, an unknown format version or architecture, arguments that the
-            architecture rejects, a solver that cannot solve it, weights whose names, shapes or types are not the
-            architecture's, and a learned solver that is missing or does not fit the network.
+        CheckpointError: if there is no such version.
     """
+    for folder in (store / model, Path(model)):
+        if (folder / CONFIG).is_file():
+            return folder
+    if found := list_versions(store / model):
+        return store / model / str(found[-1])
+    known = list_models(store)
+    nearest = get_close_matches(model, known, n=1)
+    raise CheckpointError(
+        f"no model {model!r}: must be a name in {store} ({', '.join(known) or 'which is empty'}), name/version, or the folder of "
+        f"a version{f'; did you mean {nearest[0]!r}?' if nearest else ''}"
+    )
+
+
+def load(model: str | Path, device: torch.device | str = "cpu") -> Checkpoint:
+    """Load a model. Nothing in its folder is executed.
+
+    Args:
+        model: a string is a name in the store ``model_store``, or in the one that ``JFB_MODEL_STORE`` names, for its highest
+            version; ``name/version``; or the path of a version's folder. A ``Path`` is a folder.
+
+    Raises:
+        CheckpointError: for a model that does not exist, a missing or truncated file, an unknown format version or
+            architecture, arguments that the architecture rejects, a solver that cannot solve it, weights whose names, shapes
+            or types are not the architecture's, and a learned solver that is missing or does not fit the network.
+        TypeError: if ``model`` is neither a string nor a path.
+    """
+    if not isinstance(model, str | Path):
+        raise TypeError(f"model: must be a name, name/version, or the folder of a version (got {type(model).__name__})")
+    store = Path(os.environ.get("JFB_MODEL_STORE") or "model_store")
+    folder = find_folder(model, store) if isinstance(model, str) else model
     config = read_config(folder)
     if config.architecture.name == ONNX:
         network = _load_onnx(folder, config, torch.device(device))

@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from copy import deepcopy
+from typing import NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -72,6 +73,9 @@ class ImplicitNetwork(nn.Module, ABC):
         """
         return fold_batch_norms(deepcopy(self).eval())
 
-    def forward(self, state: Tensor) -> Tensor:
-        """Alias of ``readout``, for tools that call modules: an implicit network has no other single pass."""
-        return self.readout(state)
+    def forward(self, *inputs: object, **settings: object) -> NoReturn:
+        """Raise a ``TypeError``: an implicit network has no single pass."""
+        raise TypeError(
+            f"{type(self).__name__} has no single pass: call jfb.predict(network, inputs, tolerance=..., max_iterations=...), "
+            "or to train it a gradient such as jfb.JFB()(network, network.inject(inputs), jfb.Search()) and network.readout"
+        )

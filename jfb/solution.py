@@ -65,7 +65,10 @@ def solve(
     Raises:
         ValueError: for a tolerance or cap out of range or of the wrong shape, for a solver that cannot solve the network, and for
             label stops with a solver that does not support them.
+        TypeError: for a network that is not an ``ImplicitNetwork``.
     """
+    if not isinstance(network, ImplicitNetwork):
+        raise TypeError(f"network: must be an ImplicitNetwork (got {type(network).__name__}); jfb.fixed_point takes any function")
     solver = solver or Picard()
     solver.check(type(network))
     rows = injection.shape[0]

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 
 from jfb import Checkpoint, CheckpointError, ModelConfig, load
-from jfb.checkpoint import save
+from jfb.checkpoint import find_folder, save
 from jfb.solvers import Mixing
-from jfb.store import CONFIG, Sample, list_models, list_versions, write_metrics, write_samples
+from jfb.store import Sample, write_metrics, write_samples
 from training.data import Data
 from training.errors import ModelError, RecipeError
 from training.loop.history import write_history
@@ -30,15 +30,10 @@ def find_version(model: str, store: Path) -> Path:
     Raises:
         ModelError: if there is no such version.
     """
-    for folder in (store / model, Path(model)):
-        if (folder / CONFIG).is_file():
-            return folder
-    if found := list_versions(store / model):
-        return store / model / str(found[-1])
-    raise ModelError(
-        f"no model {model!r}: must be a name in {store} ({', '.join(list_models(store)) or 'which is empty'}), "
-        "name/version, or the folder of a version"
-    )
+    try:
+        return find_folder(model, store)
+    except CheckpointError as error:
+        raise ModelError(str(error)) from error
 
 
 def load_version(folder: Path, device: torch.device) -> Checkpoint:

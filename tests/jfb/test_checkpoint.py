@@ -1,5 +1,7 @@
 import json
 import pickle
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -8,11 +10,13 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
-from jfb import CheckpointError, ModelConfig, load, predict
+from jfb import CheckpointError, ModelConfig, ResidualNorm, load, predict
 from jfb.architectures import ImplicitResNet, build
 from jfb.checkpoint import save
 from jfb.config import ArchitectureSpec, InputSpec, LabelCalibration
+from jfb.solvers import Anderson, Picard
 from jfb.store import new_version
 
 ARGUMENTS: dict[str, Any] = {"channels": [4], "pool": [2], "mean": [0.5], "std": 0.25}
@@ -55,6 +59,69 @@ def test_a_loaded_network_gives_the_same_answers_to_the_last_bit(tmp_path: Path)
     assert torch.equal(before.solution.iterations, after.solution.iterations)
     assert not loaded.network.training
     assert not any(p.requires_grad for p in loaded.network.parameters())
+
+
+def test_a_model_is_loaded_by_name_version_or_folder(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(1)
+    with new_version(folder.parents[1], "letters") as new:
+        save(new, config(), build("implicit_resnet", (1, 6, 6), 3, ARGUMENTS))
+    first, second = (load(folder.with_name(number)).network.state_dict()["stem.0.weight"] for number in "12")
+    assert not torch.equal(first, second)
+
+    def loads(model: str | Path, expected: Tensor) -> bool:
+        return torch.equal(load(model).network.state_dict()["stem.0.weight"], expected)
+
+    assert loads(str(folder), first)
+    monkeypatch.setenv("JFB_MODEL_STORE", str(folder.parents[1]))
+    assert loads("letters", second)
+    assert loads("letters/1", first)
+    monkeypatch.delenv("JFB_MODEL_STORE")
+    (tmp_path / "work").mkdir()
+    shutil.copytree(folder.parent, tmp_path / "work" / "model_store" / "letters")
+    monkeypatch.chdir(tmp_path / "work")
+    assert loads("letters", second)
+    assert loads("model_store/letters/1", first)
+    assert loads(Path("model_store/letters/1"), first)
+
+
+def test_a_model_that_does_not_exist_is_an_error_with_the_known_ones(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("JFB_MODEL_STORE", str(folder.parents[1]))
+    for wrong in ("leters", "letters/7", "nowhere/at/all", ""):
+        with pytest.raises(CheckpointError, match=rf"no model '{wrong}': must be a name in .* \(letters\), name/version, or the"):
+            load(wrong)
+    with pytest.raises(CheckpointError, match=r"; did you mean 'letters'\?"):
+        load("leters")
+    with pytest.raises(TypeError, match=r"model: must be a name, name/version, or the folder of a version \(got int\)"):
+        load(1)  # type: ignore[arg-type]
+
+
+def test_a_loaded_model_predicts_with_its_own_defaults_unless_they_are_replaced(folder: Path) -> None:
+    change(folder, serving={"solver": "anderson", "tolerance": 1e-5, "max_iterations": 40, "residual_norm": "absolute"})
+    model = load(folder)
+    inputs = torch.rand(7, 1, 6, 6)
+    defaults: dict[str, Any] = {"tolerance": 1e-5, "max_iterations": 40, "residual_norm": ResidualNorm.ABSOLUTE}
+    defaults["solver"] = Anderson()
+    replaced = {"tolerance": 1e-2, "max_iterations": 3, "residual_norm": ResidualNorm.RELATIVE, "solver": Picard()}
+    for change_one in ({}, *({name: value} for name, value in replaced.items())):
+        expected = predict(model.network, inputs, **defaults | change_one)
+        answer = model.predict(inputs, **change_one)
+        assert torch.equal(answer.logits, expected.logits)
+        assert torch.equal(answer.solution.iterations, expected.solution.iterations)
+    named = model.predict(inputs, solver="picard").solution
+    assert torch.equal(named.iterations, model.predict(inputs, solver=Picard()).solution.iterations)
+    assert not torch.equal(named.iterations, model.predict(inputs).solution.iterations)
+    assert torch.equal(model.predict(inputs.double().numpy()).logits, model.predict(inputs).logits)
+
+
+def test_a_loaded_model_refuses_other_shapes_and_solvers_in_a_sentence(folder: Path) -> None:
+    model = load(folder)
+    for shape in ((6, 6), (1, 6, 6), (2, 1, 8, 8), ()):
+        with pytest.raises(ValueError, match=rf"inputs: must have shape \[n, 1, 6, 6\] \(got {re.escape(str(list(shape)))}\)"):
+            model.predict(torch.zeros(shape))
+    with pytest.raises(
+        ValueError, match=r"solver: must be one of picard, anderson \(got 'andersen'; did you mean 'anderson'\?\)"
+    ):
+        model.predict(torch.zeros(1, 1, 6, 6), solver="andersen")
 
 
 def test_a_config_without_a_calibration_is_as_it_was_before_there_was_any_and_one_with_it_is_read_back(folder: Path) -> None:

@@ -1,7 +1,9 @@
 """The names of ``jfb`` itself, which are imported on first use."""
 
 import pkgutil
+import tomllib
 from inspect import getmodule
+from pathlib import Path
 
 import pytest
 
@@ -10,7 +12,7 @@ import jfb
 
 def test_every_public_name_is_found_and_no_module_hides_one() -> None:
     assert not {module.name for module in pkgutil.iter_modules(jfb.__path__)} & set(jfb.__all__)
-    assert sorted(jfb._MODULES) == jfb.__all__
+    assert sorted(jfb._MODULES) == sorted(jfb.__all__)
     for name, module in jfb._MODULES.items():
         found = getmodule(getattr(jfb, name))
         assert found is not None
@@ -21,3 +23,8 @@ def test_every_public_name_is_found_and_no_module_hides_one() -> None:
 def test_another_name_is_an_attribute_error() -> None:
     with pytest.raises(AttributeError, match="module 'jfb' has no attribute 'train'"):
         jfb.train  # noqa: B018
+
+
+def test_the_version_is_the_packages() -> None:
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
+    assert jfb.__version__ == project["version"]

@@ -169,3 +169,13 @@ def test_a_tolerance_that_is_not_positive_and_finite_is_rejected(tolerance: floa
 def test_a_cap_below_one_is_rejected() -> None:
     with pytest.raises(ValueError, match=r"max_iterations: must be at least 1 \(got"):
         solve(affine(), torch.ones(1, 4, dtype=torch.float64), tolerance=1e-3, max_iterations=0)
+
+
+def test_wrong_use_is_a_sentence_that_names_the_right_one() -> None:
+    injection = torch.ones(1, 4, dtype=torch.float64)
+    with pytest.raises(
+        TypeError, match=r"network: must be an ImplicitNetwork \(got function\); jfb.fixed_point takes any function"
+    ):
+        solve(lambda state, injection: state, injection, tolerance=1e-3, max_iterations=5)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"Affine has no single pass: call jfb.predict\(network, inputs, "):
+        affine()(injection)
