@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from jfb.gradients.gradient import Search
     from jfb.gradients.jfb import JFB
     from jfb.label_stop import LabelStop
+    from jfb.layer import fixed_point
     from jfb.network import ImplicitNetwork
     from jfb.norms import residual
     from jfb.prediction import Prediction, predict
@@ -33,6 +34,7 @@ __all__ = [
     "Search",
     "Solution",
     "Status",
+    "fixed_point",
     "load",
     "predict",
     "residual",
@@ -53,6 +55,7 @@ _MODULES = {
     "Search": "gradients.gradient",
     "Solution": "solution",
     "Status": "status",
+    "fixed_point": "layer",
     "load": "checkpoint",
     "predict": "prediction",
     "residual": "norms",

@@ -29,6 +29,7 @@ LAYERS = (
     ("jfb.label_stop",),
     ("jfb.solution",),
     ("jfb.prediction", "jfb.gradients", "jfb.theory"),
+    ("jfb.layer",),
     ("jfb.onnx.file", "jfb.onnx.iteration", "jfb.onnx.maps", "jfb.onnx.loop", "jfb.onnx.network"),
     ("jfb.checkpoint",),
     ("jfb.export",),

@@ -19,7 +19,7 @@ class Explicit(Gradient):
     def __call__(self, network: ImplicitNetwork, injection: Tensor, search: Search) -> tuple[Tensor, Solution]:
         start = network.initial_state(injection)
         state = network.step(start, injection)
-        moved = residual(start, state.detach(), search.residual_norm)
+        moved = residual(start.detach(), state.detach(), search.residual_norm)
         rows = state.shape[0]
         iterations = torch.ones(rows, dtype=torch.int64, device=state.device)
         return state, Solution(state.detach(), iterations, moved, [Status.MAX_ITERATIONS] * rows)
