@@ -8,6 +8,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from jfb.architectures import register
     from jfb.checkpoint import Checkpoint, load, save
     from jfb.config import ModelConfig, ResidualNorm
     from jfb.gradients.gradient import Search
@@ -37,6 +38,7 @@ __all__ = [
     "fixed_point",
     "load",
     "predict",
+    "register",
     "residual",
     "save",
     "solve",
@@ -58,6 +60,7 @@ _MODULES = {
     "fixed_point": "layer",
     "load": "checkpoint",
     "predict": "prediction",
+    "register": "architectures",
     "residual": "norms",
     "save": "checkpoint",
     "solve": "solution",

@@ -3,6 +3,7 @@
 import os
 import threading
 from collections.abc import Mapping
+from copy import deepcopy
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -106,23 +107,40 @@ def solvers_of(network: ImplicitNetwork, config: ModelConfig, mixing: Mixing | N
     return {config.serving.solver: found[config.serving.solver], **found}
 
 
-def save(folder: Path, config: ModelConfig, network: ImplicitNetwork, mixing: Mixing | None = None) -> None:
+def save(folder: str | Path, config: ModelConfig, network: ImplicitNetwork, mixing: Mixing | None = None) -> None:
     """Write ``config.json`` and ``model.safetensors`` into a folder, which ``jfb.store.new_version`` makes visible as a whole.
 
     Args:
+        folder: created if it does not exist.
         mixing: written to ``solver.safetensors`` if given.
 
     Raises:
-        CheckpointError: if the config names a solver that cannot solve the network, or a learned one that is not given.
+        CheckpointError: for what ``load`` would refuse, before anything is written: an architecture that is not known
+            (``jfb.register``), arguments that do not build this network, a solver that cannot solve it, a learned one that
+            is not given or does not fit.
     """
+    folder = Path(folder)
+    if config.architecture.name == ONNX:
+        raise CheckpointError(f"{folder}: a network of ONNX graphs has no weights to save: copy its folder instead")
+    built = _build(folder, config)
+    if type(built).__qualname__ != type(network).__qualname__:  # a notebook may have defined its class again
+        raise CheckpointError(
+            f"{folder / CONFIG}: architecture.name: must name the network's class, {type(network).__name__} "
+            f"(got {config.architecture.name!r}, which is {type(built).__name__})"
+        )
     _check_solver(folder, config, network)
+    weights = network.state_dict()
+    _compare_weights(folder / WEIGHTS, built, weights)
     if mixing is None and SOLVERS[config.serving.solver].learned:
         raise CheckpointError(
             f"{folder / CONFIG}: serving.solver: must come with its coefficients (got {config.serving.solver!r})"
         )
     if mixing is not None:
+        _check_mixing(folder / SOLVER, config, network, mixing)
+    folder.mkdir(parents=True, exist_ok=True)
+    if mixing is not None:
         save_mixing(folder, mixing)
-    _write_tensors(folder / WEIGHTS, network.state_dict())
+    _write_tensors(folder / WEIGHTS, weights)
     write_config(folder, config)
 
 
@@ -184,11 +202,7 @@ def load(model: str | Path, device: torch.device | str = "cpu") -> Checkpoint:
     _check_solver(folder, config, network)
     path = folder / WEIGHTS
     tensors = _read_tensors(path)
-    expected = network.state_dict()
-    _compare(path, {name: tuple(tensor.shape) for name, tensor in expected.items()}, tensors)
-    for name, tensor in expected.items():
-        if tensors[name].dtype != tensor.dtype:
-            raise CheckpointError(f"{path}: {name}: must have dtype {tensor.dtype} (got {tensors[name].dtype})")
+    _compare_weights(path, network, tensors)
     network.load_state_dict({name: tensor.to(device) for name, tensor in tensors.items()}, assign=True)
     network.eval().requires_grad_(False)
     return Checkpoint(config, network, _load_mixing(folder, config, network, device))
@@ -246,6 +260,16 @@ def _load_mixing(folder: Path, config: ModelConfig, network: ImplicitNetwork, de
         raise CheckpointError(f"{path}: {error}") from error
 
 
+@torch.no_grad()
+def _check_mixing(path: Path, config: ModelConfig, network: ImplicitNetwork, mixing: Mixing) -> None:
+    network = deepcopy(network).eval()  # because inject may update statistics in training
+    injection = network.inject(next(network.parameters()).new_zeros(1, *config.input.shape))
+    try:
+        mixing.check_state(network.initial_state(injection))
+    except ValueError as error:
+        raise CheckpointError(f"{path}: {error}") from error
+
+
 def _check_solver(folder: Path, config: ModelConfig, network: ImplicitNetwork) -> None:
     try:
         check_solver(config.serving.solver, config.architecture.name, type(network))
@@ -265,7 +289,17 @@ def _load_onnx(folder: Path, config: ModelConfig, device: torch.device) -> Impli
     return OnnxNetwork(folder, config)
 
 
-def _compare(path: Path, expected: dict[str, tuple[int, ...]], tensors: dict[str, Tensor], whole: str = "architecture") -> None:
+def _compare_weights(path: Path, network: ImplicitNetwork, tensors: Mapping[str, Tensor]) -> None:
+    expected = network.state_dict()
+    _compare(path, {name: tuple(tensor.shape) for name, tensor in expected.items()}, tensors)
+    for name, tensor in expected.items():
+        if tensors[name].dtype != tensor.dtype:
+            raise CheckpointError(f"{path}: {name}: must have dtype {tensor.dtype} (got {tensors[name].dtype})")
+
+
+def _compare(
+    path: Path, expected: dict[str, tuple[int, ...]], tensors: Mapping[str, Tensor], whole: str = "architecture"
+) -> None:
     found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     problems = [f"{name} is missing" for name in expected if name not in found]
     problems += [f"{name} is not part of this {whole}" for name in found if name not in expected]

@@ -28,12 +28,41 @@ ARCHITECTURES: dict[str, type[ImplicitNetwork]] = {
 NOT_SERVED = ("neural_ode", "augmented_neural_ode")
 """Architectures that exist only for comparison (``training.rivals``)."""
 
+RESERVED = (*ARCHITECTURES, *NOT_SERVED, "onnx")
+"""Names that no other class can have; ``onnx`` is a folder of graphs (``jfb.onnx``)."""
+
 GROUP = "jfb.architectures"
 """The entry point group in which an installed package registers its own architectures: a name and a class each."""
 
+_registered: dict[str, type[ImplicitNetwork]] = {}
+"""The architectures of this process (``register``)."""
+
+
+def register(name: str, network: type[ImplicitNetwork]) -> None:
+    """Register your own class in this process, so that ``save`` and ``load`` know it under a name.
+
+    A notebook may register a class again after it was changed. For the server, a package registers it with an entry point
+    (``GROUP``), because the server is another process.
+
+    Args:
+        name: of the architecture, for ``config.json``.
+        network: its constructor takes ``input_shape`` and ``classes``, then typed keyword arguments.
+
+    Raises:
+        ValueError: for an empty name, and for one of the built-in architectures.
+        TypeError: for what is not a subclass of ``ImplicitNetwork`` with its three methods.
+    """
+    if not name or name in RESERVED:
+        raise ValueError(f"name: must not be empty or one of {', '.join(RESERVED)} (got {name!r})")
+    if not (isinstance(network, type) and issubclass(network, ImplicitNetwork)):
+        raise TypeError(f"network: must be a subclass of jfb.ImplicitNetwork (got {network!r})")
+    if missing := sorted(network.__abstractmethods__):
+        raise TypeError(f"network: must define {', '.join(missing)} (got {network.__name__}, which does not)")
+    _registered[name] = network
+
 
 def find(name: str) -> type[ImplicitNetwork]:
-    """Find the class of an architecture: one of ``ARCHITECTURES``, or else one that an installed package registers.
+    """Find the class of an architecture: one of ``ARCHITECTURES``, or one that this process or an installed package registers.
 
     A config can name an architecture but not import one, so only installed code runs.
 
@@ -42,9 +71,11 @@ def find(name: str) -> type[ImplicitNetwork]:
     """
     if name in ARCHITECTURES:
         return ARCHITECTURES[name]
+    if name in _registered:
+        return _registered[name]
     registered = entry_points(group=GROUP)
     if name not in registered.names:
-        known = sorted({*ARCHITECTURES, *registered.names})
+        known = sorted({*ARCHITECTURES, *_registered, *registered.names})
         raise ValueError(must_be_one_of(known, name))
     entry = registered[name]
     try:
@@ -104,4 +135,5 @@ __all__ = [
     "MonotoneMLP",
     "build",
     "find",
+    "register",
 ]
