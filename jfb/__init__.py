@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from jfb.config import ModelConfig, ResidualNorm
     from jfb.gradients.gradient import Search
     from jfb.gradients.jfb import JFB
+    from jfb.hub import from_pretrained, push_to_hub
     from jfb.label_stop import LabelStop
     from jfb.layer import fixed_point
     from jfb.network import ImplicitNetwork
@@ -36,8 +37,10 @@ __all__ = [
     "Solution",
     "Status",
     "fixed_point",
+    "from_pretrained",
     "load",
     "predict",
+    "push_to_hub",
     "register",
     "residual",
     "save",
@@ -58,8 +61,10 @@ _MODULES = {
     "Solution": "solution",
     "Status": "status",
     "fixed_point": "layer",
+    "from_pretrained": "hub",
     "load": "checkpoint",
     "predict": "prediction",
+    "push_to_hub": "hub",
     "register": "architectures",
     "residual": "norms",
     "save": "checkpoint",

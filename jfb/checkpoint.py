@@ -154,15 +154,23 @@ def _write_tensors(path: Path, tensors: Mapping[str, Tensor], **metadata: str) -
     path.write_bytes(safetensors.torch.save(content, {"format_version": str(FORMAT_VERSION), **metadata}))
 
 
-def find_folder(model: str, store: Path) -> Path:
+def find_folder(model: str | Path, store: Path | None = None) -> Path:
     """Find the folder of a version.
 
     Args:
-        model: a name in the store, for its highest version; ``name/version``; or the path of a version's folder.
+        model: a string is a name in the store, for its highest version; ``name/version``; or the path of a version's folder.
+            A ``Path`` is a folder, which is returned as it is.
+        store: the one that ``JFB_MODEL_STORE`` names, or else ``model_store``, by default.
 
     Raises:
         CheckpointError: if there is no such version.
+        TypeError: if ``model`` is neither a string nor a path.
     """
+    if isinstance(model, Path):
+        return model
+    if not isinstance(model, str):
+        raise TypeError(f"model: must be a name, name/version, or the folder of a version (got {type(model).__name__})")
+    store = store or Path(os.environ.get("JFB_MODEL_STORE") or "model_store")
     for folder in (store / model, Path(model)):
         if (folder / CONFIG).is_file():
             return folder
@@ -189,10 +197,7 @@ def load(model: str | Path, device: torch.device | str = "cpu") -> Checkpoint:
             or types are not the architecture's, and a learned solver that is missing or does not fit the network.
         TypeError: if ``model`` is neither a string nor a path.
     """
-    if not isinstance(model, str | Path):
-        raise TypeError(f"model: must be a name, name/version, or the folder of a version (got {type(model).__name__})")
-    store = Path(os.environ.get("JFB_MODEL_STORE") or "model_store")
-    folder = find_folder(model, store) if isinstance(model, str) else model
+    folder = find_folder(model)
     config = read_config(folder)
     if config.architecture.name == ONNX:
         network = _load_onnx(folder, config, torch.device(device))

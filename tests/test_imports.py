@@ -32,7 +32,7 @@ LAYERS = (
     ("jfb.layer",),
     ("jfb.onnx.file", "jfb.onnx.iteration", "jfb.onnx.maps", "jfb.onnx.loop", "jfb.onnx.network"),
     ("jfb.checkpoint",),
-    ("jfb.export",),
+    ("jfb.export", "jfb.hub"),
 )
 """The modules of ``jfb`` from the bottom up: each imports lower layers, or siblings in its own package."""
 

@@ -7,6 +7,8 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
+from jfb import CheckpointError
+from jfb.hub import HubError
 from jfb.store import DISK_FULL, VersionNotWritten
 from training.commands.accelerate import accelerate
 from training.commands.compare import compare
@@ -41,7 +43,7 @@ def main() -> None:
     """Run the command line; an error that the user can fix is one line and exit status 1."""
     try:
         app()
-    except (TrainingError, VersionNotWritten) as error:
+    except (TrainingError, CheckpointError, HubError, VersionNotWritten) as error:
         _exit(str(error))
     except OSError as error:
         if error.errno not in DISK_FULL:

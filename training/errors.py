@@ -23,7 +23,3 @@ class ForeignFileError(TrainingError):
 
 class ModelError(TrainingError):
     """A model that is not in the store, cannot be loaded, or does not fit the data."""
-
-
-class HubError(TrainingError):
-    """The Hugging Face hub could not be reached, or refused the request."""

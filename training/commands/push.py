@@ -6,7 +6,7 @@ from typing import Annotated
 from rich.console import Console
 from typer import Argument, Option
 
-from training.interop.hub import push_to_hub
+from jfb import push_to_hub
 from training.store import find_version
 
 
