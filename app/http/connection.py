@@ -234,8 +234,7 @@ class BoundedConnection(HttpToolsProtocol):
         elif self._transport.receiving and self._in_head:
             self._reject(ApiError(408, f"head: must arrive within {self.seconds:g} s (got a part of it)"))
         else:
-            self._transport.receiving = False
-            self.transport.close()
+            self.transport.close()  # waits for a body that is still sent: its response may not have been read
 
     def _reject(self, error: ApiError) -> None:
         """Answer the message that arrives, unless its response has started, and end the connection."""

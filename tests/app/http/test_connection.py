@@ -89,6 +89,17 @@ def test_a_body_that_is_never_all_there_does_not_hold_its_connection_for_ever(ha
             trickle()
 
 
+def test_an_answer_that_was_there_before_its_body_is_read_although_the_body_is_late(hasty: RunningServer) -> None:
+    with connected(hasty) as sock:
+        sock.sendall(PREDICT.replace(b"slow", b"unknown") + LENGTH + b"\r\n")
+        end = time.monotonic() + 1.5 * BODY_TIMEOUT
+        while time.monotonic() < end:
+            sock.sendall(b"a")
+            time.sleep(0.05)
+        assert answered(sock) == 404
+        assert sock.recv(1) == b""
+
+
 def test_heads_that_arrive_piece_by_piece_on_a_connection_that_was_used_are_late_too(hasty: RunningServer) -> None:
     with connected(hasty) as sock:
         sock.sendall(b"GET /v2/health/live HTTP/1.1\r\nhost: t\r\n\r\n")
