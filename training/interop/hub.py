@@ -21,7 +21,7 @@ def save_pretrained(checkpoint: Checkpoint, folder: Path, *, name: str | None = 
     Raises:
         CheckpointError: as ``jfb.save``, among others for a network that consists of ONNX graphs; copy its folder instead.
     """
-    save(folder, checkpoint.config, checkpoint.network)
+    save(folder, checkpoint.config, checkpoint.network, checkpoint.mixing)
     write_card(folder, name or folder.name)
 
 

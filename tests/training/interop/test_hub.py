@@ -13,6 +13,7 @@ import jfb
 from jfb import Checkpoint, CheckpointError, ModelConfig, from_pretrained, predict
 from jfb.architectures import build
 from jfb.config import ArchitectureSpec, InputSpec
+from jfb.solvers import Mixing
 from jfb.store import list_models
 from tests.disk import full_disk
 from training.__main__ import main
@@ -68,6 +69,18 @@ def test_what_is_saved_answers_the_same_when_it_is_loaded_again_and_can_be_serve
     assert "# fruit" in card
     assert "none is stated" in card, "a licence is not invented"
     assert "license" not in metadata(card)
+
+
+def test_a_learned_solver_is_saved_with_its_model(tmp_path: Path) -> None:
+    saved = checkpoint()
+    width = saved.network.initial_state(saved.network.inject(torch.zeros(1, 4))).shape[1]
+    mixing = Mixing(1.3 * torch.eye(width), torch.full((width,), 0.1), 0.9)
+    serving = saved.config.serving.model_copy(update={"solver": "mixing"})
+    save_pretrained(Checkpoint(saved.config.model_copy(update={"serving": serving}), saved.network, mixing), tmp_path / "fruit")
+    loaded = from_pretrained(tmp_path / "fruit")
+    assert loaded.mixing is not None
+    assert torch.equal(loaded.mixing.matrix, mixing.matrix)
+    assert loaded.config.serving.solver == "mixing"
 
 
 def test_the_card_of_a_trained_model_states_data_accuracy_tolerances_and_licence(published: Path) -> None:
