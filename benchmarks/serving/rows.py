@@ -68,6 +68,6 @@ ROWS = (
     rival("Ray Serve", "ray_batches", "ray"),
     app(OURS_ON_BOTH, both_cores=True, main=True),
     app("jfb, both cores, 2 engines", "--engines", "2", both_cores=True, main=True),
-    app("jfb, both cores, 2 engines, 2 workers", "--engines", "2", "--workers", "2", both_cores=True, main=True),
+    app("jfb, both cores, 2 engines, 2 workers", "--engines", "2", "--http-workers", "2", both_cores=True, main=True),
     rival(ONNX_ON_BOTH, "fastapi_onnxruntime", "orjson", "2", both_cores=True, main=True),
 )
