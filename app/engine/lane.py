@@ -90,8 +90,8 @@ class Lane:
         Only while there are no rows.
         """
         self.iteration_seconds = self._measured(clock)
-        as_parts, whole = self.table, (self.table.whole(name).contiguous() for name in ("point", "injection"))
-        point, injection = whole
+        as_parts = self.table
+        point, injection = (as_parts.whole(name).contiguous() for name in ("point", "injection"))
         self.table = SlotTable(point, injection, self.start(point))
         stop_norm = self.label_stop.norm if self.label_stop is not None else self._residual_norm
         self._fused = self._backend.fused(self.table, self.solver, self._residual_norm, stop_norm)
