@@ -130,11 +130,10 @@ def iteration(
     """
     state = sides(step.graph.output[0])
     injection = next(value for value in step.graph.input if value.name == "injection")
-    rank = state.count(",") + 2
-    functions = [as_function("step", step), residual_function(residual_norm, rank)]
+    functions = [as_function("step", step), residual_function(residual_norm, state)]
     inputs, outputs, rest = "", "", []
     if mixing is not None:
-        functions.append(mix_function(mixing, rank, state))
+        functions.append(mix_function(mixing, state))
         inputs = f", float[n,{state}] previous, float[n,{state}] accepted, float[n] allowed"
         outputs += f", float[n,{state}] proposal, float[n] next_allowed"
         rest.append(f"proposal, next_allowed = {DOMAIN}.mix (point, next_state, previous, accepted, allowed)")
@@ -143,7 +142,7 @@ def iteration(
         outputs += f", float[n,{sides(readout.graph.output[0])}] logits"
         rest.append(f"logits = {DOMAIN}.readout (next_state)")
     if movement_norm is not None:
-        functions.append(residual_function(movement_norm, rank, name="movement"))
+        functions.append(residual_function(movement_norm, state, name="movement"))
         outputs += ", float[n] movement"
         rest.append(f"movement = {DOMAIN}.movement (point, next_state)")
     text = ITERATION.format(
@@ -159,28 +158,31 @@ def iteration(
     return inline(text, functions)
 
 
-def residual_function(norm: ResidualNorm, rank: int, name: str = "residual") -> FunctionProto:
-    """``jfb.residual`` as a function ``(state, next_state) => (residual)`` of tensors of a rank."""
-    text = RESIDUAL.format(domain=DOMAIN, opset=OPSET, entries=_entries(rank), residual=RESIDUALS[norm])
+def residual_function(norm: ResidualNorm, state: str, name: str = "residual") -> FunctionProto:
+    """``jfb.residual`` as a function ``(state, next_state) => (residual)``.
+
+    Args:
+        state: the shape of a row, as ``sides`` returns it.
+    """
+    text = RESIDUAL.format(domain=DOMAIN, opset=OPSET, entries=_entries(state), residual=RESIDUALS[norm])
     function: FunctionProto = onnx.parser.parse_function(text)
     function.name = name
     return function
 
 
-def mix_function(mixing: Mixing, rank: int, state: str) -> FunctionProto:
+def mix_function(mixing: Mixing, state: str) -> FunctionProto:
     """``Mixing.propose`` as a function ``(state, next_state, previous, accepted, allowed) => (proposal, next_allowed)``.
 
     Args:
-        rank: of the states, rows included.
         state: the shape of a row, as ``sides`` returns it.
     """
-    channels, positions = len(mixing.momentum), rank - 2
+    channels, positions = len(mixing.momentum), state.count(",")
     # A matrix product at every position is a convolution of size 1; for vectors it is one product.
     product = f"Conv <kernel_shape = [{','.join(['1'] * positions)}]>" if positions else "MatMul"
     text = MIX.format(
         domain=DOMAIN,
         opset=OPSET,
-        entries=_entries(rank),
+        entries=_entries(state),
         state=state,
         rate=mixing.rate,
         slack=SLACK,
@@ -229,5 +231,6 @@ def sides(value: onnx.ValueInfoProto) -> str:
     return ",".join(map(str, found[1:]))
 
 
-def _entries(rank: int) -> str:
-    return ",".join(map(str, range(1, rank)))
+def _entries(state: str) -> str:
+    """The dimensions of states except the first, which is the row."""
+    return ",".join(map(str, range(1, state.count(",") + 2)))

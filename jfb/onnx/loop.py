@@ -105,10 +105,9 @@ def assemble(maps: dict[str, ModelProto], residual_norm: ResidualNorm, mixing: M
         mixing: the solver; Picard iteration without.
     """
     state = sides(maps["step"].graph.input[0])
-    rank = state.count(",") + 2
-    functions = [*(as_function(name, graph) for name, graph in maps.items()), residual_function(residual_norm, rank)]
+    functions = [*(as_function(name, graph) for name, graph in maps.items()), residual_function(residual_norm, state)]
     if mixing is not None:
-        functions.append(mix_function(mixing, rank, state))
+        functions.append(mix_function(mixing, state))
     text = LOOP.format(
         ir_version=maps["step"].ir_version,
         opset=OPSET,

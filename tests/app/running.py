@@ -113,12 +113,20 @@ ENDLESS = {"inputs": [[0, 1, 2, 3]], "tolerance": 1e-30, "max_iterations": 1_000
 
 
 @contextmanager
+def connected(server: RunningServer) -> Iterator[socket.socket]:
+    """A bare connection to a server."""
+    url = httpx.URL(server.url)
+    with socket.create_connection((url.host, url.port or 80), timeout=20) as sock:
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        yield sock
+
+
+@contextmanager
 def connection(server: RunningServer, content: object, path: str = "/models/slow/predict") -> Iterator[socket.socket]:
     """Send a request over a bare socket and do not wait for the answer; closing the socket is leaving."""
-    url = httpx.URL(server.url)
     body = json.dumps(content).encode()
     head = f"POST {path} HTTP/1.1\r\nhost: test\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
-    with socket.create_connection((url.host, url.port or 80)) as sock:
+    with connected(server) as sock:
         sock.sendall(head.encode() + body)
         yield sock
 

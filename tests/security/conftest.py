@@ -6,7 +6,6 @@ import re
 import socket
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
@@ -119,15 +118,6 @@ def _good_client_is_answered(checked_client: GoodClient, server: RunningServer) 
     yield
     checked_client.raise_failures()
     assert (server.worker_pid(), server.engine_pid()) == processes
-
-
-@contextmanager
-def connected(server: RunningServer) -> Iterator[socket.socket]:
-    """A bare connection to a server."""
-    url = httpx.URL(server.url)
-    with socket.create_connection((url.host, url.port or 80), timeout=20) as sock:
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        yield sock
 
 
 def answered(sock: socket.socket) -> tuple[int, bytes]:

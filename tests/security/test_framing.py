@@ -8,8 +8,8 @@ import httpx
 import numpy as np
 import pytest
 
-from tests.app.running import RunningServer, wait_until
-from tests.security.conftest import answered, connected, resident_bytes
+from tests.app.running import RunningServer, connected, wait_until
+from tests.security.conftest import answered, resident_bytes
 
 MB = 1024 * 1024
 CONTENT = json.dumps({"inputs": np.zeros((1, 1, 8, 8)).tolist()}).encode()

@@ -5,17 +5,15 @@ import re
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from http.client import HTTPResponse
 from importlib.metadata import version
 from pathlib import Path
 
-import httpx
 import pytest
 from uvicorn.protocols.http import httptools_impl
 
 from app.http.connection import BoundedConnection
-from tests.app.running import RunningServer, running_server
+from tests.app.running import RunningServer, connected, running_server
 
 BODY_TIMEOUT = 1.0
 BODY = b'{"inputs": [[0, 1, 2, 3]]}'.ljust(200_000)
@@ -31,14 +29,6 @@ def hasty(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run
     with running_server(store, log, body_timeout=BODY_TIMEOUT, max_body_bytes=250_000) as running:
         running.wait_until_ready()
         yield running
-
-
-@contextmanager
-def connected(server: RunningServer) -> Iterator[socket.socket]:
-    url = httpx.URL(server.url)
-    with socket.create_connection((url.host, url.port or 80), timeout=20) as sock:
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        yield sock
 
 
 def answered(sock: socket.socket) -> int:
