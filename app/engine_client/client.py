@@ -4,7 +4,7 @@ import asyncio
 import time
 import zlib
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,19 +27,27 @@ MAX_REJECTIONS = 1024  # remembered ones, after which those that have expired ar
 
 log = structlog.get_logger(__name__)
 
+Rejections = dict[tuple["EngineClient", str, int, str], tuple[int, float, messages.QueueFull]]
+"""By engine, model, version and client: how many rows, until when it is repeated, and the rejection."""
+
 
 class Engines:
     """All engines of a server: one catalogue of models, and each request to the engine with the least work waiting.
 
     An asynchronous context manager: it connects, reconnects when an engine is restarted, and disconnects at the end. Every
     request ends exactly once, with its result or with an exception.
+
+    Attributes:
+        found: what ``find`` has found since an engine last said what it serves; to be read in its place, because this is faster.
+        rejections: of the engines, those that ``raise_if_full`` repeats; some may have expired.
     """
 
     def __init__(self, sockets: Sequence[Path], default_model: str | None = None) -> None:
-        self._engines = [EngineClient(socket) for socket in sockets]
+        self.found: dict[tuple[str | None, int | None], ServedVersion] = {}
+        self.rejections: Rejections = {}
+        self._engines = [EngineClient(socket, self.rejections, self._forget) for socket in sockets]
         self._default_model = default_model
-        self._catalogue: tuple[list[State], Catalogue] = [], Catalogue()
-        self._found: dict[tuple[str | None, int | None], ServedVersion] = {}
+        self._catalogue: Catalogue | None = None
 
     async def __aenter__(self) -> Self:
         for engine in self._engines:
@@ -60,17 +68,19 @@ class Engines:
         states = list(self.states.values()) or [engine.state for engine in self._engines if engine.state]
         if not states:
             raise EngineUnavailable("the models are being loaded")
-        if self._catalogue[0] != states:
-            self._catalogue = states, Catalogue(states, self._default_model)
-            self._found.clear()
-        return self._catalogue[1]
+        if self._catalogue is None:
+            self._catalogue = Catalogue(states, self._default_model)
+        return self._catalogue
 
     def find(self, name: str | None, version: int | None = None) -> ServedVersion:
-        """As ``Catalogue.find``, which is asked once for each name and version, until the catalogue changes."""
-        catalogue = self.catalogue
-        if (found := self._found.get((name, version))) is None:
-            found = self._found[name, version] = catalogue.find(name, version)
+        """As ``Catalogue.find``, and remember it in ``found``."""
+        found = self.found[name, version] = self.catalogue.find(name, version)
         return found
+
+    def _forget(self) -> None:
+        """An engine serves something else, or has exited."""
+        self._catalogue = None
+        self.found.clear()
 
     async def refresh(self, timeout: float) -> dict[int, State]:
         """Ask every engine for its state, waiting ``timeout`` seconds at most; return ``states``."""
@@ -155,7 +165,7 @@ class _Pending:
 class EngineClient(asyncio.Protocol):
     """The connection to the engine that listens on a socket."""
 
-    def __init__(self, socket: Path) -> None:
+    def __init__(self, socket: Path, rejections: Rejections, on_change: Callable[[], None]) -> None:
         self.state: State | None = None  # what the engine last said
         self._unsent: list[messages.ToEngine] = []
         self.is_up = False  # whether it is connected and has said what it serves
@@ -165,7 +175,8 @@ class EngineClient(asyncio.Protocol):
         self._disconnected = asyncio.Event()
         self._state_arrived = asyncio.Event()
         self._pending: dict[int, _Pending] = {}
-        self._rejections: dict[tuple[str, int, str], tuple[int, float, messages.QueueFull]] = {}  # rows, until when
+        self._rejections = rejections  # of all engines
+        self._on_change = on_change  # of ``state`` and ``is_up``
 
     def start(self) -> None:
         """Connect, and again whenever the engine has been restarted."""
@@ -189,7 +200,7 @@ class EngineClient(asyncio.Protocol):
 
     def rejection(self, model: ServedVersion, client: str, rows: int) -> messages.QueueFull | None:
         """The rejection that the engine would repeat now."""
-        rejected_rows, until, rejection = self._rejections.get((model.model, model.version, client), (0, 0.0, None))
+        rejected_rows, until, rejection = self._rejections.get((self, model.model, model.version, client), (0, 0.0, None))
         return rejection if rows >= rejected_rows and time.monotonic() < until else None
 
     @asynccontextmanager
@@ -259,8 +270,10 @@ class EngineClient(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._transport = None
         self._unsent = []
-        self._rejections.clear()
+        for key in [key for key in self._rejections if key[0] is self]:
+            del self._rejections[key]
         self.is_up = False
+        self._on_change()
         self._disconnected.set()
         self._state_arrived.set()
         for pending in self._pending.values():
@@ -280,6 +293,7 @@ class EngineClient(asyncio.Protocol):
         if isinstance(message, State):
             self.state = message
             self.is_up = True
+            self._on_change()
             self._state_arrived.set()
             return
         pending = self._pending.get(message.id)
@@ -297,9 +311,10 @@ class EngineClient(asyncio.Protocol):
                 assert isinstance(pending.message, Request)
                 now, rejected = time.monotonic(), pending.message
                 if len(self._rejections) >= MAX_REJECTIONS:
-                    self._rejections = {key: one for key, one in self._rejections.items() if one[1] > now}
+                    for key in [key for key, (_, until, _) in self._rejections.items() if until <= now]:
+                        del self._rejections[key]
                 until = now + min(message.retry_after, MAX_REJECTION_SECONDS)
-                self._rejections[rejected.model, rejected.version, rejected.client] = rejected.rows, until, message
+                self._rejections[self, rejected.model, rejected.version, rejected.client] = rejected.rows, until, message
                 pending.answer.set_exception(_queue_full(message))
             case messages.NotServed():
                 pending.answer.set_exception(NotServed("the version is not served any more"))

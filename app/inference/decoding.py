@@ -57,20 +57,14 @@ Rows = NDArray[np.float32]
 """Raw inputs, shape ``[n, *input_shape]``, C order."""
 
 
-async def decode_predict(
-    http: HttpRequest,
-    body: bytes,
-    media_type: str,
-    model: ServedVersion,
-    settings: Settings,
-    arrived: float,
-    *,
-    streamed: bool = False,
-) -> Request:
-    """Decode a body and its parameters; a JSON body's precede those of the query. Deadlines count from ``arrived``."""
+async def decode_predict(http: HttpRequest, arrived: float, model: ServedVersion, *, streamed: bool = False) -> Request:
+    """Read a body, decode it and its parameters; a JSON body's precede those of the query. Deadlines count from ``arrived``."""
+    settings: Settings = http.app.state.server.settings
+    kind = media_type(http.headers)
+    body = await http.body()
     query = http.query_params
     parameters = _decode_query(query) if query else StreamParameters()
-    decode = partial(_decode_body, body, media_type, parameters, model.config.input, settings.max_rows_per_request)
+    decode = partial(_decode_body, body, kind, parameters, model.config.input, settings.max_rows_per_request)
     rows = await run.compute(http, len(body), decode)
     if isinstance(rows, _ImageBatch):
         rows = await run.unless_disconnected(http, IMAGES.run(rows.pixels, rows.decode))

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 from starlette.requests import ClientDisconnect
 from starlette.requests import Request as HttpRequest
 
+from app.engine_client.client import Engines
 from app.engine_client.errors import NotServed
 from app.engine_client.messages import Iteration, Request, Result, ServedVersion
 from app.http.auth import client_id
@@ -24,33 +25,63 @@ from app.observability.metrics import RowHistogram
 from app.observability.tracing import MAX_EVENTS
 
 Value = TypeVar("Value")
+Decode = Callable[[ServedVersion], Awaitable[Request]]
+"""Reads and decodes the body for a model, which decides what is valid."""
+Events = tuple[Iteration | Result, AsyncGenerator[Iteration | Result, None]]
+MAX_REPLACEMENTS = 4
+"""Of a model during one request."""
 
 
 async def find_model(http: HttpRequest) -> ServedVersion:
     """The model that a path names, else the default model; in the version that it names, else in the highest."""
-    state: AppState = http.app.state.server
+    engines: Engines = http.app.state.server.engines
+    name: str | None = http.path_params.get("name")
     version: str | None = http.path_params.get("version")
-    if version is None:
-        return state.engines.find(http.path_params.get("name"))
-    if not re.fullmatch("[0-9]{1,19}", version):
+    if version is not None and not re.fullmatch("[0-9]{1,19}", version):
         raise invalid("version", "a positive integer", version)
-    return state.engines.find(http.path_params["name"], int(version))
+    wanted = name, None if version is None else int(version)
+    return engines.found.get(wanted) or engines.find(*wanted)
 
 
-async def admit(http: HttpRequest) -> AppState:
-    """Reject, before its body is read, a request for an unknown model, or one that would be queued in vain."""
-    model = await find_model(http)
-    state: AppState = http.app.state.server
-    http.scope["request_log"].model = model.model
-    state.engines.raise_if_full(model, client_id(http))
-    return state
+async def predict(http: HttpRequest, decode: Decode) -> tuple[ServedVersion, Result]:
+    """Have the engine compute a request; the version that did, and its result. ``ClientDisconnect`` as soon as the client leaves.
+
+    A request for an unknown model, or one that would be queued in vain, is rejected before its body is read; 504 if no row
+    had an iteration before its deadline.
+    """
+    return await _with_model(http, decode, _predict)
 
 
-async def predict(http: HttpRequest, request: Request) -> Result:
-    """Have the engine compute a request; 504 if it had no iteration, and ``ClientDisconnect`` as soon as the client leaves."""
+async def stream(http: HttpRequest, decode: Decode) -> tuple[ServedVersion, Events]:
+    """As ``predict``, but iteration by iteration: the first, for which an error can still have a status, and the rest."""
+    return await _with_model(http, decode, _stream)
+
+
+async def _with_model(
+    http: HttpRequest, decode: Decode, run: Callable[[HttpRequest, Request], Awaitable[Value]]
+) -> tuple[ServedVersion, Value]:
+    """Run what is decoded for a model; again where ``NotServed`` says that the model was replaced in the meantime."""
+    engines, client = http.app.state.server.engines, client_id(http)
+    log: RequestLog = http.scope["request_log"]
+
+    async def attempt() -> tuple[ServedVersion, Value]:
+        model = await find_model(http)
+        log.model = model.model
+        if engines.rejections:
+            engines.raise_if_full(model, client)
+        request = await decode(model)
+        log.rows, request.client = request.rows, client
+        return model, await run(http, request)
+
+    for _ in range(MAX_REPLACEMENTS):
+        with suppress(NotServed):
+            return await attempt()
+    return await attempt()
+
+
+async def _predict(http: HttpRequest, request: Request) -> Result:
     state: AppState = http.app.state.server
     log: RequestLog = http.scope["request_log"]
-    log.rows, request.client = request.rows, client_id(http)
     if log.traced:
         return _in_time(await unless_disconnected(http, _last(_reported(state, log, request))))
     result = await unless_disconnected(http, state.engines.predict(request))
@@ -58,11 +89,8 @@ async def predict(http: HttpRequest, request: Request) -> Result:
     return _in_time(result)
 
 
-async def stream(http: HttpRequest, request: Request) -> tuple[Iteration | Result, AsyncGenerator[Iteration | Result, None]]:
-    """As ``predict``, but iteration by iteration: the first, for which an error can still have a status, and the rest."""
-    log: RequestLog = http.scope["request_log"]
-    log.rows, request.client = request.rows, client_id(http)
-    rest = _reported(http.app.state.server, log, request)
+async def _stream(http: HttpRequest, request: Request) -> Events:
+    rest = _reported(http.app.state.server, http.scope["request_log"], request)
     first = await unless_disconnected(http, anext(rest))
     return (_in_time(first) if isinstance(first, Result) else first), rest
 
@@ -72,14 +100,6 @@ async def compute(http: HttpRequest, cost: int, function: Callable[[], Value]) -
     if cost <= MAX_INLINE_BYTES:
         return function()
     return await unless_disconnected(http, BODIES.run(cost, lambda _: function()))
-
-
-async def retry_if_replaced(attempt: Callable[[], Awaitable[Value]]) -> Value:
-    """Make an attempt, which finds a model and runs a request; again where ``NotServed`` says that the model was replaced."""
-    for _ in range(4):  # a model is not replaced more often during one request
-        with suppress(NotServed):
-            return await attempt()
-    return await attempt()
 
 
 async def _reported(state: AppState, log: RequestLog, request: Request) -> AsyncGenerator[Iteration | Result, None]:

@@ -1,6 +1,6 @@
 """Streaming: a prediction iteration by iteration, as server-sent events."""
 
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncIterator
 from typing import Any
 
 import msgspec
@@ -11,17 +11,18 @@ from app.engine_client.errors import EngineError
 from app.engine_client.messages import Iteration, Result, ServedVersion
 from app.http.errors import engine_error
 from app.inference.response import iteration_events, predict_response
+from app.inference.run import Events
 
 EVENT_STREAM = "text/event-stream"
 
 
 class EventStream(StreamingResponse):
-    """An event ``iteration`` per row and iteration, then ``answer`` or ``error``; ``rest``, what follows ``first``, is closed."""
+    """An event ``iteration`` per row and iteration, then ``answer`` or ``error``; what follows the first is closed."""
 
-    def __init__(self, model: ServedVersion, first: Iteration | Result, rest: AsyncGenerator[Iteration | Result, None]) -> None:
-        self._rest = rest
+    def __init__(self, model: ServedVersion, events: Events) -> None:
+        first, self._rest = events
         headers = {"cache-control": "no-store", "x-accel-buffering": "no"}  # the latter for nginx, which would buffer events
-        super().__init__(_events(model, first, rest), media_type=EVENT_STREAM, headers=headers)
+        super().__init__(_events(model, first, self._rest), media_type=EVENT_STREAM, headers=headers)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Request, Response
 
+from app.engine_client import messages
 from app.engine_client.messages import ServedVersion
 from app.http.auth import AccessRoute, FastRoute, user
 from app.http.errors import unavailable
@@ -14,6 +15,7 @@ from app.http.state import State
 from app.inference import open_inference, run
 from app.routes.openapi import errors
 from app.schemas import open_inference as schemas
+from app.settings import Settings
 
 OPTIONS: dict[str, Any] = {"prefix": "/v2", "tags": ["open inference protocol"], "dependencies": [Depends(user)]}
 router = APIRouter(route_class=AccessRoute, **OPTIONS)
@@ -76,24 +78,26 @@ async def model_ready(state: State, model: RequestedModel) -> schemas.ModelReady
 @infer_router.post("/models/{name}/versions/{version}/infer", summary="Infer with one version of a model", **OPENAPI)
 async def infer(request: Request) -> Response:
     arrived = time.monotonic()
-    state = await run.admit(request)
-    encoding = request.headers.get("content-encoding", "identity")
-    content, settings = await request.body(), state.settings
-    cost = len(content) * (1 if encoding == "identity" else MAX_COMPRESSION)
+    settings: Settings = request.app.state.server.settings
+    body: schemas.InferRequest
+    outputs: list[tuple[str, bool]]
 
-    def split() -> tuple[schemas.InferRequest, memoryview]:
-        plain = open_inference.decompress(content, encoding, settings.max_body_bytes)
-        return open_inference.split(plain, request.headers.get(open_inference.JSON_LENGTH_HEADER))
+    async def decode(model: ServedVersion) -> messages.Request:
+        nonlocal body, outputs
+        encoding = request.headers.get("content-encoding", "identity")
+        content = await request.body()
+        cost = len(content) * (1 if encoding == "identity" else MAX_COMPRESSION)
 
-    body, tail = await run.compute(request, cost, split)
-    outputs = open_inference.requested_outputs(body)
+        def split() -> tuple[schemas.InferRequest, memoryview]:
+            plain = open_inference.decompress(content, encoding, settings.max_body_bytes)
+            return open_inference.split(plain, request.headers.get(open_inference.JSON_LENGTH_HEADER))
 
-    async def attempt() -> Response:
-        model = await run.find_model(request)
-        decode = partial(open_inference.decode_infer, body, tail, model, settings, arrived)
-        result = await run.predict(request, await run.compute(request, cost, decode))
-        encode = partial(open_inference.encode_infer, body, outputs, model, result)
-        encoded, headers = await run.compute(request, 4 * len(result.logits), encode)
-        return Response(encoded, headers=headers)
+        body, tail = await run.compute(request, cost, split)
+        outputs = open_inference.requested_outputs(body)
+        decoded = partial(open_inference.decode_infer, body, tail, model, settings, arrived)
+        return await run.compute(request, cost, decoded)
 
-    return await run.retry_if_replaced(attempt)
+    model, result = await run.predict(request, decode)
+    encode = partial(open_inference.encode_infer, body, outputs, model, result)
+    content, headers = await run.compute(request, 4 * len(result.logits), encode)
+    return Response(content, headers=headers)

@@ -1,6 +1,7 @@
 """POST predict: inputs in, labels out."""
 
 import time
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -8,7 +9,7 @@ from fastapi import APIRouter, Depends, Request, Response
 
 from app.http.auth import FastRoute, user
 from app.inference import run
-from app.inference.decoding import MEDIA_TYPES, decode_predict, media_type
+from app.inference.decoding import MEDIA_TYPES, decode_predict
 from app.inference.response import predict_response
 from app.inference.stream import EVENT_STREAM, EventStream
 from app.routes.openapi import errors
@@ -51,19 +52,11 @@ router = APIRouter(tags=["predict"], route_class=FastRoute, dependencies=[Depend
 @router.post("/models/{name}/versions/{version}/predict", summary="Predict with one version of a model", **OPENAPI)
 async def predict(request: Request) -> Response:
     arrived = time.monotonic()
-    state = await run.admit(request)
-    kind = media_type(request.headers)
     ranges = request.headers.get("accept", "").split(",")
     wants_events = EVENT_STREAM in [one.partition(";")[0].strip().lower() for one in ranges]
-    body = await request.body()
-
-    async def attempt() -> Response:
-        model = await run.find_model(request)
-        decoded = await decode_predict(request, body, kind, model, state.settings, arrived, streamed=wants_events)
-        if wants_events:
-            return EventStream(model, *await run.stream(request, decoded))
-        result = await run.predict(request, decoded)
-        content = await run.compute(request, 4 * len(result.logits), lambda: msgspec.json.encode(predict_response(model, result)))
-        return Response(content, media_type="application/json")
-
-    return await run.retry_if_replaced(attempt)
+    decode = partial(decode_predict, request, arrived, streamed=wants_events)
+    if wants_events:
+        return EventStream(*await run.stream(request, decode))
+    model, result = await run.predict(request, decode)
+    content = await run.compute(request, 4 * len(result.logits), lambda: msgspec.json.encode(predict_response(model, result)))
+    return Response(content, media_type="application/json")

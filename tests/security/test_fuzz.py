@@ -16,7 +16,6 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from starlette.requests import Request as HttpRequest
 from starlette.types import Receive, Scope, Send
 from uvicorn import Config
 from uvicorn.server import ServerState
@@ -27,6 +26,7 @@ from app.http.errors import ApiError
 from app.inference import open_inference
 from app.inference.decoding import decode_predict
 from app.settings import Settings
+from tests.app.posted import posted
 from tests.app.store import DIGITS
 
 CORPUS = Path(__file__).parent / "corpus"
@@ -109,12 +109,8 @@ def check_rows(request: Request) -> None:
 
 
 def check_predict(media_type: str, body: bytes) -> None:
-    async def receive() -> dict[str, object]:
-        await asyncio.sleep(60)  # the client stays
-        raise AssertionError
-
-    http = HttpRequest({"type": "http", "query_string": b""}, receive)
-    check_request(lambda: asyncio.run(decode_predict(http, body, media_type, MODEL, SETTINGS, 0.0, streamed=False)))
+    http = posted(body, media_type, SETTINGS)
+    check_request(lambda: asyncio.run(decode_predict(http, 0.0, MODEL)))
 
 
 def check_infer(content: bytes) -> None:

@@ -12,7 +12,6 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
-from starlette.requests import Request as HttpRequest
 
 from app.engine_client.messages import Iteration, LabelStop, Request, Result, ServedVersion, Timings
 from app.http.errors import ApiError
@@ -24,6 +23,7 @@ from app.schemas import open_inference as schemas
 from app.schemas.native import IterationEvent, PredictResponse
 from app.settings import Settings
 from app.supervisor.supervisor import RunFolder
+from tests.app.posted import posted
 from tests.app.store import WILD
 
 MODEL = ServedVersion("wild", 1, WILD.model_dump_json(), "f", ("picard", "anderson"), LabelStop("estimate", ("picard",), 1e-4))
@@ -33,9 +33,8 @@ ROWS = [[0, 0.5], [1, -1]]
 
 def decode(content: object) -> Request:
     """Decode JSON as the predict routes do."""
-    body = json.dumps(content).encode()
-    http = HttpRequest({"type": "http", "query_string": b""})
-    return asyncio.run(decode_predict(http, body, "application/json", MODEL, SETTINGS, 100.0))
+    http = posted(json.dumps(content).encode(), "application/json", SETTINGS)
+    return asyncio.run(decode_predict(http, 100.0, MODEL))
 
 
 @pytest.fixture(scope="module")
