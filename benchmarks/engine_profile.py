@@ -24,11 +24,11 @@ from rich.console import Console
 from rich.table import Table
 
 from app.engine.backends import Backend
-from app.engine.backends.fused import FusedIteration
 from app.engine.scheduler import Scheduler
 from app.engine.slots import SlotTable
 from app.settings import BackendName, Precision
 from benchmarks.engine import ComputeOptions, drive, make_scheduler, mixed_tolerances
+from jfb.onnx.fused import FusedIteration
 from jfb.solvers import Solver
 from training.data import read
 from training.recipe import DataRecipe

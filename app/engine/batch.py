@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from app.engine.backends.backend import Backend
-from app.engine.isolation import Fail, isolated
+from app.engine.isolation import Fail, one_by_one
 from app.engine.lane import Lane
 from jfb import LabelStop, ResidualNorm
 from jfb.solvers import Solver
@@ -78,11 +78,17 @@ class RunningBatch:
     def inject(self, inputs: NDArray[np.float32], requests: NDArray[np.int64], fail: Fail) -> Tensor:
         """The injection of rows whose requests have these numbers."""
         tensor = torch.from_numpy(inputs).to(self._backend.device, self._backend.dtype)
-        return isolated(self._backend.inject, self.lanes[0].table.injection, requests, fail, tensor)
+        try:
+            return self._backend.inject(tensor)
+        except Exception as error:
+            return one_by_one(error, self._backend.inject, self.lanes[0].table.injection, requests, fail, tensor)
 
     def initial_state(self, injection: Tensor, requests: NDArray[np.int64], fail: Fail) -> Tensor:
         """Where those rows start unless there is a better point."""
-        return isolated(self._backend.initial_state, self.lanes[0].table.point, requests, fail, injection)
+        try:
+            return self._backend.initial_state(injection)
+        except Exception as error:
+            return one_by_one(error, self._backend.initial_state, self.lanes[0].table.point, requests, fail, injection)
 
     def admit(self, solvers: Sequence[str | None], point: Tensor, injection: Tensor, **host: Sequence[Any]) -> None:
         """Write rows into free slots, each into its lane: ``host`` names what the slot table keeps on the host."""

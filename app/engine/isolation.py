@@ -17,19 +17,23 @@ Fail = Callable[[int, str], None]
 """Called with the number of a request that cannot be computed, and the reason."""
 
 
-def isolated(
-    compute: Compute, like: Tensor, requests: NDArray[np.int64], fail: Fail, *rows: Tensor, changed: tuple[Tensor, ...] = ()
+def one_by_one(
+    error: Exception,
+    compute: Compute,
+    like: Tensor,
+    requests: NDArray[np.int64],
+    fail: Fail,
+    *rows: Tensor,
+    changed: tuple[Tensor, ...] = (),
 ) -> Tensor:
-    """Compute rows; if that raises, compute each request's rows alone, and fail the requests that raise, with NaN as their rows.
+    """After an error, compute each request's rows alone, and fail the requests that raise, with NaN as their rows.
 
     ``compute`` maps ``rows``, then ``changed``, which it may change in place, to rows like ``like``; they are of ``requests``.
+    Raises the error if the device is lost.
     """
-    try:
-        return compute(*rows, *changed)
-    except torch.AcceleratorError:
-        raise
-    except Exception as error:
-        log.warning("batch failed, computing its requests one by one", error=repr(error), rows=len(requests))
+    if isinstance(error, torch.AcceleratorError):
+        raise error
+    log.warning("batch failed, computing its requests one by one", error=repr(error), rows=len(requests))
     result = like.new_full((len(requests), *like.shape[1:]), math.nan)
     for number in dict.fromkeys(requests.tolist()):
         own = torch.from_numpy(np.flatnonzero(requests == number))

@@ -12,12 +12,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from app.engine.backends.backend import Backend
-from app.engine.backends.fused import FusedIteration
-from app.engine.isolation import Fail, isolated
+from app.engine.isolation import Fail, one_by_one
 from app.engine.slots import SlotTable
 from jfb import LabelStop, ResidualNorm, residual
 from jfb.label_stop import Stability
 from jfb.mixed_precision import needs_full_precision, size_in
+from jfb.onnx.fused import FusedIteration
 from jfb.solvers import Memory, Solver
 
 log = structlog.get_logger(__name__)
@@ -91,10 +91,10 @@ class Lane:
         """
         self.iteration_seconds = self._measured(clock)
         as_parts = self.table
-        point, injection = (as_parts.whole(name).contiguous() for name in ("point", "injection"))
+        point, injection = (as_parts.tensors[name].contiguous() for name in ("point", "injection"))
         self.table = SlotTable(point, injection, self.start(point))
         stop_norm = self.label_stop.norm if self.label_stop is not None else self._residual_norm
-        self._fused = self._backend.fused(self.table, self.solver, self._residual_norm, stop_norm)
+        self._fused = self._backend.fused(self.table.tensors, self.solver, self._residual_norm, stop_norm)
         if self._fused is not None and math.prod(seconds := self._measured(clock)) < math.prod(self.iteration_seconds):
             self.iteration_seconds = seconds
         else:
@@ -111,8 +111,7 @@ class Lane:
                 times.append(clock())
             found.append(min(end - begin for begin, end in pairwise(times)))
         self.table.fill(0)
-        if self._fused is not None:
-            self._fused.settle()
+        self._settle()
         return found
 
     def advance(self, fail: Fail, *, once: bool = False) -> int:
@@ -130,8 +129,7 @@ class Lane:
         while not done or (done < most and not self._some_ended()):
             self._iterate(judging, fail)
             done += 1
-        if self._fused is not None:
-            self._fused.settle()
+        self._settle()
         table.iterations += done
         return done
 
@@ -141,10 +139,10 @@ class Lane:
             self._iterate_in_parts(judging, fail)
             return
         try:
-            found = self._fused(logits=judging)
+            found = self._fused(self.table.active, logits=judging)
         except Exception as error:  # ONNX Runtime's exceptions have no common type
             log.warning("fused iteration failed, computing its parts", error=repr(error), rows=self.table.active)
-            self._fused.settle()
+            self._settle()
             self._iterate_in_parts(judging, fail)
             return
         self.next_state, self._residual, self._judged = found.next_state, found.residual, None
@@ -152,6 +150,10 @@ class Lane:
             rows = np.flatnonzero(self.table.by_label)
             index = self._index(rows)
             self._judged = self._judge(rows, found.movement[index], found.logits[index])
+
+    def _settle(self) -> None:
+        if self._fused is not None and (replaced := self._fused.settle()):
+            self.table.replace(**replaced)
 
     def _iterate_in_parts(self, judging: bool, fail: Fail) -> None:
         table, point = self.table, self.table.point
@@ -171,14 +173,16 @@ class Lane:
 
     def _evaluate(self, fail: Fail) -> Tensor:
         table = self.table
-        if not self.solver.splits:
-            return isolated(self._backend.step, table.point, table.request, fail, table.point, table.injection)
         names, memory = list(table.memory), tuple(table.memory.values())
 
         def evaluate(point: Tensor, injection: Tensor, *memory: Tensor) -> Tensor:
             return self._backend.evaluate(self.solver, dict(zip(names, memory, strict=True)), point, injection)
 
-        return isolated(evaluate, table.point, table.request, fail, table.point, table.injection, changed=memory)
+        compute, changed = (evaluate, memory) if self.solver.splits else (self._backend.step, ())
+        try:
+            return compute(table.point, table.injection, *changed)
+        except Exception as error:
+            return one_by_one(error, compute, table.point, table.request, fail, table.point, table.injection, changed=changed)
 
     def _index(self, rows: NDArray[np.intp]) -> slice | Tensor:
         """Of these rows; of all rows nothing is copied."""
@@ -194,7 +198,10 @@ class Lane:
         return _Judged(rows, logits, stability)
 
     def _readout(self, rows: NDArray[np.intp], states: Tensor, fail: Fail) -> Tensor:
-        return isolated(self._backend.readout, self._logits, self.table.request[rows], fail, states)
+        try:
+            return self._backend.readout(states)
+        except Exception as error:
+            return one_by_one(error, self._backend.readout, self._logits, self.table.request[rows], fail, states)
 
     def wait_for_residual(self) -> NDArray[np.floating]:
         """The residuals of the last iteration, ``[active]``: the host waits for the device here, and nowhere else in a tick."""

@@ -10,7 +10,6 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
-from operator import attrgetter
 from pathlib import Path
 
 import msgspec
@@ -89,7 +88,7 @@ class EngineProcess:
         self._lifeline.report_ready()
         self._find_changes()  # what was published while the models were being loaded
         try:
-            while not self._stopping or self._models.busy or any(client.unsent for client in self._clients):
+            while not self._stopping or self._busy or any(client.unsent for client in self._clients):
                 self._wait()
                 self._keep_time()
                 self._apply_changes()
@@ -107,7 +106,7 @@ class EngineProcess:
 
     def _wait(self) -> None:
         """Read what has arrived; if there are no rows to iterate, sleep until something arrives."""
-        timeout = 0.0 if self._models.busy else max(0.0, min(self._next_beat, self._next_poll) - time.monotonic())
+        timeout = 0.0 if self._busy else max(0.0, min(self._next_beat, self._next_poll) - time.monotonic())
         for key, events in self._selector.select(timeout):
             if key.fileobj is self._woken:
                 self._woken.recv(4096)
@@ -167,7 +166,7 @@ class EngineProcess:
 
     def _submit(self, client: _Client, request: Request) -> None:
         number = next(self._numbers)
-        scheduler = self._models.find(request.model, request.version, request.fingerprint)
+        scheduler = self._models.schedulers.get((request.model, request.version, request.fingerprint))
         if scheduler is None:
             client.messages += [self._models.state(), NotServed(request.id)]
             return
@@ -221,8 +220,14 @@ class EngineProcess:
         for client in self._clients:
             client.messages.append(state)
 
+    @property
+    def _busy(self) -> bool:
+        return any(scheduler.busy for scheduler in self._models.running)
+
     def _tick(self) -> None:
-        for scheduler in filter(attrgetter("busy"), self._models.schedulers()):
+        for scheduler in self._models.running:
+            if not scheduler.busy:
+                continue
             finished = scheduler.tick(time.monotonic())
             for request, iteration in scheduler.take_iterations():
                 self._running[request.number].messages.append(iteration)
@@ -230,7 +235,8 @@ class EngineProcess:
                 client = self._running.pop(request.number)
                 del client.requests[request.id]
                 client.messages.append(request.answer())
-        self._models.drop_drained()
+        if self._models.draining:
+            self._models.drop_drained()
 
     def _send(self) -> None:
         """Write at most one frame to each client."""

@@ -52,6 +52,11 @@ class ServedModels:
     Args:
         unloaded_file: keeps the names of the unloaded models, so that a restart does not load them.
         loading_file: keeps which versions are being loaded, so that a restart does not load one for ever that ends the engine.
+
+    Attributes:
+        schedulers: by model, version and fingerprint, and also with None for any fingerprint.
+        running: all that may have requests, also those that
+        draining: have been replaced and finish their last.
     """
 
     def __init__(self, loader: Loader, unloaded_file: Path, loading_file: Path) -> None:
@@ -66,22 +71,8 @@ class ServedModels:
                 version = ModelVersion.parse(text)
                 reason = f"the engine exited {starts} times in a row while it loaded this version"
                 self._refused[version.name, version.number] = RefusedVersion(mark, reason)
-        self._draining: list[Scheduler] = []
-
-    @property
-    def busy(self) -> bool:
-        return any(scheduler.busy for scheduler in self.schedulers())
-
-    def schedulers(self) -> Iterator[Scheduler]:
-        """Those that may have requests, also the replaced ones that finish their last."""
-        for version in self._versions.values():
-            yield version.scheduler
-        yield from self._draining
-
-    def find(self, model: str, version: int, fingerprint: str | None) -> Scheduler | None:
-        """The scheduler for a request, or None if that version is not served, or not with this fingerprint."""
-        found = self._versions.get((model, version))
-        return found.scheduler if found is not None and fingerprint in (None, found.served.fingerprint) else None
+        self.draining: list[Scheduler] = []
+        self._renew()
 
     def state(self) -> State:
         """What is served, and what it has done."""
@@ -144,6 +135,7 @@ class ServedModels:
             log.info("model loaded", model=key[0], version=key[1], device=str(self._loader.device))
         self._refused = {key: refusal for key, refusal in before[1].items() if key[0] not in changes.models}
         self._refused |= {key: refusal for key, refusal in changes.refused.items() if key[0] not in self._unloaded}
+        self._renew()
         return before != (self._versions, self._refused)
 
     def allow(self, model: str) -> None:
@@ -157,17 +149,24 @@ class ServedModels:
         for key in [key for key in self._versions if key[0] == model]:
             self._retire(key, "requested")
         self._refused = {key: refusal for key, refusal in self._refused.items() if key[0] != model}
+        self._renew()
         if known:
             self._set_unloaded(self._unloaded | {model})
         return known
 
     def drop_drained(self) -> None:
         """Forget the replaced schedulers that have finished."""
-        if self._draining:
-            self._draining = [scheduler for scheduler in self._draining if scheduler.busy]
+        self.draining = [scheduler for scheduler in self.draining if scheduler.busy]
+        self._renew()
+
+    def _renew(self) -> None:
+        self.schedulers: dict[tuple[str, int, str | None], Scheduler] = {}
+        for key, version in self._versions.items():
+            self.schedulers[*key, None] = self.schedulers[*key, version.served.fingerprint] = version.scheduler
+        self.running = [*(version.scheduler for version in self._versions.values()), *self.draining]
 
     def _retire(self, key: Key, reason: str) -> None:
-        self._draining.append(self._versions.pop(key).scheduler)
+        self.draining.append(self._versions.pop(key).scheduler)
         log.info("model unloaded", model=key[0], version=key[1], reason=reason)
 
     def _set_unloaded(self, models: set[str]) -> None:

@@ -66,9 +66,10 @@ class SlotTable:
     def memory(self) -> Memory:
         return {name: self._device[name][: self.active] for name in self._memory_names}
 
-    def whole(self, name: str) -> Tensor:
-        """The tensor ``[slots, ...]`` behind ``point``, ``injection`` or an entry of ``memory``."""
-        return self._device[name]
+    @property
+    def tensors(self) -> Memory:
+        """The tensors ``[slots, ...]`` behind ``point``, ``injection`` and ``memory``, by name."""
+        return dict(self._device)
 
     def fill(self, active: int) -> None:
         """Take whatever lies in the slots for that many rows, to try them out."""

@@ -9,11 +9,10 @@ import torch
 from onnx import ModelProto
 from torch import Tensor
 
-from app.engine.backends.fused import FusedIteration
-from app.engine.slots import SlotTable
 from jfb import ImplicitNetwork, ModelConfig, ResidualNorm
 from jfb.mixed_precision import low_precision_step
 from jfb.onnx.file import read
+from jfb.onnx.fused import FusedIteration
 from jfb.onnx.iteration import iteration
 from jfb.onnx.network import OnnxNetwork
 from jfb.solvers import Memory, Mixing, Picard, Solver
@@ -54,12 +53,12 @@ class Backend(ABC):
         """Read logits ``[n, classes]`` from states."""
 
     def fused(
-        self, table: SlotTable, solver: Solver, residual_norm: ResidualNorm, stop_norm: ResidualNorm
+        self, tensors: Mapping[str, Tensor], solver: Solver, residual_norm: ResidualNorm, stop_norm: ResidualNorm
     ) -> FusedIteration | None:
-        """What iterates a table's rows in one call: step, residual and solver, and for label stops readout and movement.
+        """What iterates rows in one call: step, residual and solver, and for label stops readout and movement.
 
         Args:
-            table: contiguous; it has no rows yet.
+            tensors: contiguous ``[slots, ...]``: ``point``, ``injection``, and what the solver remembers.
             stop_norm: of movements, for label stops.
 
         None if there is no such thing for the solver.
@@ -122,7 +121,7 @@ class OnnxBackend(TorchBackend):
         self._classes = len(config.classes)
 
     def fused(
-        self, table: SlotTable, solver: Solver, residual_norm: ResidualNorm, stop_norm: ResidualNorm
+        self, tensors: Mapping[str, Tensor], solver: Solver, residual_norm: ResidualNorm, stop_norm: ResidualNorm
     ) -> FusedIteration | None:
         if not isinstance(solver, Picard | Mixing):
             return None
@@ -134,7 +133,7 @@ class OnnxBackend(TorchBackend):
                 return iteration(step, residual_norm, mixing=mixing)
             return iteration(step, residual_norm, mixing=mixing, readout=readout, movement_norm=stop_norm)
 
-        return FusedIteration(table, mixing is not None, graph, self._classes)
+        return FusedIteration(tensors, mixing is not None, graph, self._classes)
 
 
 class FastestBackend(Backend):
@@ -173,9 +172,9 @@ class FastestBackend(Backend):
         return self._for("readout", state).readout(state)
 
     def fused(
-        self, table: SlotTable, solver: Solver, residual_norm: ResidualNorm, stop_norm: ResidualNorm
+        self, tensors: Mapping[str, Tensor], solver: Solver, residual_norm: ResidualNorm, stop_norm: ResidualNorm
     ) -> FusedIteration | None:
-        found = (backend.fused(table, solver, residual_norm, stop_norm) for backend in self._backends)
+        found = (backend.fused(tensors, solver, residual_norm, stop_norm) for backend in self._backends)
         return next((one for one in found if one is not None), None)
 
     def _for(self, name: Map, rows: Tensor) -> Backend:

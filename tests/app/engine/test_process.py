@@ -1,6 +1,7 @@
 """The engine process over a real socket, driven frame by frame."""
 
 import contextlib
+import re
 import signal
 import socket
 import subprocess
@@ -38,6 +39,7 @@ pytestmark = pytest.mark.slow
 
 PATIENCE_SECONDS = 60
 RUN = ["-m", "app.engine"]
+MAX_FILES = 8  # of app/engine/ on the way of a request
 
 
 @contextlib.contextmanager
@@ -149,6 +151,21 @@ def request(id: int, rows: int = 1, model: str = "digits", cap: int = 50, inputs
     tolerance, row = (1e-30, VECTOR) if model == "slow" else (1e-3, PICTURE)
     inputs = row * rows if inputs is None else inputs
     return Request(model, 1, inputs, [tolerance] * rows, [cap] * rows, [None] * rows, id=id)
+
+
+def test_a_request_goes_through_few_files_of_the_engine(tmp_path: Path, store: Path) -> None:
+    path = tmp_path / "socket"
+    with running_engine(path, store, ["-m", "tests.app.engine.visited"]) as (process, _), Connection(path) as client:
+        served = client.state().served[0]
+        inputs = np.zeros(served.config.input.shape, np.float32).tobytes()
+        for id in (1, 2):
+            client.send(Request(served.model, served.version, inputs, [1e-3], [3], [None], id=id))
+            assert isinstance(client.receive(), Result)
+        process.send_signal(signal.SIGTERM)
+        assert process.stderr is not None
+        (line,) = re.findall("^visited: (.*)$", process.stderr.read(), re.MULTILINE)
+    assert {"process.py", "scheduler.py", "lane.py"} <= {*line.split()}
+    assert len(line.split()) <= MAX_FILES, line
 
 
 def test_a_broken_model_is_rejected_with_the_reason_while_the_others_are_served(client: Connection) -> None:

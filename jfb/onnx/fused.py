@@ -1,6 +1,6 @@
 """FusedIteration: one iteration as one call into ONNX Runtime, without copies."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 
@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 from onnx import ModelProto
 from torch import Tensor
 
-from app.engine.slots import SlotTable
 from jfb.onnx.network import new_session
 
 # The names of what an iteration reads and then of what it writes; and for each name, in whose buffer it is in the next iteration.
@@ -59,35 +58,35 @@ class _Turn:
 
 
 class FusedIteration:
-    """Iterates the rows of a slot table, which must be contiguous, with Picard's solver or with learned mixing.
+    """Iterates the first rows of tensors ``[slots, ...]``, with Picard's solver or with learned mixing.
 
-    The graph (``jfb.onnx.iteration``) is bound to the table's memory and to buffers of the same size. They take turns, so that
+    The graph (``jfb.onnx.iteration``) is bound to the tensors' memory and to buffers of the same size. They take turns, so that
     whatever an iteration writes lies where the next one reads it. ONNX Runtime binds an input or output to a place and a shape,
     so there is a binding for each number of rows and each turn, made when it is first needed.
 
     Args:
-        table: rows of float32 on the CPU.
+        tensors: contiguous, of float32, on the CPU: ``point``, ``injection``, and what the solver remembers.
         mixing: whether the graph is one of learned mixing.
         graph: makes the graph, with logits and movement or without; of both a session is made when it is first needed.
         classes: how many logits a row has.
     """
 
-    def __init__(self, table: SlotTable, mixing: bool, graph: Callable[[bool], ModelProto], classes: int) -> None:
-        self._table = table
+    def __init__(self, tensors: Mapping[str, Tensor], mixing: bool, graph: Callable[[bool], ModelProto], classes: int) -> None:
         self._inputs, self._outputs, self._next = MIXING if mixing else PICARD
         self._graph = graph
         self._sessions: dict[bool, onnxruntime.InferenceSession] = {}
         self._turns: dict[tuple[int, Order, bool], _Turn] = {}
-        like = {name: table.whole(name) for name in self._inputs}
-        like |= {name: torch.empty_like(like["allowed" if name == "next_allowed" else "point"]) for name in self._outputs}
+        self._injection, point = tensors["injection"], tensors["point"]
+        like = {name: tensors[name] for name in self._inputs}
+        like |= {name: torch.empty_like(like["allowed"] if name == "next_allowed" else point) for name in self._outputs}
         self._buffers = list(like.values())
-        self._order = self._bound_order = tuple(range(len(self._buffers)))
-        self._residual, self._movement = torch.empty(table.slots), torch.empty(table.slots)
-        self._logits = torch.empty(table.slots, classes)
+        self._order = self._settled_order = tuple(range(len(self._buffers)))
+        self._residual, self._movement = torch.empty(len(point)), torch.empty(len(point))
+        self._logits = torch.empty(len(point), classes)
 
-    def __call__(self, *, logits: bool) -> Iterated:
-        """Iterate the active rows once; if that raises, nothing has changed. The table is out of date until ``settle``."""
-        key = self._table.active, self._order, logits
+    def __call__(self, rows: int, *, logits: bool) -> Iterated:
+        """Iterate the first rows once; if that raises, nothing has changed. The result is elsewhere until ``settle``."""
+        key = rows, self._order, logits
         turn = self._turns.get(key)
         if turn is None:
             turn = self._turns[key] = self._turn(*key)
@@ -95,11 +94,12 @@ class FusedIteration:
         self._order = turn.next_order
         return turn.found
 
-    def settle(self) -> None:
-        """Let the table have what the last iteration wrote."""
-        if self._order != self._bound_order:
-            self._table.replace(**{name: self._buffers[place] for name, place in zip(self._inputs, self._order, strict=False)})
-            self._bound_order = self._order
+    def settle(self) -> dict[str, Tensor]:
+        """The tensors that have taken the place of ``tensors``, or of those that the last call returned; none if none have."""
+        if self._order == self._settled_order:
+            return {}
+        self._settled_order = self._order
+        return {name: self._buffers[place] for name, place in zip(self._inputs, self._order, strict=False)}
 
     def _session(self, logits: bool) -> onnxruntime.InferenceSession:
         if logits not in self._sessions:
@@ -108,7 +108,7 @@ class FusedIteration:
 
     def _turn(self, rows: int, order: Order, logits: bool) -> _Turn:
         places = dict(zip((*self._inputs, *self._outputs), order, strict=True))
-        inputs = {name: self._buffers[places[name]] for name in self._inputs} | {"injection": self._table.whole("injection")}
+        inputs = {name: self._buffers[places[name]] for name in self._inputs} | {"injection": self._injection}
         outputs = {name: self._buffers[places[name]] for name in self._outputs} | {"residual": self._residual}
         if logits:
             outputs |= {"logits": self._logits, "movement": self._movement}
