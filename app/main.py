@@ -17,6 +17,7 @@ from prometheus_client.registry import Collector
 from app.engine_client.client import Engines
 from app.http import errors
 from app.http.auth import AccessRoute, ApiKeys
+from app.http.fast_route import FastRoute, FastRoutes
 from app.http.middleware import RequestMiddleware
 from app.http.state import AppState
 from app.observability.metrics import Metrics, RowHistograms
@@ -63,6 +64,8 @@ def create_app(settings: Settings | None = None, run_folder: RunFolder | None = 
         telemetry={"tracing": False, "metrics": False, "logs": False},  # FastAPI's own, which would cost time per request
     )
     app.state.server = state
+    may_be_fast = [*predict.router.routes, *open_inference.infer_router.routes]
+    app.add_middleware(FastRoutes, routes=[route for route in may_be_fast if isinstance(route, FastRoute)])
     if settings.cors_origins:
         origins = [origin.strip() for origin in settings.cors_origins.split(",")]
         app.add_middleware(CORSMiddleware, allow_origins=origins, allow_methods=["*"], allow_headers=["*"], expose_headers=["*"])

@@ -30,7 +30,7 @@ LAYERS = (
     ("jfb.solution",),
     ("jfb.prediction", "jfb.gradients", "jfb.theory"),
     ("jfb.layer",),
-    ("jfb.onnx.file", "jfb.onnx.iteration", "jfb.onnx.maps", "jfb.onnx.loop", "jfb.onnx.network"),
+    ("jfb.onnx.file", "jfb.onnx.iteration", "jfb.onnx.maps", "jfb.onnx.loop", "jfb.onnx.network", "jfb.onnx.fused"),
     ("jfb.checkpoint",),
     ("jfb.export", "jfb.hub"),
 )

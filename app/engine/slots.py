@@ -44,7 +44,8 @@ class SlotTable:
         self.active = 0
         self._device = {name: tensor.clone() for name, tensor in {"point": point, "injection": injection, **memory}.items()}
         # The same memory where it is the host's: to move a few rows takes NumPy a third of the time that PyTorch takes.
-        self._rows: dict[str, Any] = {name: _on_host(tensor) for name, tensor in self._device.items()}
+        self._views = {tensor: _on_host(tensor) for tensor in self._device.values()}  # of all tensors that have been rows
+        self._rows: dict[str, Any] = {name: self._views[tensor] for name, tensor in self._device.items()}
         self._memory_names = list(memory)
         self._host: dict[str, NDArray[Any]] = {
             **{name: np.zeros(self.slots, np.int64) for name in ("request", "row", "max_iterations", "iterations")},
@@ -78,8 +79,10 @@ class SlotTable:
     def replace(self, **tensors: Tensor) -> None:
         """Put other tensors behind those names, of the same shape, dtype and device; they have the active rows already."""
         for name, tensor in tensors.items():
+            if tensor not in self._views:
+                self._views[tensor] = _on_host(tensor)
             self._device[name] = tensor
-            self._rows[name] = _on_host(tensor)
+            self._rows[name] = self._views[tensor]
 
     def admit(self, *, point: Tensor, injection: Tensor, memory: Memory, **host: ArrayLike) -> None:
         """Write rows behind the active ones; there must be room. ``host`` names what is on the host.

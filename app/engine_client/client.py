@@ -4,9 +4,8 @@ import asyncio
 import time
 import zlib
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass, field
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self, cast
 
@@ -109,8 +108,10 @@ class Engines:
     async def stream(self, request: Request) -> AsyncGenerator[Iteration | Result, None]:
         """As ``predict``, but yield each iteration, then the result. Closing the generator drops the rows."""
         request.streamed = True
-        async with self._choose(request).sent(request) as pending:
-            pending.answer.add_done_callback(lambda _: pending.arrived.set())
+        engine, pending = self._choose(request), _Streamed(request)
+        pending.answer.add_done_callback(lambda _: pending.arrived.set())
+        engine.send(pending)
+        try:
             while True:
                 await pending.arrived.wait()
                 pending.arrived.clear()
@@ -119,6 +120,8 @@ class Engines:
                 if pending.answer.done():
                     break
             yield pending.answer.result()
+        finally:
+            engine.end(pending)
 
     async def load(self, model: str) -> None:
         """Serve what the store holds of a model; ``LoadFailed`` if that is nothing, or a version cannot be loaded; others are."""
@@ -154,12 +157,23 @@ class Engines:
         return min(serving, key=lambda engine: engine.rows_in_flight)
 
 
-@dataclass(eq=False)
 class _Pending:
-    message: Request | Load | Unload
-    answer: asyncio.Future[Any]  # a `Result`; of a load or unload the versions that were refused, with the reasons
-    iterations: deque[Iteration] = field(default_factory=lambda: deque(maxlen=MAX_ITERATIONS_BUFFERED))
-    arrived: asyncio.Event = field(default_factory=asyncio.Event)
+    """A message that is to be answered."""
+
+    def __init__(self, message: Request | Load | Unload) -> None:
+        self.message = message
+        self.rows = message.rows if isinstance(message, Request) else 0
+        self.answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        """A ``Result``; of a load or unload the versions that were refused, with the reasons."""
+
+
+class _Streamed(_Pending):
+    """A request whose iterations are sent, too."""
+
+    def __init__(self, message: Request) -> None:
+        super().__init__(message)
+        self.iterations: deque[Iteration] = deque(maxlen=MAX_ITERATIONS_BUFFERED)
+        self.arrived = asyncio.Event()
 
 
 class EngineClient(asyncio.Protocol):
@@ -203,30 +217,31 @@ class EngineClient(asyncio.Protocol):
         rejected_rows, until, rejection = self._rejections.get((self, model.model, model.version, client), (0, 0.0, None))
         return rejection if rows >= rejected_rows and time.monotonic() < until else None
 
-    @asynccontextmanager
-    async def sent(self, message: Request | Load | Unload) -> AsyncIterator[_Pending]:
-        """Send a message; leaving before it is answered drops a request in the engine."""
-        pending = _Pending(message, asyncio.get_running_loop().create_future())
-        rows = message.rows if isinstance(message, Request) else 0
-        self._pending[message.id] = pending
-        self.rows_in_flight += rows
-        try:
-            self._send(message)
-            yield pending
-        finally:
-            del self._pending[message.id]
-            self.rows_in_flight -= rows
-            pending.answer.cancel()
-            if pending.answer.cancelled():
-                with suppress(EngineUnavailable):
-                    self._send(messages.Cancel(message.id))
-            else:
-                pending.answer.exception()  # retrieved, even if the client that waited for it has left
-
     async def answer(self, message: Request | Load | Unload) -> Any:
         """Send a message and return its answer: see ``_Pending.answer``."""
-        async with self.sent(message) as pending:
+        pending = _Pending(message)
+        self.send(pending)
+        try:
             return await pending.answer
+        finally:
+            self.end(pending)
+
+    def send(self, pending: _Pending) -> None:
+        """Send a message; ``end`` must follow."""
+        self._send(pending.message)
+        self._pending[pending.message.id] = pending
+        self.rows_in_flight += pending.rows
+
+    def end(self, pending: _Pending) -> None:
+        """Wait for an answer no more; a request that has none is dropped in the engine."""
+        del self._pending[pending.message.id]
+        self.rows_in_flight -= pending.rows
+        pending.answer.cancel()
+        if pending.answer.cancelled():
+            with suppress(EngineUnavailable):
+                self._send(messages.Cancel(pending.message.id))
+        else:
+            pending.answer.exception()  # retrieved, even if the client that waited for it has left
 
     async def refresh(self, timeout: float) -> None:
         """Ask for the state; return when it has arrived, the engine has exited, or ``timeout`` seconds have passed."""
@@ -303,6 +318,7 @@ class EngineClient(asyncio.Protocol):
             case Result():
                 pending.answer.set_result(message)
             case Iteration():
+                assert isinstance(pending, _Streamed)
                 pending.iterations.append(message)
                 pending.arrived.set()
             case messages.ModelsChanged():

@@ -14,7 +14,6 @@ from fastapi import Request
 from fastapi.routing import APIRoute
 from fastapi.security import HTTPBearer
 from pydantic import SecretStr
-from starlette.types import Receive, Scope, Send
 
 from app.http.errors import ApiError
 from app.settings import Settings
@@ -76,7 +75,11 @@ def _hash(key: bytes) -> bytes:
 
 
 class _KeyCheck(HTTPBearer):
-    """A security scheme and its check in one, so that FastAPI has one dependency to solve per request."""
+    """A security scheme and its check in one, so that FastAPI has one dependency to solve per request.
+
+    It leaves in the request's scope who sent it, ``client_id``, as an opaque text: the API key where one is required, else the
+    address.
+    """
 
     def __init__(self, *, admin: bool) -> None:
         super().__init__(auto_error=False, scheme_name="API key")
@@ -85,6 +88,7 @@ class _KeyCheck(HTTPBearer):
     async def __call__(self, request: Request) -> None:  # type: ignore[override]
         keys: ApiKeys = request.app.state.server.api_keys
         if not (keys.users.required or (self._admin and keys.admins.required)):
+            request.scope["client_id"] = _address_id(request.client.host if request.client else "")
             return
         bearer = await super().__call__(request)
         key = bearer.credentials.encode("latin-1") if bearer else b""  # the bytes of the header, UTF-8 as the keys are
@@ -94,12 +98,6 @@ class _KeyCheck(HTTPBearer):
         if self._admin and key not in keys.admins:
             raise ApiError(403, "authorization: must be an admin key (got a user key)")
         request.scope["client_id"] = _hash(key).hex()[:16]
-
-
-def client_id(request: Request) -> str:
-    """Who sent a request, as an opaque text: its API key where one is required, else its address."""
-    found: str | None = request.scope.get("client_id")
-    return found or _address_id(request.client.host if request.client else "")
 
 
 @lru_cache
@@ -133,21 +131,3 @@ class AccessRoute(APIRoute):
         if len(decisions) != 1:
             raise TypeError(f"{path}: must depend on exactly one of anyone, user and admin (got {len(decisions)} of them)")
         self.access: Any = decisions[0]
-
-
-class FastRoute(AccessRoute):
-    """A route that FastAPI only describes, as it costs a sixth of a prediction; the endpoint takes a request only."""
-
-    def __init__(self, path: str, endpoint: Callable[..., Any], **options: Any) -> None:
-        super().__init__(path, endpoint, **options)
-        if len(self.dependencies) != 1:
-            raise TypeError(f"{path}: must have no dependency except its access decision (got {len(self.dependencies)})")
-
-    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["method"] not in (self.methods or ()):
-            await super().handle(scope, receive, send)  # raises what becomes 405
-            return
-        request = Request(scope, receive, send)
-        await self.access(request)
-        response = await self.endpoint(request)
-        await response(scope, receive, send)

@@ -74,24 +74,25 @@ def engine_error(error: EngineError) -> ApiError:
             return unavailable(f"engine: {error}")
 
 
+async def respond(request: Request, error: Exception) -> Response:
+    """The response to an error of the kinds that are handled; every error of an application has the same form."""
+    match error:
+        case ClientDisconnect():
+            return Response(status_code=499)  # nginx's convention: logged, never sent
+        case EngineError():
+            error = engine_error(error)
+        case RequestValidationError():
+            error = _validation_error(error)
+        case HTTPException() if not isinstance(error, ApiError):
+            error = _http_error(request, error)
+    assert isinstance(error, ApiError)
+    if error.status_code == 422 and getattr(request.scope.get("route"), "path", "").startswith("/v2"):
+        error.status_code = 400  # the Open Inference Protocol has no 422
+    return error_response(error)
+
+
 def install(app: FastAPI) -> None:
-    """Give every error of an application the same form, also those that FastAPI and Starlette raise."""
-
-    async def respond(request: Request, error: Exception) -> Response:
-        match error:
-            case ClientDisconnect():
-                return Response(status_code=499)  # nginx's convention: logged, never sent
-            case EngineError():
-                error = engine_error(error)
-            case RequestValidationError():
-                error = _validation_error(error)
-            case HTTPException() if not isinstance(error, ApiError):
-                error = _http_error(request, error)
-        assert isinstance(error, ApiError)
-        if error.status_code == 422 and getattr(request.scope.get("route"), "path", "").startswith("/v2"):
-            error.status_code = 400  # the Open Inference Protocol has no 422
-        return error_response(error)
-
+    """Answer every error with ``respond``, also those that FastAPI and Starlette raise."""
     for kind in (ApiError, HTTPException, RequestValidationError, EngineError, ClientDisconnect):
         app.add_exception_handler(kind, respond)
 

@@ -15,7 +15,6 @@ from starlette.requests import Request as HttpRequest
 from app.engine_client.client import Engines
 from app.engine_client.errors import NotServed
 from app.engine_client.messages import Iteration, Request, Result, ServedVersion
-from app.http.auth import client_id
 from app.http.errors import ApiError, invalid
 from app.http.middleware import RequestLog
 from app.http.state import AppState
@@ -61,7 +60,7 @@ async def _with_model(
     http: HttpRequest, decode: Decode, run: Callable[[HttpRequest, Request], Awaitable[Value]]
 ) -> tuple[ServedVersion, Value]:
     """Run what is decoded for a model; again where ``NotServed`` says that the model was replaced in the meantime."""
-    engines, client = http.app.state.server.engines, client_id(http)
+    engines, client = http.app.state.server.engines, http.scope["client_id"]
     log: RequestLog = http.scope["request_log"]
 
     async def attempt() -> tuple[ServedVersion, Value]:

@@ -9,8 +9,9 @@ from fastapi import APIRouter, Depends, Request, Response
 
 from app.engine_client import messages
 from app.engine_client.messages import ServedVersion
-from app.http.auth import AccessRoute, FastRoute, user
+from app.http.auth import AccessRoute, user
 from app.http.errors import unavailable
+from app.http.fast_route import FastRoute
 from app.http.state import State
 from app.inference import open_inference, run
 from app.routes.openapi import errors

@@ -7,7 +7,8 @@ from typing import Any
 import msgspec
 from fastapi import APIRouter, Depends, Request, Response
 
-from app.http.auth import FastRoute, user
+from app.http.auth import user
+from app.http.fast_route import FastRoute
 from app.inference import run
 from app.inference.decoding import MEDIA_TYPES, decode_predict
 from app.inference.response import predict_response

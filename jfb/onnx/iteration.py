@@ -12,15 +12,17 @@ from jfb.solvers.mixing import SLACK
 
 DOMAIN = "jfb"
 
-# What ``jfb.residual`` computes. ONNX Runtime's maximum ignores NaN, its sum does not, so where a norm is a maximum the sum says
-# whether a row has diverged.
+# What ``jfb.residual`` computes, and the movement's L2 norm, its length, which is mostly a step on the way. The maximum of ONNX
+# Runtime ignores NaN, its sum does not, so where a norm is a maximum the sum says whether a row has diverged.
 RESIDUALS = {
-    ResidualNorm.ABSOLUTE: "residual = ReduceL2 <keepdims = 0> (movement, entries)",
+    ResidualNorm.ABSOLUTE: """
+        length = ReduceL2 <keepdims = 0> (movement, entries)
+        residual = Identity (length)""",
     ResidualNorm.RELATIVE: """
-        moved = ReduceL2 <keepdims = 0> (movement, entries)
+        length = ReduceL2 <keepdims = 0> (movement, entries)
         size = ReduceL2 <keepdims = 0> (next_state, entries)
         divisor = Max (size, tiny)
-        ratio = Div (moved, divisor)
+        ratio = Div (length, divisor)
         bounded = Min (ratio, largest)
         finite = Less (size, infinity)
         residual = Where (finite, bounded, nan)""",
@@ -28,10 +30,12 @@ RESIDUALS = {
         squares = ReduceSumSquare (movement, channels)
         largest_square = ReduceMax <keepdims = 0> (squares, entries)
         total = ReduceSum <keepdims = 0> (squares, entries)
+        length = Sqrt (total)
         diverged = IsNaN (total)
         norm = Sqrt (largest_square)
         residual = Where (diverged, nan, norm)""",
     ResidualNorm.MAX: """
+        length = ReduceL2 <keepdims = 0> (movement, entries)
         sizes = Abs (movement)
         norm = ReduceMax <keepdims = 0> (sizes, entries)
         total = ReduceSum <keepdims = 0> (sizes, entries)
@@ -40,7 +44,7 @@ RESIDUALS = {
 }
 RESIDUAL = """
 <domain: "{domain}", opset_import: ["": {opset}]>
-residual (state, next_state) => (residual)
+residual (state, next_state) => (residual, length)
 {{
     entries = Constant <value_ints = [{entries}]> ()
     channels = Constant <value_ints = [1]> ()
@@ -56,15 +60,14 @@ residual (state, next_state) => (residual)
 # What ``jfb.solvers.Mixing.propose`` computes. To select rows costs as much as to mix them, and mostly all follow the proposal.
 MIX = """
 <domain: "{domain}", opset_import: ["": {opset}]>
-mix (state, next_state, previous, accepted, allowed) => (proposal, next_allowed)
+mix (state, next_state, length, previous, accepted, allowed) => (proposal, next_allowed)
 {{
     entries = Constant <value_ints = [{entries}]> ()
     zero = Constant <value = float {{0}}> ()
     rate = Constant <value = float {{{rate!r}}}> ()
     slack = Constant <value = float {{{slack!r}}}> ()
     movement = Sub (next_state, state)
-    size = ReduceL2 <keepdims = 0> (movement, entries)
-    within = LessOrEqual (size, allowed)
+    within = LessOrEqual (length, allowed)
 
     mixed_movement = {product} (movement, matrix)
     last_movement = Sub (state, previous)
@@ -88,7 +91,7 @@ mix (state, next_state, previous, accepted, allowed) => (proposal, next_allowed)
         }}
     >
     slower = Mul (rate, allowed)
-    longer = Mul (slack, size)
+    longer = Mul (slack, length)
     smaller = Min (slower, longer)
     next_allowed = Where (within, smaller, zero)
 }}
@@ -100,7 +103,7 @@ iterate (float[n,{state}] point, float[n,{injection}] injection{inputs})
      => (float[n,{state}] next_state, float[n] residual{outputs})
 {{
     next_state = {domain}.step (point, injection)
-    residual = {domain}.residual (point, next_state)
+    residual, length = {domain}.residual (point, next_state)
     {rest}
 }}
 """
@@ -136,7 +139,7 @@ def iteration(
         functions.append(mix_function(mixing, state))
         inputs = f", float[n,{state}] previous, float[n,{state}] accepted, float[n] allowed"
         outputs += f", float[n,{state}] proposal, float[n] next_allowed"
-        rest.append(f"proposal, next_allowed = {DOMAIN}.mix (point, next_state, previous, accepted, allowed)")
+        rest.append(f"proposal, next_allowed = {DOMAIN}.mix (point, next_state, length, previous, accepted, allowed)")
     if readout is not None:
         functions.append(as_function("readout", readout))
         outputs += f", float[n,{sides(readout.graph.output[0])}] logits"
@@ -144,7 +147,7 @@ def iteration(
     if movement_norm is not None:
         functions.append(residual_function(movement_norm, state, name="movement"))
         outputs += ", float[n] movement"
-        rest.append(f"movement = {DOMAIN}.movement (point, next_state)")
+        rest.append(f"movement, _ = {DOMAIN}.movement (point, next_state)")
     text = ITERATION.format(
         ir_version=step.ir_version,
         opset=OPSET,
@@ -159,7 +162,7 @@ def iteration(
 
 
 def residual_function(norm: ResidualNorm, state: str, name: str = "residual") -> FunctionProto:
-    """``jfb.residual`` as a function ``(state, next_state) => (residual)``.
+    """``jfb.residual`` as a function ``(state, next_state) => (residual, length)``; the latter is ``‖next_state − state‖₂``.
 
     Args:
         state: the shape of a row, as ``sides`` returns it.
@@ -171,7 +174,7 @@ def residual_function(norm: ResidualNorm, state: str, name: str = "residual") ->
 
 
 def mix_function(mixing: Mixing, state: str) -> FunctionProto:
-    """``Mixing.propose`` as a function ``(state, next_state, previous, accepted, allowed) => (proposal, next_allowed)``.
+    """``Mixing.propose`` as a function ``(state, next_state, length, previous, accepted, allowed) => (proposal, next_allowed)``.
 
     Args:
         state: the shape of a row, as ``sides`` returns it.

@@ -1,17 +1,20 @@
 """What one client can do to the others by how much it sends and by what it writes into its requests: nothing."""
 
+import asyncio
 import io
 import socket
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from types import SimpleNamespace
 
 import httpx
 import numpy as np
 import pytest
 from starlette.requests import Request
 
-from app.http.auth import client_id
+from app.http.auth import ApiKeys, user
 from app.schemas.native import MAX_DEADLINE_MS
+from app.settings import Settings
 from tests.app.running import RunningServer, rejected, wait_until
 from tests.security.conftest import GoodClient
 
@@ -68,8 +71,15 @@ def test_a_deadline_has_an_upper_limit(server: RunningServer) -> None:
     assert server.client.post("/predict", json={"inputs": inputs, "deadline_ms": MAX_DEADLINE_MS}).status_code == 200
 
 
-def of(host: str, **scope: object) -> str:
-    return client_id(Request({"type": "http", "client": (host, 1), "headers": [], **scope}))
+def of(host: str | None, headers: tuple[tuple[bytes, bytes], ...] = (), keys: str | None = None) -> str:
+    """Who sends a request to a server that requires one of these keys, or none."""
+    server = SimpleNamespace(api_keys=ApiKeys(Settings.model_validate({"api_keys": keys})))
+    app = SimpleNamespace(state=SimpleNamespace(server=server))
+    client = None if host is None else (host, 1)
+    request = Request({"type": "http", "client": client, "headers": headers, "app": app})
+    asyncio.run(user(request))
+    found: str = request.scope["client_id"]
+    return found
 
 
 def test_a_client_is_its_key_or_its_address_and_nothing_else_that_it_chooses() -> None:
@@ -77,10 +87,11 @@ def test_a_client_is_its_key_or_its_address_and_nothing_else_that_it_chooses() -
     assert of("10.0.0.1") == of("::ffff:10.0.0.1")
     assert of("2001:db8::1") == of("2001:db8::ffff:1"), "one client has all addresses of such a network"
     assert of("2001:db8:0:1::1") != of("2001:db8:0:2::1")
-    assert of("10.0.0.1", headers=[(b"authorization", b"Bearer x")]) == of("10.0.0.1"), "where no key is required"
-    assert of("10.0.0.1", headers=[(b"x-forwarded-for", b"10.0.0.9")]) == of("10.0.0.1")
-    assert of("10.0.0.1", client_id="key") == of("10.0.0.2", client_id="key")
-    assert of("") == client_id(Request({"type": "http", "client": None, "headers": []}))
+    x, y = (((b"authorization", b"Bearer " + key),) for key in (b"x", b"y"))
+    assert of("10.0.0.1", x) == of("10.0.0.1"), "where no key is required"
+    assert of("10.0.0.1", ((b"x-forwarded-for", b"10.0.0.9"),)) == of("10.0.0.1")
+    assert of("10.0.0.1", x, keys="x,y") == of("10.0.0.2", x, keys="x,y") != of("10.0.0.1", y, keys="x,y")
+    assert of("") == of(None)
 
 
 @pytest.mark.parametrize("host", ["10.0.0.1", "2001:db8::1", "client"])

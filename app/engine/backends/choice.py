@@ -19,8 +19,9 @@ MAX_LOW_PRECISION_SHARE = 0.5
 """Of the time of a step in full precision, for low precision to be used: it divides each batch in two, which cost more than the
 whole. At 0.62 the engine answered no more requests with it (benchmarks/results/engine.md)."""
 MAX_SHARE_OF_BEST = 0.9  # of the time of the backend that is best over all batch sizes, for another to be used at one of them
-TICK_SECONDS = 3e-4
-"""Of a tick without its step, however many rows it has: the host's work, on the machines where it was measured."""
+TICK_SECONDS = 8e-4
+"""Of a tick without its step, however many rows it has: the host's work under load, its messages included
+(benchmarks/results/engine.md)."""
 MAX_SHARE_OF_BEST_BATCH = 1.1  # of the time per row in the best of batches, for a smaller batch to be preferred
 MEASUREMENT_SECONDS = 0.02  # for a backend at a batch size, or three runs if those take longer
 

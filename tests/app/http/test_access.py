@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 from fastapi import APIRouter, Depends, FastAPI
 
-from app.http.auth import AccessRoute, FastRoute, admin, anyone, user
+from app.http.auth import AccessRoute, admin, anyone, user
+from app.http.fast_route import FastRoute
 from app.main import create_app, create_metrics_app, include
 from app.settings import Settings
 from app.supervisor.supervisor import RunFolder

@@ -152,6 +152,20 @@ def test_responses_are_valid_for_their_models(ended: Result) -> None:
         assert len(outputs) == (6 if stop == "label" else 4)
 
 
+@given(st.lists(st.floats(width=32), min_size=2, max_size=2))
+def test_a_row_is_answered_the_same_alone_and_among_many(logits: list[float]) -> None:
+    def predictions(rows: int) -> list[Any]:
+        encoded = np.array([logits] * rows, np.float32).tobytes()
+        ended = Result(0, encoded, [1] * rows, [0.5] * rows, ["converged"] * rows, Timings())
+        found: list[Any] = predict_response(MODEL, ended)["predictions"]
+        return found
+
+    (alone,), many = predictions(1), predictions(64)
+    assert many == [many[0]] * 64
+    assert alone | {"probabilities": None} == many[0] | {"probabilities": None}
+    np.testing.assert_allclose(alone["probabilities"] or [], many[0]["probabilities"] or [], rtol=2e-9)
+
+
 @pytest.mark.parametrize("residual", [0.5, math.nan])
 def test_events_are_valid_for_their_model(residual: float) -> None:
     iteration = Iteration(0, np.array([[1, 2]], np.float32).tobytes(), [1], [residual], rows=[0])
