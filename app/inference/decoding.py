@@ -66,7 +66,7 @@ async def decode_predict(http: HttpRequest, arrived: float, model: ServedVersion
     parameters = _decode_query(query) if query else StreamParameters()
     decode = partial(_decode_body, body, kind, parameters, model.config.input, settings.max_rows_per_request)
     rows = await run.compute(http, len(body), decode)
-    if isinstance(rows, _ImageBatch):
+    if isinstance(rows, ImageBatch):
         rows = await run.unless_disconnected(http, IMAGES.run(rows.pixels, rows.decode))
     request = build_request(rows, parameters, model, settings, arrived)
     request.with_states = _traced(parameters.trace, len(rows), streamed=streamed)
@@ -243,7 +243,7 @@ def _number_or_text(text: str) -> object:
 
 def _decode_body(
     body: bytes, media_type: str, parameters: StreamParameters, spec: InputSpec, max_rows: int
-) -> "Rows | _ImageBatch":
+) -> "Rows | ImageBatch":
     """Decode a body into rows or images, and into parameters."""
     match media_type:
         case "application/json":
@@ -251,10 +251,10 @@ def _decode_body(
         case "application/x-npy":
             return _rows_of_npy(body, spec, max_rows)
         case _:
-            return _ImageBatch({"body": body}, spec)
+            return ImageBatch({"body": body}, spec)
 
 
-def _decode_request(body: bytes, parameters: StreamParameters, spec: InputSpec, max_rows: int) -> "Rows | _ImageBatch":
+def _decode_request(body: bytes, parameters: StreamParameters, spec: InputSpec, max_rows: int) -> "Rows | ImageBatch":
     content: Any = None
     if len(body) <= MAX_INLINE_BYTES:
         with suppress(msgspec.MsgspecError, UnicodeDecodeError, RecursionError):  # which are raised again below, with a name
@@ -271,7 +271,7 @@ def _decode_request(body: bytes, parameters: StreamParameters, spec: InputSpec, 
         parse = _rows_of_json if raw else _rows_of_lists
         return parse(content.inputs, spec, max_rows)
     images = _decode_images(bytes(content.images), max_rows) if raw else content.images
-    return _ImageBatch(_files(images, max_rows), spec)
+    return ImageBatch(_files(images, max_rows), spec)
 
 
 @lru_cache
@@ -319,7 +319,7 @@ def _files(images: object, max_rows: int) -> dict[str, bytes]:
     return files
 
 
-class _ImageBatch:
+class ImageBatch:
     """The PNG and JPEG files of a request by their fields.
 
     Attributes:

@@ -1,5 +1,6 @@
 """The Open Inference Protocol's tensors, in JSON or as raw bytes after it: to a ``Request``, and from a ``Result``."""
 
+import base64
 import math
 import re
 import zlib
@@ -13,10 +14,11 @@ import numpy as np
 from msgspec import UNSET, Meta, Raw
 from numpy.typing import NDArray
 
-from app.engine_client.messages import Request, Result, ServedVersion
+from app.engine_client.messages import Result, ServedVersion
 from app.http.errors import ApiError, invalid
 from app.inference.decoding import (
-    build_request,
+    ImageBatch,
+    Rows,
     check_count,
     check_lengths,
     check_rows,
@@ -27,7 +29,14 @@ from app.inference.decoding import (
 )
 from app.inference.numbers import MAX_INLINE_BYTES
 from app.schemas.native import PredictParameters
-from app.schemas.open_inference import Datatype, InferRequest, RawInferRequest, RequestedOutput, RequestInput
+from app.schemas.open_inference import (
+    Datatype,
+    InferRequest,
+    OutputParameters,
+    RawInferRequest,
+    RequestedOutput,
+    RequestInput,
+)
 from app.settings import Settings
 
 JSON_LENGTH_HEADER = "inference-header-content-length"
@@ -88,30 +97,50 @@ def split(body: bytes, json_length: str | None) -> tuple[InferRequest, memoryvie
     return decode_json("body", whole[:length], InferRequest), whole[length:]
 
 
-def decode_infer(body: InferRequest, tail: memoryview, model: ServedVersion, settings: Settings, arrived: float) -> Request:
-    """Validate an infer request; ``tail`` is what follows its JSON. Otherwise as ``decode_predict``."""
-    spec = model.config.input
-    arrays = _arrays(body.inputs, tail, spec.shape)
-    if "inputs" not in arrays:
-        raise ApiError(422, "inputs: must have a tensor with the name inputs (got none)")
-    rows = arrays.pop("inputs")
-    check_count("inputs", len(rows), settings.max_rows_per_request)
+def decode_infer(
+    body: InferRequest, tail: memoryview, model: ServedVersion, settings: Settings
+) -> tuple[Rows | ImageBatch, PredictParameters]:
+    """Validate an infer request's tensors; its rows, or the images that they are to be decoded from, and its parameters.
+
+    ``tail`` is what follows its JSON. Raises an ``ApiError`` as ``decode_predict``.
+    """
+    spec, max_rows = model.config.input, settings.max_rows_per_request
     given = body.parameters
     parameters = PredictParameters(**{name: getattr(given, name) for name in PredictParameters.__struct_fields__})
     if given.timeout is not UNSET and parameters.deadline_ms is UNSET:
         parameters.deadline_ms = given.timeout / 1000
+    arrays: dict[str, NDArray[Any]] = {}
+    files: dict[str, bytes] = {}
+    for name, (field, tensor, raw) in _tensors(body.inputs, tail).items():
+        if name == "inputs" and tensor.datatype == "BYTES":
+            files = _files(field, tensor, raw, max_rows)
+        else:
+            arrays[name] = _array(field, tensor, raw, spec.shape if name == "inputs" else ())
+    rows = arrays.pop("inputs", None)
+    if rows is None and not files:
+        raise ApiError(422, "inputs: must have a tensor with the name inputs (got none)")
     for name, array in arrays.items():
         setattr(parameters, name, array.tolist())
-    return build_request(check_rows("inputs", rows, spec), parameters, model, settings, arrived)
+    if rows is None:
+        return ImageBatch(files, spec), parameters
+    check_count("inputs", len(rows), max_rows)
+    return check_rows("inputs", rows, spec), parameters
 
 
-def requested_outputs(body: InferRequest) -> list[tuple[str, bool]]:
-    """The names of the outputs to send, each with whether it follows the JSON as raw bytes; all if none is requested."""
+def requested_outputs(body: InferRequest) -> list[RequestedOutput]:
+    """The outputs to send, all if none is requested; each says whether it follows the JSON as raw bytes."""
     known = outputs_for(body.parameters.stop == "label")
     requested = [RequestedOutput(name) for name in known] if body.outputs is UNSET or not body.outputs else body.outputs
     _check_names("outputs", [output.name for output in requested], known)
-    default = body.parameters.binary_data_output
-    return [(one.name, default if one.parameters.binary_data is UNSET else one.parameters.binary_data) for one in requested]
+    outputs = []
+    for index, one in enumerate(requested):
+        binary, classes = one.parameters.binary_data, one.parameters.classification
+        if classes is not UNSET and one.name != "logits":
+            field = f"outputs[{index}].parameters.classification"
+            raise ApiError(422, f"{field}: must be left out, except of logits (got it for {one.name})")
+        parameters = OutputParameters(body.parameters.binary_data_output if binary is UNSET else binary, classes)
+        outputs.append(RequestedOutput(one.name, parameters))
+    return outputs
 
 
 def outputs_for(label_stops: bool) -> dict[str, tuple[Datatype, Callable[[Result], Any]]]:
@@ -120,20 +149,24 @@ def outputs_for(label_stops: bool) -> dict[str, tuple[Datatype, Callable[[Result
 
 
 def encode_infer(
-    body: InferRequest, outputs: Sequence[tuple[str, bool]], model: ServedVersion, result: Result
+    body: InferRequest, outputs: Sequence[RequestedOutput], model: ServedVersion, result: Result
 ) -> tuple[bytes, dict[str, str]]:
     """The body of a response with ``requested_outputs``, and its headers."""
     known = outputs_for(body.parameters.stop == "label")
     described, tensors = [], []
-    for name, binary in outputs:
-        datatype, values = known[name]
+    for requested in outputs:
+        datatype, values = known[requested.name]
         array = np.ascontiguousarray(values(result), dtype=bool if datatype == "BOOL" else NUMBERS[datatype])
-        output: dict[str, Any] = {"name": name, "datatype": datatype, "shape": list(array.shape)}
+        shape, binary, count = array.shape, requested.parameters.binary_data, requested.parameters.classification
+        if count is not UNSET:
+            classes = _highest_classes(array, count, model.config.classes)
+            datatype, shape = "BYTES", (len(array), len(classes) // len(array))
+        output: dict[str, Any] = {"name": requested.name, "datatype": datatype, "shape": list(shape)}
         if binary:
-            tensors.append(array.tobytes())
-            output["parameters"] = {"binary_data_size": array.nbytes}
+            tensors.append(array.tobytes() if count is UNSET else _join([entry.encode() for entry in classes]))
+            output["parameters"] = {"binary_data_size": len(tensors[-1])}
         else:
-            output["data"] = array.ravel().tolist()
+            output["data"] = array.ravel().tolist() if count is UNSET else classes
         described.append(output)
     content: dict[str, Any] = {"model_name": model.model, "model_version": str(model.version), "outputs": described}
     if body.id is not UNSET:
@@ -144,32 +177,91 @@ def encode_infer(
     return b"".join([header, *tensors]), {"content-type": "application/octet-stream", JSON_LENGTH_HEADER: str(len(header))}
 
 
-def _arrays(given: Sequence[RequestInput], tail: memoryview, input_shape: Sequence[int]) -> dict[str, NDArray[Any]]:
+def _highest_classes(logits: NDArray[np.float32], count: int, classes: Sequence[str]) -> list[str]:
+    """``value:index:label`` of the highest ``count`` logits of each row, as Triton's classification extension writes them."""
+    highest = np.argsort(-logits, axis=1, kind="stable")[:, :count].tolist()
+    rows = zip(logits.tolist(), highest, strict=True)
+    return [f"{row[index]:f}:{index}:{classes[index]}" for row, indices in rows for index in indices]
+
+
+def _join(entries: Sequence[bytes]) -> bytes:
+    """The entries of a ``BYTES`` tensor, each after its length in four bytes."""
+    return b"".join(part for entry in entries for part in (len(entry).to_bytes(4, "little"), entry))
+
+
+def _split(field: str, raw: memoryview, count: int) -> list[bytes]:
+    entries: list[bytes] = []
+    start = 0
+    while start < len(raw) and len(entries) <= count:
+        end = start + 4 + int.from_bytes(raw[start : start + 4], "little")
+        if end > len(raw):
+            raise ApiError(422, f"{field}: must be entries of BYTES, each after its length in four bytes (got one that is cut)")
+        entries.append(bytes(raw[start + 4 : end]))
+        start = end
+    if len(entries) != count:
+        raise ApiError(422, f"{field}: must be {count} entries of BYTES (got {'more' if len(entries) > count else len(entries)})")
+    return entries
+
+
+def _tensors(given: Sequence[RequestInput], tail: memoryview) -> dict[str, tuple[str, RequestInput, memoryview | None]]:
+    """The inputs by name, each with its field and with its bytes if they followed the JSON."""
     _check_names("inputs", [tensor.name for tensor in given], ["inputs", *PER_ROW])
     sizes = [size for tensor in given if (size := tensor.parameters.binary_data_size) is not UNSET]
     if sum(sizes) != len(tail):
         raise ApiError(422, f"body: must have {sum(sizes)} bytes of tensors after the JSON (got {len(tail)})")
-    arrays = {}
+    tensors = {}
     for index, tensor in enumerate(given):
-        size = tensor.parameters.binary_data_size
+        field, size = f"inputs[{index}]", tensor.parameters.binary_data_size
         raw, tail = (None, tail) if size is UNSET else (tail[:size], tail[size:])
-        arrays[tensor.name] = _array(f"inputs[{index}]", tensor, raw, input_shape if tensor.name == "inputs" else ())
-    return arrays
+        if (raw is None) == (tensor.data is UNSET):
+            got = "neither" if raw is None else "both"
+            raise ApiError(422, f"{field}: must have data or parameters.binary_data_size (got {got})")
+        tensors[tensor.name] = field, tensor, raw
+    return tensors
+
+
+def _files(field: str, tensor: RequestInput, raw: memoryview | None, max_rows: int) -> dict[str, bytes]:
+    """The files in a ``BYTES`` tensor by their fields: as they are in raw bytes, in base64 in JSON."""
+    shape = tensor.shape
+    if not shape or shape[1:] not in ([], [1]):
+        raise ApiError(422, f"{field}.shape: must be [n] or [n, 1] (got {_shown_shape(shape)})")
+    check_count("inputs", shape[0], max_rows)
+    if raw is not None:
+        entries = _split(field, raw, shape[0])
+        return {f"{field}[{index}]": entry for index, entry in enumerate(entries)}
+    assert tensor.data is not UNSET
+    if (commas := bytes(tensor.data).count(b",")) >= shape[0]:  # or the list would take much memory
+        raise ApiError(422, f"{field}.data: must be {shape[0]} base64 strings (got {commas + 1})")
+    nested = re.match(rb"\s*\[\s*\[", bytes(tensor.data)) is not None
+    texts = decode_json(f"{field}.data", tensor.data, list[list[str]] if nested else list[str])
+    if nested:
+        check_lengths(f"{field}.data", texts, [shape[0], 1])
+        texts = [text for (text,) in texts]
+    check_lengths(f"{field}.data", texts, shape[:1])
+    return {f"{field}.data[{index}]": _from_base64(f"{field}.data[{index}]", text) for index, text in enumerate(texts)}
+
+
+def _from_base64(field: str, text: str) -> bytes:
+    try:
+        return base64.b64decode(text, validate=True)
+    except ValueError as error:
+        raise invalid(field, "a base64 string", text) from error
+
+
+def _shown_shape(shape: Sequence[int]) -> str:
+    return str(list(shape)) if len(shape) <= 32 else f"{len(shape)} sides"
 
 
 def _array(field: str, tensor: RequestInput, raw: memoryview | None, row_shape: Sequence[int]) -> NDArray[Any]:
     """The entries of an input; ``raw`` is its bytes if they followed the JSON."""
     if tensor.datatype not in NUMBERS:
-        raise invalid(f"{field}.datatype", f"one of {', '.join(NUMBERS)}", tensor.datatype)
+        known = [*NUMBERS, "BYTES"] if tensor.name == "inputs" else NUMBERS
+        raise invalid(f"{field}.datatype", f"one of {', '.join(known)}", tensor.datatype)
     shape, dtype = tensor.shape, NUMBERS[tensor.datatype]
     if len(shape) < 1 or shape[1:] != list(row_shape):
         wanted = f"[{', '.join(map(str, ['n', *row_shape]))}]"
-        raise ApiError(422, f"{field}.shape: must be {wanted} (got {shape if len(shape) <= 32 else f'{len(shape)} sides'})")
+        raise ApiError(422, f"{field}.shape: must be {wanted} (got {_shown_shape(shape)})")
     count = math.prod(shape)
-    if (raw is None) == (tensor.data is UNSET):
-        raise ApiError(
-            422, f"{field}: must have data or parameters.binary_data_size (got {'neither' if raw is None else 'both'})"
-        )
     if raw is None:
         assert tensor.data is not UNSET
         return _array_of_json(f"{field}.data", tensor.data, shape, dtype)

@@ -14,6 +14,8 @@ from app.http.errors import unavailable
 from app.http.fast_route import FastRoute
 from app.http.state import State
 from app.inference import open_inference, run
+from app.inference.decoding import ImageBatch, build_request
+from app.inference.pool import IMAGES
 from app.routes.openapi import errors
 from app.schemas import open_inference as schemas
 from app.settings import Settings
@@ -22,13 +24,18 @@ OPTIONS: dict[str, Any] = {"prefix": "/v2", "tags": ["open inference protocol"],
 router = APIRouter(route_class=AccessRoute, **OPTIONS)
 infer_router = APIRouter(route_class=FastRoute, **OPTIONS)
 PLATFORM = "jfb_safetensors"
+EXTENSIONS = ["binary_tensor_data", "classification", "model_configuration", "model_repository", "statistics"]
 MAX_COMPRESSION = 1032
 """Of zlib: bytes that one compressed byte may become."""
 DESCRIPTION = """Tensors may follow the JSON as raw bytes, in the request (`binary_data_size`) and in the response (`binary_data`,
 `binary_data_output`); the header Inference-Header-Content-Length then has the length of the JSON.
 
 `tolerance` and `max_iterations` may be parameters, or inputs with one entry per row, which take precedence; `solver` and `stop`
-may be parameters. With `stop: label` there are also the outputs `margin` and `bound`."""
+may be parameters. With `stop: label` there are also the outputs `margin` and `bound`.
+
+Images may be PNG or JPEG files: `inputs` of datatype `BYTES` and shape [n] or [n, 1]. In raw bytes the files are as they are,
+each after its length in four bytes, as Triton's clients send them; in JSON they are base64. With the parameter
+`classification: k`, the output `logits` is the k highest classes of each row as `BYTES`, each "value:index:label"."""
 BODY = {"application/json": {"schema": {"$ref": "#/components/schemas/InferRequest"}}}
 OPENAPI: dict[str, Any] = {
     "response_model": schemas.InferResponse,
@@ -46,7 +53,7 @@ async def server_metadata() -> schemas.ServerMetadata:
         number = version("jfb")
     except PackageNotFoundError:  # run from a checkout
         number = "0"
-    return schemas.ServerMetadata(name="jfb", version=number, extensions=["binary_tensor_data", "model_repository"])
+    return schemas.ServerMetadata(name="jfb", version=number, extensions=EXTENSIONS)
 
 
 @router.get("/models/{name}", summary="Model metadata", responses=errors(401, 404, 503))
@@ -59,9 +66,12 @@ async def model_metadata(state: State, model: RequestedModel) -> schemas.ModelMe
     optional = schemas.MetadataParameters(optional=True)
     for name, datatype in open_inference.PER_ROW.items():
         inputs.append(schemas.TensorMetadata(name=name, datatype=datatype, shape=[-1], parameters=optional))
+    labels = schemas.OutputMetadataParameters(labels=model.config.classes)
     outputs = [
-        schemas.TensorMetadata(name=name, datatype=datatype, shape=[-1, len(model.config.classes)] if name == "logits" else [-1])
-        for name, (datatype, _) in open_inference.outputs_for(model.label_stop is not None).items()
+        schemas.OutputMetadata(name=name, datatype=datatype, shape=[-1, len(labels.labels)], parameters=labels)
+        if name == "logits"
+        else schemas.OutputMetadata(name=name, datatype=datatype, shape=[-1])
+        for name, (datatype, _) in open_inference.OUTPUTS.items()
     ]
     versions = [str(number) for number in state.engines.catalogue.versions(model.model)]
     return schemas.ModelMetadata(name=model.model, versions=versions, platform=PLATFORM, inputs=inputs, outputs=outputs)
@@ -81,7 +91,7 @@ async def infer(request: Request) -> Response:
     arrived = time.monotonic()
     settings: Settings = request.app.state.server.settings
     body: schemas.InferRequest
-    outputs: list[tuple[str, bool]]
+    outputs: list[schemas.RequestedOutput]
 
     async def decode(model: ServedVersion) -> messages.Request:
         nonlocal body, outputs
@@ -95,8 +105,11 @@ async def infer(request: Request) -> Response:
 
         body, tail = await run.compute(request, cost, split)
         outputs = open_inference.requested_outputs(body)
-        decoded = partial(open_inference.decode_infer, body, tail, model, settings, arrived)
-        return await run.compute(request, cost, decoded)
+        decode_tensors = partial(open_inference.decode_infer, body, tail, model, settings)
+        rows, parameters = await run.compute(request, cost, decode_tensors)
+        if isinstance(rows, ImageBatch):
+            rows = await run.unless_disconnected(request, IMAGES.run(rows.pixels, rows.decode))
+        return build_request(rows, parameters, model, settings, arrived)
 
     model, result = await run.predict(request, decode)
     encode = partial(open_inference.encode_infer, body, outputs, model, result)

@@ -7,10 +7,13 @@ from pydantic import MISSING, Field
 
 from app.schemas.native import Count, Model, PredictParameters
 
-Datatype = Literal["BOOL", "UINT8", "UINT16", "UINT32", "UINT64", "INT8", "INT16", "INT32", "INT64", "FP16", "FP32", "FP64"]
+Datatype = Literal[
+    "BOOL", "UINT8", "UINT16", "UINT32", "UINT64", "INT8", "INT16", "INT32", "INT64", "FP16", "FP32", "FP64", "BYTES"
+]
 DATATYPE = Meta(extra_json_schema={"enum": get_args(Datatype)})
 DATA = Meta(description="Entries, nested or flat, unless they follow the JSON.", extra_json_schema={"type": "array"})
 Size = Annotated[int, Meta(ge=0, le=2**63 - 1)]
+Classes = Annotated[int, Meta(ge=1, le=2**63 - 1)]
 
 
 class InputParameters(Struct, frozen=True, forbid_unknown_fields=True):
@@ -29,6 +32,7 @@ class RequestInput(Struct):
 
 class OutputParameters(Struct, frozen=True, forbid_unknown_fields=True):
     binary_data: Annotated[bool | UnsetType, Meta(description="Whether it follows the JSON as raw bytes.")] = UNSET
+    classification: Annotated[Classes | UnsetType, Meta(description="Of logits: send that many classes, highest first.")] = UNSET
 
 
 class RequestedOutput(Struct):
@@ -90,7 +94,7 @@ class MetadataParameters(Model):
 
 
 class TensorMetadata(Model):
-    """An input or output of a model; a side of -1 may have any length."""
+    """An input of a model; a side of -1 may have any length."""
 
     name: str
     datatype: Datatype
@@ -98,12 +102,25 @@ class TensorMetadata(Model):
     parameters: MetadataParameters | MISSING = MISSING
 
 
+class OutputMetadataParameters(Model):
+    labels: list[str] = Field(description="The classes, in the order of the logits.")
+
+
+class OutputMetadata(Model):
+    """An output that every request may name."""
+
+    name: str
+    datatype: Datatype
+    shape: list[int]
+    parameters: OutputMetadataParameters | MISSING = MISSING
+
+
 class ModelMetadata(Model):
     name: str
     versions: list[str]
     platform: str
     inputs: list[TensorMetadata]
-    outputs: list[TensorMetadata]
+    outputs: list[OutputMetadata]
 
 
 class ModelReady(Model):

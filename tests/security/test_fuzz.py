@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from threading import Event
 
 import numpy as np
 import pytest
@@ -24,7 +25,7 @@ from app.engine_client.messages import Request, ServedVersion
 from app.http.connection import bounded_connections
 from app.http.errors import ApiError
 from app.inference import open_inference
-from app.inference.decoding import decode_predict
+from app.inference.decoding import ImageBatch, build_request, decode_predict
 from app.settings import Settings
 from tests.app.posted import posted
 from tests.app.store import DIGITS
@@ -120,7 +121,9 @@ def check_infer(content: bytes) -> None:
     def decode() -> Request:
         infer, tail = open_inference.split(body, length.decode("latin-1"))
         open_inference.requested_outputs(infer)
-        return open_inference.decode_infer(infer, tail, MODEL, SETTINGS, 0.0)
+        rows, parameters = open_inference.decode_infer(infer, tail, MODEL, SETTINGS)
+        decoded = rows.decode(Event()) if isinstance(rows, ImageBatch) else rows
+        return build_request(decoded, parameters, MODEL, SETTINGS, 0.0)
 
     check_request(decode)
 

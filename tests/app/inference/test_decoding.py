@@ -16,7 +16,7 @@ from jsonschema import Draft202012Validator
 from app.engine_client.messages import Iteration, LabelStop, Request, Result, ServedVersion, Timings
 from app.http.errors import ApiError
 from app.inference import open_inference
-from app.inference.decoding import decode_predict
+from app.inference.decoding import build_request, decode_predict
 from app.inference.response import iteration_events, predict_response
 from app.main import create_app
 from app.schemas import open_inference as schemas
@@ -113,7 +113,9 @@ def test_what_the_infer_decoder_accepts_is_valid_for_its_model(description: dict
     try:
         body, tail = open_inference.split(json.dumps(content).encode(), None)
         open_inference.requested_outputs(body)
-        open_inference.decode_infer(body, tail, MODEL, SETTINGS, 0.0)
+        rows, parameters = open_inference.decode_infer(body, tail, MODEL, SETTINGS)
+        assert isinstance(rows, np.ndarray)
+        build_request(rows, parameters, MODEL, SETTINGS, 0.0)
     except ApiError:
         return
     assert is_valid(description, "InferRequest", content)

@@ -1,7 +1,10 @@
 """The Open Inference Protocol, with Triton's own clients and over plain HTTP."""
 
 import asyncio
+import base64
+import io
 import json
+import math
 import zlib
 from collections.abc import Iterator
 from typing import Any
@@ -13,9 +16,12 @@ import tritonclient.http as triton
 import tritonclient.http.aio as triton_aio
 from jsonschema import Draft202012Validator
 from numpy.typing import NDArray
+from PIL import Image
 from tritonclient.utils import InferenceServerException
 
+from jfb import images
 from tests.app.running import RunningServer, rejected
+from tests.app.store import DIGITS
 
 HEADER = "inference-header-content-length"
 INFER = "/v2/models/digits/infer"
@@ -106,7 +112,7 @@ def test_tritonclient_finds_the_server_and_its_models_live_ready_and_described(
     assert v2_client.is_model_ready("digits", "1")
     assert not v2_client.is_model_ready("digits", "9")
     assert not v2_client.is_model_ready("none")
-    assert v2_client.get_server_metadata()["extensions"] == ["binary_tensor_data", "model_repository"]
+    assert {"binary_tensor_data", "classification", "statistics"} <= set(v2_client.get_server_metadata()["extensions"])
     assert v2_client.get_model_metadata("digits") == {
         "name": "digits",
         "versions": ["1", "2"],
@@ -117,14 +123,78 @@ def test_tritonclient_finds_the_server_and_its_models_live_ready_and_described(
             {"name": "max_iterations", "datatype": "INT64", "shape": [-1], "parameters": {"optional": True}},
         ],
         "outputs": [
-            {"name": "logits", "datatype": "FP32", "shape": [-1, 10]},
+            {"name": "logits", "datatype": "FP32", "shape": [-1, 10], "parameters": {"labels": [*"0123456789"]}},
             {"name": "iterations", "datatype": "INT64", "shape": [-1]},
             {"name": "residual", "datatype": "FP32", "shape": [-1]},
             {"name": "converged", "datatype": "BOOL", "shape": [-1]},
-            {"name": "margin", "datatype": "FP32", "shape": [-1]},
-            {"name": "bound", "datatype": "FP32", "shape": [-1]},
         ],
     }
+
+
+def test_every_output_of_the_metadata_may_be_requested_of_every_model(client: httpx.Client) -> None:
+    for model, shape in (("digits", [1, 1, 8, 8]), ("slow", [1, 4]), ("wild", [1, 2])):
+        names = [{"name": output["name"]} for output in client.get(f"/v2/models/{model}").json()["outputs"]]
+        row = ROW | {"shape": shape, "data": [0] * math.prod(shape)}
+        answer = client.post(
+            f"/v2/models/{model}/infer", json={"inputs": [row], "outputs": names, "parameters": {"timeout": 100_000}}
+        )
+        assert [{"name": output["name"]} for output in answer.json()["outputs"]] == names
+
+
+@pytest.mark.parametrize("binary", [True, False])
+def test_tritonclient_gets_the_highest_classes_with_their_labels(
+    v2_client: triton.InferenceServerClient, digits: NDArray[np.float64], binary: bool
+) -> None:
+    inputs = [tensor("inputs", digits.astype(np.float32), "FP32")]
+    logits = v2_client.infer("digits", inputs).as_numpy("logits")
+    outputs = [triton.InferRequestedOutput("logits", binary, class_count=3)]
+    result = v2_client.infer("digits", inputs, outputs=outputs)
+    assert result.get_output("logits")["datatype"] == "BYTES"
+    entries = result.as_numpy("logits")
+    assert entries.shape == (8, 3)
+    for row, texts in zip(logits, entries, strict=True):
+        for index, text in zip(np.argsort(-row)[:3], texts, strict=True):
+            value, number, label = (text.decode() if binary else text).split(":")
+            assert float(value) == pytest.approx(float(row[index]), abs=1e-5)
+            assert (int(number), label) == (index, str(index))
+    all_classes = [triton.InferRequestedOutput("logits", class_count=1000)]
+    assert v2_client.infer("digits", inputs, outputs=all_classes).as_numpy("logits").shape == (8, 10)
+
+
+@pytest.mark.parametrize("shape", [(4,), (4, 1)])
+def test_tritonclient_sends_png_and_jpeg_files_as_bytes(
+    v2_client: triton.InferenceServerClient, client: httpx.Client, digits: NDArray[np.float64], shape: tuple[int, ...]
+) -> None:
+    files = [images.encode(row, DIGITS.input) for row in digits[:3]]
+    jpeg = io.BytesIO()
+    Image.open(io.BytesIO(files[0])).save(jpeg, "JPEG")
+    files.append(jpeg.getvalue())
+    texts = [base64.b64encode(file).decode() for file in files]
+    rows = client.post("/predict", json={"images": texts}).json()["predictions"]
+    assert_same(v2_client.infer("digits", [tensor("inputs", np.array(files, object).reshape(shape), "BYTES")]), rows)
+    in_json = tensor("inputs", np.array(texts, object).reshape(shape), "BYTES", binary=False)
+    assert_same(v2_client.infer("digits", [in_json]), rows)
+    nested = {"name": "inputs", "datatype": "BYTES", "shape": [4, 1], "data": [[text] for text in texts]}
+    flat = nested | {"data": texts}
+    assert client.post(INFER, json={"inputs": [nested]}).json() == client.post(INFER, json={"inputs": [flat]}).json()
+
+
+def test_a_damaged_bytes_tensor_is_400_and_names_the_file(v2_client: triton.InferenceServerClient, client: httpx.Client) -> None:
+    def refused(array: NDArray[Any], message: str) -> None:
+        with pytest.raises(InferenceServerException, match=message) as error:
+            v2_client.infer("digits", [tensor("inputs", array, "BYTES")])
+        assert error.value.status() == "400"
+
+    refused(np.array([b"no image"], object), r"inputs\[0\]\[0\]: must be a complete PNG or JPEG")
+    refused(np.array([[b"a", b"b"]], object), r"inputs\[0\]\.shape: must be \[n\] or \[n, 1\] \(got \[1, 2\]\)")
+    one = {"name": "inputs", "datatype": "BYTES", "shape": [1], "parameters": {"binary_data_size": 5}}
+    for tail, shape, message in (
+        (b"\x02\0\0\0a", [1], "got one that is cut"),
+        (b"\x01\0\0\0a", [2], "must be 2 entries of BYTES (got 1)"),
+        (b"\0\0\0\0\0", [1], "got one that is cut"),
+    ):
+        content = json.dumps({"inputs": [one | {"shape": shape}]}).encode()
+        rejected(client.post(INFER, content=content + tail, headers={HEADER: str(len(content))}), 400, "inputs[0]: ", message)
 
 
 @pytest.mark.parametrize("binary_in", [True, False])
@@ -276,7 +346,12 @@ def changed(**fields: object) -> dict[str, object]:
         (changed(name="input"), ("inputs[0].name: ", "inputs, tolerance, max_iterations", 'got "input"')),
         ({"inputs": [ROW, ROW]}, ("inputs: ", "once", "2 times")),
         (changed(datatype="FP8"), ("inputs[0].datatype: ", 'got "FP8"')),
-        (changed(datatype="BYTES"), ("inputs[0].datatype: ", "BYTES")),
+        (changed(datatype="BYTES"), ("inputs[0].shape: ", "[n] or [n, 1]")),
+        (changed(datatype="BYTES", shape=[1], data=[7]), ("inputs[0].data[0]: ", "must be a string")),
+        (changed(datatype="BYTES", shape=[1], data=["~"]), ("inputs[0].data[0]: ", "a base64 string")),
+        (changed(datatype="BYTES", shape=[1], data=[["", ""]]), ("inputs[0].data: ", "1 base64 strings (got 2)")),
+        (changed(datatype="BYTES", shape=[2], data=[""]), ("inputs[0].data: ", "a list of 2 (got a list of 1)")),
+        (changed(datatype="BYTES", shape=[0], data=[]), ("inputs: ", "at least one row")),
         (changed(datatype="BOOL", data=[True] * 64), ("inputs[0].datatype: ", "BOOL")),
         (changed(shape=[1, 8, 8]), ("inputs[0].shape: ", "[n, 1, 8, 8]", "got [1, 8, 8]")),
         (changed(shape=[]), ("inputs[0].shape: ", "got []")),
@@ -304,7 +379,11 @@ def changed(**fields: object) -> dict[str, object]:
         (changed(parameters={"shared_memory_region": "x"}), ("inputs[0].parameters: ", "shared_memory_region")),
         ({"inputs": [ROW], "outputs": [{"name": "label"}]}, ("outputs[0].name: ", "logits, iterations", 'got "label"')),
         ({"inputs": [ROW], "outputs": [{"name": "logits"}] * 2}, ("outputs: ", "logits once")),
-        ({"inputs": [ROW], "outputs": [{"name": "logits", "parameters": {"classification": 3}}]}, ("classification",)),
+        (
+            {"inputs": [ROW], "outputs": [{"name": "iterations", "parameters": {"classification": 3}}]},
+            ("outputs[0].parameters.classification: ", "except of logits (got it for iterations)"),
+        ),
+        ({"inputs": [ROW], "outputs": [{"name": "logits", "parameters": {"classification": 0}}]}, ("classification", ">= 1")),
         ({"inputs": [ROW], "id": 42}, ("id: ", "must be a string", "got 42")),
         ({"inputs": [ROW], "parameters": {"tolerence": 1}}, ("parameters: ", "tolerence")),
         ({"inputs": [ROW], "parameters": {"tolerance": 0}}, ("tolerance: ", "above 0")),
