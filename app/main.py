@@ -22,7 +22,7 @@ from app.http.middleware import RequestMiddleware
 from app.http.state import AppState
 from app.observability.metrics import Metrics, RowHistograms
 from app.observability.tracing import Tracing
-from app.routes import health, metrics, models, open_inference, openapi, pages, predict, repository
+from app.routes import health, metrics, model_statistics, models, open_inference, openapi, pages, predict, repository
 from app.settings import Settings
 from app.supervisor.supervisor import RunFolder, Supervisor
 
@@ -71,7 +71,7 @@ def create_app(settings: Settings | None = None, run_folder: RunFolder | None = 
         app.add_middleware(CORSMiddleware, allow_origins=origins, allow_methods=["*"], allow_headers=["*"], expose_headers=["*"])
     app.add_middleware(RequestMiddleware, state=state)  # the last is the outermost
     errors.install(app)
-    routers = [module.router for module in (predict, models, open_inference, repository, health, pages)]
+    routers = [module.router for module in (predict, models, model_statistics, open_inference, repository, health, pages)]
     routers += [open_inference.infer_router, repository.admin_router]
     if settings.metrics_port is None:
         routers.append(metrics.router)

@@ -44,6 +44,7 @@ class RequestLog:
     traced: bool = False
     """Whether ``steps`` are wanted."""
     model: str = ""
+    version: str = ""
     rows: int | None = None
     timings: Timings | None = None
     steps: list[TraceStep] = field(default_factory=list)
@@ -98,7 +99,7 @@ class RequestMiddleware:
             route = getattr(scope.get("route"), "path", "unknown")
             seconds = time.perf_counter() - started
             metrics = self._state.metrics
-            metrics.requests(request.model, method, route, str(status)).inc()
+            metrics.requests(request.model, request.version, method, route, str(status)).inc()
             metrics.request_seconds(request.model, route).observe(seconds)
             write = log.debug if route in QUIET_ROUTES else log.info
             ms = round(seconds * 1e3, 2)

@@ -65,7 +65,7 @@ async def _with_model(
 
     async def attempt() -> tuple[ServedVersion, Value]:
         model = await find_model(http)
-        log.model = model.model
+        log.model, log.version = model.model, str(model.version)
         if engines.rejections:
             engines.raise_if_full(model, client)
         request = await decode(model)

@@ -90,8 +90,8 @@ class Metrics:
         def seconds(name: str, meaning: str, labels: list[str]) -> Callable[..., Histogram]:
             return cache(Histogram(name, meaning, labels, buckets=SECONDS, registry=registry).labels)
 
-        requests = Counter("jfb_http_requests", "Requests answered.", ["model", "method", "route", "status"], registry=registry)
-        self.requests = cache(requests.labels)
+        answered = ["model", "version", "method", "route", "status"]
+        self.requests = cache(Counter("jfb_http_requests", "Requests answered.", answered, registry=registry).labels)
         meaning = "Time from the first byte of a request to the last of its response."
         self.request_seconds = seconds("jfb_http_request_seconds", meaning, ["model", "route"])
         self.phase_seconds = {phase: seconds(f"jfb_{phase}_seconds", meaning, LABELS) for phase, meaning in PHASES.items()}

@@ -1,16 +1,18 @@
 """The Open Inference Protocol (KServe v2): server and model metadata, readiness, infer."""
 
+import json
 import time
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Request, Response
+from pydantic import MISSING
 
 from app.engine_client import messages
 from app.engine_client.messages import ServedVersion
 from app.http.auth import AccessRoute, user
-from app.http.errors import unavailable
+from app.http.errors import ApiError, unavailable
 from app.http.fast_route import FastRoute
 from app.http.state import State
 from app.inference import open_inference, run
@@ -83,6 +85,61 @@ async def model_ready(state: State, model: RequestedModel) -> schemas.ModelReady
     if not state.engines.states:
         raise unavailable("engine: starting")
     return schemas.ModelReady(name=model.model, ready=True)
+
+
+@router.get("/models/{name}/config", summary="Model configuration", responses=errors(401, 404, 503))
+@router.get(
+    "/models/{name}/versions/{version}/config", summary="Configuration of one version", responses=errors(400, 401, 404, 503)
+)
+async def model_config(state: State, model: RequestedModel) -> schemas.ModelConfiguration:
+    metadata, serving, settings = await model_metadata(state, model), model.config.serving, state.settings
+    defaults = {
+        "tolerance": f"{serving.tolerance:g}",
+        "max_iterations": str(min(serving.max_iterations, settings.max_iterations_limit)),
+        "solver": serving.solver,
+        "residual_norm": serving.residual_norm,
+        "labels": json.dumps(model.config.classes),
+    }
+
+    def tensor(described: schemas.TensorMetadata | schemas.OutputMetadata) -> schemas.ConfigTensor:
+        row = described.shape[1:]
+        return schemas.ConfigTensor(
+            name=described.name,
+            data_type=f"TYPE_{described.datatype}",
+            dims=row or [1],
+            reshape=MISSING if row else schemas.Reshape(shape=[]),
+            optional=True if described.name in open_inference.PER_ROW else MISSING,
+        )
+
+    return schemas.ModelConfiguration(
+        name=model.model,
+        platform=PLATFORM,
+        max_batch_size=settings.max_rows_per_request,
+        input=[tensor(one) for one in metadata.inputs],
+        output=[tensor(one) for one in metadata.outputs],
+        instance_group=[schemas.InstanceGroup(name=model.model, count=len(settings.engine_configs))],
+        parameters={name: schemas.ConfigParameter(string_value=value) for name, value in defaults.items()},
+    )
+
+
+NOT_OFFERED = {
+    "/systemsharedmemory/{rest:path}": "shared memory: not offered; send tensors in the request, as raw bytes or JSON",
+    "/cudasharedmemory/{rest:path}": "shared memory: not offered; send tensors in the request, as raw bytes or JSON",
+    "/trace/setting": "trace settings: not offered; the setting --otlp-endpoint sends traces to a collector",
+    "/models/{name}/trace/setting": "trace settings: not offered; the setting --otlp-endpoint sends traces to a collector",
+    "/logging": "log settings: not offered; the settings --log-level and --log-format are read at the start",
+    "/models/{name}/generate": "generate: not offered; use /v2/models/{name}/infer",
+    "/models/{name}/generate_stream": "generate_stream: not offered; /predict streams iterations with accept: text/event-stream",
+}
+"""What clients may look for that other servers of the protocol have."""
+
+
+async def not_offered(request: Request) -> None:
+    raise ApiError(501, NOT_OFFERED[request.scope["route"].path.removeprefix("/v2")])
+
+
+for path in NOT_OFFERED:
+    router.add_api_route(path, not_offered, methods=["GET", "POST"], include_in_schema=False)
 
 
 @infer_router.post("/models/{name}/infer", summary="Infer with a model's highest version", **OPENAPI)

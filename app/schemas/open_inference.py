@@ -128,6 +128,87 @@ class ModelReady(Model):
     ready: bool
 
 
+class Duration(Model):
+    """How often something was done, and how long it took altogether."""
+
+    count: Count
+    ns: Count
+
+
+class InferenceStatistics(Model):
+    """Requests and their time in the engine. What is done once per batch counts in full for each of its requests."""
+
+    success: Duration = Field(description="Requests answered with results; the time is the sum of the next four.")
+    queue: Duration = Field(description="Waiting for a slot.")
+    compute_input: Duration = Field(description="Injection of the inputs.")
+    compute_infer: Duration = Field(description="Iterating.")
+    compute_output: Duration = Field(description="Readout of the logits.")
+    fail: Duration = Field(description="Requests answered with an error, or whose client left; their time is not measured.")
+
+
+class ModelStatistics(Model):
+    """What a version has done, counted over all HTTP workers and engines."""
+
+    name: str
+    version: str
+    inference_count: Count = Field(description="Rows answered.")
+    execution_count: Count = Field(description="Iterations of the running batches, since each engine started.")
+    inference_stats: InferenceStatistics
+    batch_stats: list[Any] = Field([], description="Always empty: a batch changes between iterations.")
+
+
+class Statistics(Model):
+    model_stats: list[ModelStatistics]
+
+
+class Reshape(Model):
+    shape: list[int]
+
+
+class ConfigTensor(Model):
+    """A tensor in a model's configuration, without the side of the batch."""
+
+    name: str
+    data_type: str
+    dims: list[int]
+    reshape: Reshape | MISSING = Field(MISSING, description="An empty shape: one value per row.")
+    optional: Literal[True] | MISSING = MISSING
+
+
+class VersionPolicy(Model):
+    """All loaded versions are served."""
+
+    all: dict[str, Any] = Field({})
+
+
+class InstanceGroup(Model):
+    name: str
+    kind: Literal["KIND_AUTO"] = "KIND_AUTO"
+    count: Count = Field(description="Engine processes.")
+
+
+class TransactionPolicy(Model):
+    decoupled: Literal[False] = False
+
+
+class ConfigParameter(Model):
+    string_value: str
+
+
+class ModelConfiguration(Model):
+    """A version's configuration, in the form of Triton's."""
+
+    name: str
+    platform: str
+    version_policy: VersionPolicy = VersionPolicy()
+    max_batch_size: Count = Field(description="Rows that one request may hold.")
+    input: list[ConfigTensor]
+    output: list[ConfigTensor]
+    instance_group: list[InstanceGroup]
+    parameters: dict[str, ConfigParameter] = Field(description="The model's own defaults, and its labels as a JSON list.")
+    model_transaction_policy: TransactionPolicy = TransactionPolicy()
+
+
 class IndexRequest(Model):
     """Which versions to list."""
 

@@ -9,6 +9,7 @@ from fastapi import APIRouter, Depends, FastAPI
 from app.http.auth import AccessRoute, admin, anyone, user
 from app.http.fast_route import FastRoute
 from app.main import create_app, create_metrics_app, include
+from app.routes.open_inference import NOT_OFFERED
 from app.settings import Settings
 from app.supervisor.supervisor import RunFolder
 
@@ -30,11 +31,17 @@ ACCESS = {
     "GET /v2/models/{name}/ready": user,
     "GET /v2/models/{name}/versions/{version}": user,
     "GET /v2/models/{name}/versions/{version}/ready": user,
+    "GET /v2/models/stats": user,
+    "GET /v2/models/{name}/stats": user,
+    "GET /v2/models/{name}/versions/{version}/stats": user,
+    "GET /v2/models/{name}/config": user,
+    "GET /v2/models/{name}/versions/{version}/config": user,
     "POST /v2/models/{name}/infer": user,
     "POST /v2/models/{name}/versions/{version}/infer": user,
     "POST /v2/repository/index": user,
     "POST /v2/repository/models/{name}/load": admin,
     "POST /v2/repository/models/{name}/unload": admin,
+    **{f"{method} /v2{path}": user for path in NOT_OFFERED for method in ("GET", "POST")},
 }
 OPEN_PATHS = {"/openapi.json", "/docs", "/docs/oauth2-redirect", "/static", "/static-offline-docs"}
 """Not routes of ours: the description, and files."""
