@@ -44,6 +44,10 @@ def create_app(settings: Settings | None = None, run_folder: RunFolder | None = 
             await stack.enter_async_context(state.engines)
             if state.tracing is not None:
                 stack.push_async_callback(asyncio.to_thread, state.tracing.close)
+            if settings.grpc_port is not None:
+                from app.grpc.server import grpc_server  # an extra
+
+                await stack.enter_async_context(grpc_server(app, settings))
             _reload_on_sighup(state, supervisor)
             if any(socket.exists() for socket in state.run_folder.sockets):
                 with suppress(TimeoutError):

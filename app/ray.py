@@ -48,7 +48,7 @@ def application(replicas: Replicas) -> serve.Application:
     """Build the Ray Serve application; its settings are read from the environment here."""
     settings = Settings()
     # Replicas have a working folder of their own, and no port.
-    settings = settings.model_copy(update={"model_store": settings.model_store.absolute(), "port": 0})
+    settings = settings.model_copy(update={"model_store": settings.model_store.absolute(), "port": 0, "grpc_port": None})
 
     def build() -> FastAPI:
         configure_logging(settings.log_level, settings.log_format)

@@ -80,6 +80,8 @@ class Settings(BaseSettings, EngineConfig):
     """File of admin keys, one per line, read again on SIGHUP."""
     metrics_port: int | None = Field(default=None, ge=0, le=65535)
     """Serve /metrics on this port instead of the main one (0 takes a free one); /v2/health is served on both."""
+    grpc_port: int | None = Field(default=None, ge=1, le=65535)
+    """Serve the Open Inference Protocol over gRPC too, on this port; needs the extra grpc."""
     cors_origins: str = ""
     """Origins, separated by commas, whose pages may send requests, such as https://example.org; * allows every page."""
     otlp_endpoint: str | None = None

@@ -8,6 +8,7 @@ import signal
 import socket
 import sys
 from contextlib import suppress
+from importlib.util import find_spec
 
 import structlog
 import typer
@@ -39,6 +40,11 @@ def main() -> None:
         ApiKeys(settings)
         if settings.otlp_endpoint:
             Tracing(settings.otlp_endpoint).close()
+        if settings.grpc_port is not None:
+            if find_spec("grpc") is None:
+                sys.stderr.write("--grpc-port needs the packages of the extra grpc\n")
+                sys.exit(2)
+            _bind(settings.host, settings.grpc_port).close()  # the workers share it; another server's would too
         listeners = _listen(settings)
         metrics_listener = None if settings.metrics_port is None else _bind(settings.host, settings.metrics_port)
     except (ApiKeyError, TracingUnavailable) as error:

@@ -163,7 +163,7 @@ def encode_infer(
             datatype, shape = "BYTES", (len(array), len(classes) // len(array))
         output: dict[str, Any] = {"name": requested.name, "datatype": datatype, "shape": list(shape)}
         if binary:
-            tensors.append(array.tobytes() if count is UNSET else _join([entry.encode() for entry in classes]))
+            tensors.append(array.tobytes() if count is UNSET else join_entries([entry.encode() for entry in classes]))
             output["parameters"] = {"binary_data_size": len(tensors[-1])}
         else:
             output["data"] = array.ravel().tolist() if count is UNSET else classes
@@ -177,16 +177,16 @@ def encode_infer(
     return b"".join([header, *tensors]), {"content-type": "application/octet-stream", JSON_LENGTH_HEADER: str(len(header))}
 
 
+def join_entries(entries: Iterable[bytes]) -> bytes:
+    """The raw bytes of a ``BYTES`` tensor: each entry after its length in four bytes."""
+    return b"".join(part for entry in entries for part in (len(entry).to_bytes(4, "little"), entry))
+
+
 def _highest_classes(logits: NDArray[np.float32], count: int, classes: Sequence[str]) -> list[str]:
     """``value:index:label`` of the highest ``count`` logits of each row, as Triton's classification extension writes them."""
     highest = np.argsort(-logits, axis=1, kind="stable")[:, :count].tolist()
     rows = zip(logits.tolist(), highest, strict=True)
     return [f"{row[index]:f}:{index}:{classes[index]}" for row, indices in rows for index in indices]
-
-
-def _join(entries: Sequence[bytes]) -> bytes:
-    """The entries of a ``BYTES`` tensor, each after its length in four bytes."""
-    return b"".join(part for entry in entries for part in (len(entry).to_bytes(4, "little"), entry))
 
 
 def _split(field: str, raw: memoryview, count: int) -> list[bytes]:

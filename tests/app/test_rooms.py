@@ -15,7 +15,7 @@ FLOORS = [
     {"observability"},
     {"http", "engine"},
     {"inference"},
-    {"routes"},
+    {"routes", "grpc"},
     {"main"},
     {"cli", "ray"},
     {"__main__"},

@@ -1,58 +1,21 @@
-"""Statistics and configuration as Triton's clients read them, over several HTTP workers, and what is not offered."""
+"""Statistics and configuration as Triton's clients read them, and what is not offered.
+
+``supervisor.test_http_workers`` has the statistics of several HTTP workers.
+"""
 
 from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
 
-import httpx
-import numpy as np
 import pytest
 import tritonclient.http as triton
 from tritonclient.utils import InferenceServerException
 
-from tests.app.routes.test_open_inference import INFER, ROW
-from tests.app.running import RunningServer, rejected, running_server, wait_until
-
-
-@pytest.fixture(scope="module")
-def fleet(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
-    """A server of two HTTP workers."""
-    log = tmp_path_factory.mktemp("fleet") / "log"
-    with running_server(store, log, default_model="digits", slots=32, http_workers=2) as running:
-        running.wait_until_ready()
-        yield running
+from tests.app.running import RunningServer
 
 
 @pytest.fixture(scope="module")
 def v2_client(server: RunningServer) -> Iterator[triton.InferenceServerClient]:
     with triton.InferenceServerClient(server.url.removeprefix("http://")) as client:
         yield client
-
-
-def statistics(client: httpx.Client, path: str = "/v2/models/digits/versions/2/stats") -> dict[str, Any]:
-    (one,) = client.get(path).json()["model_stats"]
-    answer: dict[str, Any] = one
-    return answer
-
-
-def test_statistics_count_what_every_http_worker_has_answered(fleet: RunningServer) -> None:
-    request = {"inputs": [ROW | {"shape": [3, 1, 8, 8], "data": [0] * 192}]}
-    for _ in range(20):  # each over a connection of its own, so that both workers get some
-        assert httpx.post(f"{fleet.url}{INFER}", json=request).status_code == 200
-    rejected(httpx.post(f"{fleet.url}{INFER}", json={"inputs": []}), 400, "inputs")
-    assert httpx.post(f"{fleet.url}/predict", json={"inputs": [np.zeros((1, 8, 8)).tolist()]}).status_code == 200
-    wait_until(lambda: statistics(fleet.client)["inference_stats"]["success"]["count"] >= 21, 10, "all requests are counted")
-    found = statistics(fleet.client)
-    stats = found["inference_stats"]
-    assert (found["name"], found["version"], found["inference_count"]) == ("digits", "2", 61)
-    assert (stats["success"]["count"], stats["fail"]["count"]) == (21, 1)
-    phases = [stats[name] for name in ("queue", "compute_input", "compute_infer", "compute_output")]
-    assert [phase["count"] for phase in phases] == [21] * 4
-    assert sum(phase["ns"] for phase in phases) == stats["success"]["ns"] > 0
-    assert found["execution_count"] >= 1
-    assert {
-        httpx.get(f"{fleet.url}/v2/models/digits/versions/2/stats").json()["model_stats"][0]["inference_count"] for _ in range(6)
-    } == {61}
 
 
 def test_tritonclient_reads_statistics_of_a_version_a_model_and_all(v2_client: triton.InferenceServerClient) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -66,6 +67,37 @@ def test_requests_are_counted_over_all_processes_also_those_of_one_that_has_ende
     os.kill(ended, signal.SIGKILL)
     wait_until(lambda: ended not in workers(server) and len(workers(server)) == 2, 30, "another process takes its place")
     assert seen() == expected
+
+
+def test_statistics_count_what_all_processes_have_answered(server: RunningServer) -> None:
+    def counts(statistics: dict[str, Any]) -> list[int]:
+        stats = statistics["inference_stats"]
+        names = ("success", "fail", "queue", "compute_input", "compute_infer", "compute_output")
+        return [statistics["inference_count"], *(stats[name]["count"] for name in names)]
+
+    def statistics() -> dict[str, Any]:
+        (found,) = anew(server, "GET", "/v2/models/slow/versions/1/stats").json()["model_stats"]
+        answer: dict[str, Any] = found
+        return answer
+
+    tensor = {"name": "inputs", "datatype": "FP32", "shape": [2, 4], "data": [0, 1, 2, 3] * 2}
+    content = {"inputs": [tensor], "parameters": {"max_iterations": 7}}
+    before = counts(statistics())
+    for _ in range(MANY):
+        assert anew(server, "POST", "/v2/models/slow/infer", json=content).status_code == 200
+    assert anew(server, "POST", PATH, json=ROW).status_code == 200
+    assert anew(server, "POST", "/v2/models/slow/infer", json={"inputs": []}).status_code == 400
+    added = [2 * MANY + 1, MANY + 1, 1, *[MANY + 1] * 4]
+    expected = [count + more for count, more in zip(before, added, strict=True)]
+    wait_until(lambda: counts(statistics()) == expected, 10, "all requests are counted")
+    assert all(counts(statistics()) == expected for _ in range(8))
+    found = statistics()
+    assert (found["name"], found["version"], found["batch_stats"]) == ("slow", "1", [])
+    assert found["execution_count"] >= 7
+    stats = found["inference_stats"]
+    phases = ("queue", "compute_input", "compute_infer", "compute_output")
+    assert stats["success"]["ns"] == sum(stats[name]["ns"] for name in phases)
+    assert all(stats[name]["ns"] > 0 for name in phases)
 
 
 def test_a_process_that_dies_costs_its_own_clients_their_answers_and_its_rows_leave_the_engine(server: RunningServer) -> None:
