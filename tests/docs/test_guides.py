@@ -2,6 +2,7 @@
 
 In a page, a block of ``sh`` is run, a block with a title is a file of that name, a block of ``python`` without one is a program.
 A line that starts the server starts it in the background. What cannot be run here says so in a comment above it.
+A curl command in the last cell of a table's row is run after the blocks.
 
 Pages that train or export take a minute together: `make test-long` runs them. Other tests cover what they describe, step by step.
 """
@@ -24,11 +25,19 @@ from tests.app.running import wait_until
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 BLOCK = re.compile(r"(<!-- not run: [^>]*-->\n)?^( *)```(\w+)(?: title=\"([^\"]+)\")?\n(.*?)^ *```$", re.DOTALL | re.MULTILINE)
+CELL = re.compile(r"^\|.*\| `(curl [^`]*)` \|$", re.MULTILINE)
+"""A curl command in the last cell of a table's row."""
 PAGES = ["tutorial.md", *(f"guides/{path.name}" for path in sorted((DOCS / "guides").glob("*.md")))]
 LONG = {"tutorial.md"} | {
     f"guides/{name}.md" for name in ("tolerance", "export", "iterations_matter", "fewer_iterations", "own_network")
 }
-MAY_BE_LEFT_OUT = {"guides/deploy.md": 1, "guides/observe.md": 1, "guides/own_network.md": 1, "tutorial.md": 1}
+MAY_BE_LEFT_OUT = {
+    "guides/deploy.md": 1,
+    "guides/observe.md": 1,
+    "guides/other_clients.md": 2,
+    "guides/own_network.md": 1,
+    "tutorial.md": 1,
+}
 
 pytestmark = pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
 
@@ -81,7 +90,7 @@ def write_metadata(package: Path) -> None:
 def test_the_commands_of_a_page_work(page: str, digits_store: Path, tmp_path: Path) -> None:
     shutil.copytree(digits_store, tmp_path / "model_store")  # of `make run`, which the pages assume
     shutil.copytree(digits_store / "digits", tmp_path / "model_store" / "another")  # with several models, commands must name one
-    ports = {"8000": str(free_port()), "9100": str(free_port())}
+    ports = {"8000": str(free_port()), "8001": str(free_port()), "9100": str(free_port())}
     environment = {
         **os.environ,
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
@@ -115,6 +124,8 @@ def test_the_commands_of_a_page_work(page: str, digits_store: Path, tmp_path: Pa
                 for command in servers:
                     running.enter_context(server(command, tmp_path, environment, int(ports["8000"])))
                 ran += 1
+        for command in CELL.findall((DOCS / page).read_text()):
+            run(["bash", "-euo", "pipefail", "-c", with_ports(command, ports)], tmp_path, environment)
     assert ran >= 2
     assert left_out == MAY_BE_LEFT_OUT.get(page, 0)
 

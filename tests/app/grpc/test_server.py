@@ -293,6 +293,17 @@ def test_messages_have_the_limit_of_bodies(client: triton.InferenceServerClient,
     refused("RESOURCE_EXHAUSTED", "larger than max", client.infer, "digits", [far_over], **more)
 
 
+def test_a_port_that_cannot_be_served_ends_the_server_before_it_starts(fleet: RunningServer, address: str) -> None:
+    def start(setup: str) -> "subprocess.CompletedProcess[str]":
+        program = f"import sys; {setup}; from app.cli.serve import main; main()"
+        command = [sys.executable, "-c", program, "--port", "0", "--grpc-port", address.rpartition(":")[2]]
+        return subprocess.run(command, check=False, capture_output=True, text=True, timeout=60)
+
+    taken, missing = start("pass"), start("sys.modules['grpc'] = None")
+    assert (taken.returncode, "cannot bind port" in taken.stderr) == (3, True)
+    assert (missing.returncode, missing.stderr) == (2, "--grpc-port needs the packages of the extra grpc\n")
+
+
 def test_keys_are_those_of_http(client: triton.InferenceServerClient, digits: NDArray[np.float64]) -> None:
     row = [tensor(digits[:1].astype(np.float32), "FP32")]
     refused("UNAUTHENTICATED", "authorization: must be Bearer and an API key .got none", client.infer, "digits", row)
