@@ -293,6 +293,7 @@ def test_messages_have_the_limit_of_bodies(client: triton.InferenceServerClient,
     refused("RESOURCE_EXHAUSTED", "larger than max", client.infer, "digits", [far_over], **more)
 
 
+@pytest.mark.long
 def test_a_port_that_cannot_be_served_ends_the_server_before_it_starts(fleet: RunningServer, address: str) -> None:
     def start(setup: str) -> "subprocess.CompletedProcess[str]":
         program = f"import sys; {setup}; from app.cli.serve import main; main()"
