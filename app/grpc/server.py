@@ -7,7 +7,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 from urllib.parse import unquote
@@ -72,7 +72,7 @@ class _Answer:
     """What the application answers over HTTP."""
 
     status: int = 0
-    headers: dict[str, str] | None = None
+    headers: dict[str, str] = field(default_factory=dict)
     body: bytes = b""
 
 
@@ -111,7 +111,6 @@ class _Service:
         answer = await self._ask("GET" if spec.body is None else "POST", path, body, context)
         if answer.status in spec.not_ready:
             answer.status, answer.body = 200, b'{"ready": false}'
-        assert answer.headers is not None
         passed_on = {name: value for name, value in answer.headers.items() if name in ("x-request-id", "retry-after")}
         if answer.status != 200:
             detail = json.loads(answer.body)["error"] if answer.body else "client: disconnected"

@@ -33,7 +33,7 @@ def distribution(requirement: str) -> str:
 
 
 @pytest.mark.parametrize(
-    ("folder", "extras"), [("jfb", ["hub"]), ("training", ["train", "rivals"]), ("app", ["serve", "otel", "ray"])]
+    ("folder", "extras"), [("jfb", ["hub"]), ("training", ["train", "rivals"]), ("app", ["serve", "grpc", "otel", "ray"])]
 )
 def test_every_package_that_a_room_imports_is_in_its_extras(folder: str, extras: list[str]) -> None:
     required = PROJECT["dependencies"] + [one for extra in extras for one in PROJECT["optional-dependencies"][extra]]
