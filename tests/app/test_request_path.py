@@ -51,7 +51,7 @@ class Visits:
 
 
 async def visits_of_a_request(app_server: GracefulServer, listener: socket.socket) -> list[str]:
-    """What one POST /predict on a connection of its own visits; of two, those of the shorter way.
+    """What one POST /predict on a connection of its own visits; of several, those of the shortest way.
 
     Now and then an engine says what it serves while a request runs.
     """
@@ -62,7 +62,7 @@ async def visits_of_a_request(app_server: GracefulServer, listener: socket.socke
     async with httpx.AsyncClient(base_url=url, headers={"authorization": "Bearer key"}) as client:
         while not app_server.started:
             await asyncio.sleep(0.01)
-        for attempt in range(3):  # caches are filled by the first
+        for attempt in range(6):  # caches are filled by the first
             profile = Visits()
             async with httpx.AsyncClient(base_url=url, headers=client.headers) as fresh:
                 if attempt:
