@@ -65,6 +65,7 @@ def create_app(settings: Settings | None = None, run_folder: RunFolder | None = 
         favicon_url="static/icon.svg",
         redoc_url=None,
         strict_content_type=False,  # Triton's clients send JSON without a content type
+        generate_unique_id_function=openapi.operation_id,
         telemetry={"tracing": False, "metrics": False, "logs": False},  # FastAPI's own, which would cost time per request
     )
     app.state.server = state

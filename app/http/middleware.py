@@ -33,7 +33,7 @@ PAGE_HEADERS = {
 """Of every HTML page: it loads nothing from other hosts, and cannot be put into a frame."""
 DOCS_HEADERS = PAGE_HEADERS | {"content-security-policy": f"{CONTENT_POLICY} 'unsafe-inline'"}
 """Of /docs, which FastAPI writes with an inline script."""
-QUIET_ROUTES = ("/v2/health/live", "/v2/health/ready", "/metrics")
+QUIET_ROUTES = ("/health", "/v2/health/live", "/v2/health/ready", "/metrics")
 """Programs request these every few seconds; they are logged at the level debug."""
 
 

@@ -5,7 +5,7 @@ import io
 import math
 import re
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from difflib import get_close_matches
 from functools import lru_cache, partial
@@ -16,12 +16,12 @@ import msgspec
 import numpy as np
 from msgspec import UNSET, UnsetType
 from numpy.typing import NDArray
-from starlette.datastructures import Headers, QueryParams
+from starlette.datastructures import Headers
 from starlette.requests import Request as HttpRequest
 
 from app.engine_client.messages import Request, ServedVersion, Stop
 from app.http.errors import ApiError, invalid, shown
-from app.inference import run
+from app.inference import multipart, run
 from app.inference.numbers import MAX_INLINE_BYTES, NumbersError, parse_numbers
 from app.inference.pool import IMAGES
 from app.schemas.native import (
@@ -43,7 +43,10 @@ TOO_LARGE = "Number out of range"
 """What msgspec says of numbers that no float holds."""
 _TYPES = {"float": "number", "int": "integer", "str": "string", "bool": "boolean", "array": "list", "object": "object"}
 """Names of JSON's types, by those of msgspec."""
-MEDIA_TYPES = ("application/json", "application/x-npy", "image/png", "image/jpeg")
+MEDIA_TYPES = ("application/json", "application/x-npy", "image/png", "image/jpeg", multipart.MEDIA_TYPE)
+FILE = "file"
+"""The name of a part that is an image."""
+_DATA_URI = re.compile(r"data:image/(?:png|jpeg);base64,")
 _decoder = lru_cache(msgspec.json.Decoder)
 _NPY_HEADERS = {
     (1, 0): np.lib.format.read_array_header_1_0,
@@ -58,14 +61,15 @@ Rows = NDArray[np.float32]
 
 
 async def decode_predict(http: HttpRequest, arrived: float, model: ServedVersion, *, streamed: bool = False) -> Request:
-    """Read a body, decode it and its parameters; a JSON body's precede those of the query. Deadlines count from ``arrived``."""
+    """Read a body, decode it and its parameters; those in the body precede the query's. Deadlines count from ``arrived``."""
     settings: Settings = http.app.state.server.settings
-    kind = media_type(http.headers)
+    kind, content_type = media_type(http.headers), http.headers["content-type"]
     body = await http.body()
-    query = http.query_params
-    parameters = _decode_query(query) if query else StreamParameters()
-    decode = partial(_decode_body, body, kind, parameters, model.config.input, settings.max_rows_per_request)
-    rows = await run.compute(http, len(body), decode)
+    query, parameters = http.query_params, StreamParameters()
+    if query:
+        _decode_texts({name: query.getlist(name) for name in query}, parameters)
+    decode = partial(_decode_body, body, content_type, kind, parameters, model.config.input, settings.max_rows_per_request)
+    rows = await run.compute(http, len(body) * (multipart.PART_COST if kind == multipart.MEDIA_TYPE else 1), decode)
     if isinstance(rows, ImageBatch):
         rows = await run.unless_disconnected(http, IMAGES.run(rows.pixels, rows.decode))
     request = build_request(rows, parameters, model, settings, arrived)
@@ -223,15 +227,14 @@ def unknown_name(name: str, known: Iterable[str]) -> ApiError:
     return ApiError(422, f"{name}: unknown field (known: {', '.join(names)}{f'; did you mean {near[0]}?' if near else ''})")
 
 
-def _decode_query(query: QueryParams) -> StreamParameters:
-    parameters = StreamParameters()
-    for name in query:
+def _decode_texts(texts: Mapping[str, Sequence[str]], parameters: StreamParameters, known: Sequence[str] = ()) -> None:
+    """Set the parameters of a query or a form; ``known`` are the other names that it may have."""
+    for name in texts:
         if name not in StreamParameters.__struct_fields__:
-            raise unknown_name(name, StreamParameters.__struct_fields__)
+            raise unknown_name(name, (*known, *StreamParameters.__struct_fields__))
         is_number = name in ("tolerance", "max_iterations", "deadline_ms")
-        values = [_number_or_text(text) if is_number else text for text in query.getlist(name)]
+        values = [_number_or_text(text) if is_number else text for text in texts[name]]
         setattr(parameters, name, values if len(values) > 1 else values[0])
-    return parameters
 
 
 def _number_or_text(text: str) -> object:
@@ -242,7 +245,7 @@ def _number_or_text(text: str) -> object:
 
 
 def _decode_body(
-    body: bytes, media_type: str, parameters: StreamParameters, spec: InputSpec, max_rows: int
+    body: bytes, content_type: str, media_type: str, parameters: StreamParameters, spec: InputSpec, max_rows: int
 ) -> "Rows | ImageBatch":
     """Decode a body into rows or images, and into parameters."""
     match media_type:
@@ -250,8 +253,24 @@ def _decode_body(
             return _decode_request(body, parameters, spec, max_rows)
         case "application/x-npy":
             return _rows_of_npy(body, spec, max_rows)
+        case multipart.MEDIA_TYPE:
+            return _decode_form(body, content_type, parameters, spec, max_rows)
         case _:
             return ImageBatch({"body": body}, spec)
+
+
+def _decode_form(body: bytes, content_type: str, parameters: StreamParameters, spec: InputSpec, max_rows: int) -> "ImageBatch":
+    files: list[bytes] = []
+    texts: dict[str, list[str]] = {}
+    for name, content in multipart.parse_parts(body, content_type, max_rows * (1 + len(StreamParameters.__struct_fields__))):
+        if name == FILE:
+            files.append(content)
+        else:
+            check_size(name, msgspec.Raw(content))
+            texts.setdefault(name, []).append(content.decode(errors="replace"))
+    _decode_texts(texts, parameters, [FILE])
+    check_count(FILE, len(files), max_rows)
+    return ImageBatch({f"{FILE}[{index}]": file for index, file in enumerate(files)}, spec)
 
 
 def _decode_request(body: bytes, parameters: StreamParameters, spec: InputSpec, max_rows: int) -> "Rows | ImageBatch":
@@ -293,14 +312,15 @@ def _decode_value(name: str, value: msgspec.Raw) -> Any:
 
 
 def check_size(field: str, value: msgspec.Raw | UnsetType) -> None:
-    """Raise an ``ApiError`` (422) for JSON that would take long to decode, where no long value is allowed."""
+    """Raise an ``ApiError`` (422) for a value that would take long to decode, where no long one is allowed."""
     if value is not UNSET and (size := len(memoryview(value))) > MAX_INLINE_BYTES:
         raise ApiError(422, f"{field}: must have at most {MAX_INLINE_BYTES} bytes (got {size})")
 
 
 def _decode_images(text: bytes, max_rows: int) -> Any:
     if text.startswith(b"["):
-        check_count("images", text.count(b",") + 1 if len(text) > 2 else 0, max_rows)
+        commas = text.count(b",") - text.count(b";base64,")
+        check_count("images", commas + 1 if len(text) > 2 else 0, max_rows)
     else:
         check_size("images", msgspec.Raw(text))
     return decode_json("body", text, Any)
@@ -308,14 +328,15 @@ def _decode_images(text: bytes, max_rows: int) -> Any:
 
 def _files(images: object, max_rows: int) -> dict[str, bytes]:
     if not isinstance(images, list):
-        raise invalid("images", "a list of base64 strings", images)
+        raise invalid("images", "a list of base64 strings or data: URIs", images)
     check_count("images", len(images), max_rows)
     files = {}
     for index, image in enumerate(images):
         try:
-            files[f"images[{index}]"] = base64.b64decode(image, validate=True)
+            start = match.end() if (match := _DATA_URI.match(image)) else 0
+            files[f"images[{index}]"] = base64.b64decode(image[start:], validate=True)
         except (TypeError, ValueError) as error:
-            raise invalid(f"images[{index}]", "a base64 string", image) from error
+            raise invalid(f"images[{index}]", "base64 of a PNG or JPEG file, or a data: URI of it", image) from error
     return files
 
 

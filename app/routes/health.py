@@ -1,4 +1,4 @@
-"""GET v2/health: does the server run, and can it answer?"""
+"""GET health and GET v2/health: does the server run, and can it answer?"""
 
 from fastapi import APIRouter, Depends
 
@@ -9,18 +9,19 @@ from app.routes.openapi import errors
 from app.schemas.native import Live, Ready
 from app.supervisor.process import read_status
 
-router = APIRouter(prefix="/v2/health", tags=["health"], route_class=AccessRoute, dependencies=[Depends(anyone)])
+router = APIRouter(tags=["health"], route_class=AccessRoute, dependencies=[Depends(anyone)])
 ANSWER_SECONDS = 2.0
 """How long an engine may take to answer; it reads its messages between two iterations."""
 
 
-@router.get("/live", summary="Server liveness")
-async def live() -> Live:
+@router.get("/v2/health/live", summary="Server liveness")
+async def server_live() -> Live:
     return Live(live=True)
 
 
-@router.get("/ready", summary="Server readiness", responses=errors(503))
-async def ready(state: State) -> Ready:
+@router.get("/health", operation_id="health", summary="Whether the server can answer, for load balancers", responses=errors(503))
+@router.get("/v2/health/ready", summary="Server readiness", responses=errors(503))
+async def server_ready(state: State) -> Ready:
     if state.stopping.is_set():
         raise unavailable("server: shutting down")
     statuses = [read_status(file) for file in state.run_folder.status_files]

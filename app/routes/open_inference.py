@@ -3,7 +3,6 @@
 import json
 import time
 from functools import partial
-from importlib.metadata import PackageNotFoundError, version
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Request, Response
@@ -18,7 +17,7 @@ from app.http.state import State
 from app.inference import open_inference, run
 from app.inference.decoding import ImageBatch, build_request
 from app.inference.pool import IMAGES
-from app.routes.openapi import errors
+from app.routes.openapi import errors, package_version
 from app.schemas import open_inference as schemas
 from app.settings import Settings
 
@@ -51,11 +50,7 @@ RequestedModel = Annotated[ServedVersion, Depends(run.find_model)]
 @router.get("", summary="Server metadata", responses=errors(401))
 @router.get("/", include_in_schema=False)
 async def server_metadata() -> schemas.ServerMetadata:
-    try:
-        number = version("jfb")
-    except PackageNotFoundError:  # run from a checkout
-        number = "0"
-    return schemas.ServerMetadata(name="jfb", version=number, extensions=EXTENSIONS)
+    return schemas.ServerMetadata(name="jfb", version=package_version(), extensions=EXTENSIONS)
 
 
 @router.get("/models/{name}", summary="Model metadata", responses=errors(401, 404, 503))

@@ -1,12 +1,14 @@
 """What FastAPI cannot generate of the OpenAPI description: errors, the bodies of the fast routes, and examples."""
 
 import re
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import msgspec
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
+from fastapi.routing import APIRoute
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route, request_response
@@ -16,7 +18,7 @@ from app.engine_client.messages import ServedVersion
 from app.http.state import AppState
 from app.http.store_reads import read_store
 from app.routes import examples
-from app.schemas.native import Error, IterationEvent, PredictRequest
+from app.schemas.native import Error, IterationEvent, PredictRequest, StreamParameters
 from app.schemas.open_inference import InferRequest
 
 MEANINGS = {
@@ -34,7 +36,30 @@ MEANINGS = {
     "Retry-After seconds.",
     504: "The deadline passed before any row completed an iteration.",
 }
-PATH_PARAMETERS = {"name": {"type": "string"}, "version": {"type": "integer", "minimum": 1}}
+PATH_PARAMETERS: dict[str, Any] = {
+    "name": {"description": "Name of the model; see GET /models.", "schema": {"type": "string"}},
+    "version": {"description": "Number of the version.", "schema": {"type": "integer", "minimum": 1}},
+}
+TEXT_PARAMETERS: dict[str, Any] = msgspec.json.schema_components([StreamParameters])[1]["StreamParameters"]["properties"]
+"""The parameters of a prediction where they are text: in a query or a form, neither of which has nulls."""
+TEXT_PARAMETERS["session"] |= TEXT_PARAMETERS["session"].pop("anyOf")[0]
+QUERY_PARAMETERS = [
+    {"name": name, "in": "query", "required": False, "description": schema["description"], "schema": schema}
+    for name, schema in TEXT_PARAMETERS.items()
+]
+FILE = {
+    "description": "PNG or JPEG files, one per row.",
+    "type": "array",
+    "minItems": 1,
+    "items": {"type": "string", "format": "binary"},
+}
+PREDICT_FORM = {
+    "description": "Images to predict, and the parameters.",
+    "type": "object",
+    "required": ["file"],
+    "properties": {"file": FILE} | TEXT_PARAMETERS,
+    "additionalProperties": False,
+}
 
 
 def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
@@ -42,14 +67,28 @@ def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
     return {status: {"model": Error, "description": MEANINGS[status]} for status in statuses}
 
 
+def package_version() -> str:
+    """The version of the package, ``jfb.__version__``, which only the engine can import."""
+    try:
+        return version("jfb")
+    except PackageNotFoundError:  # run from a checkout
+        return "0"
+
+
+def operation_id(route: APIRoute) -> str:
+    """The name of a route's function, which generated clients call theirs; with ``_version`` where its path names one."""
+    return f"{route.name}_version" if "{version}" in route.path_format else route.name
+
+
 def install(app: FastAPI, state: AppState) -> None:
     """Have ``/openapi.json`` show examples for the models that are served at the moment."""
 
     def describe() -> dict[str, Any]:
-        description = get_openapi(title=app.title, version="1", summary=app.summary, routes=app.routes)
+        description = get_openapi(title=app.title, version=package_version(), summary=app.summary, routes=app.routes)
         schemas = description["components"]["schemas"]
         schemas |= msgspec.json.schema_components([PredictRequest, InferRequest], ref_template="#/components/schemas/{name}")[1]
-        schemas["PredictRequest"]["oneOf"] = [{"required": ["inputs"]}, {"required": ["images"]}]
+        schemas["PredictForm"] = PREDICT_FORM
+        schemas |= _predict_requests(schemas["PredictRequest"])
         event = IterationEvent.model_json_schema(ref_template="#/components/schemas/{model}")
         schemas |= event.pop("$defs") | {"IterationEvent": event}
         for name in ("HTTPValidationError", "ValidationError"):  # FastAPI adds them wherever a path has a parameter
@@ -66,7 +105,7 @@ def install(app: FastAPI, state: AppState) -> None:
                     del operation["responses"]["422"]
                 described = [one for one in operation.get("parameters", []) if one["in"] != "path"]
                 for name in re.findall(r"{(\w+)}", path):
-                    described.append({"name": name, "in": "path", "required": True, "schema": PATH_PARAMETERS[name]})
+                    described.append({"name": name, "in": "path", "required": True, **PATH_PARAMETERS[name]})
                 operation["parameters"] = described
                 if model is not None:
                     _add_examples(path, operation, model, state.settings.model_store)
@@ -82,6 +121,22 @@ def install(app: FastAPI, state: AppState) -> None:
     for route in app.routes:
         if isinstance(route, Route) and route.path == app.openapi_url:  # FastAPI's would read the store on the event loop
             route.app = request_response(answer)
+
+
+def _predict_requests(whole: dict[str, Any]) -> dict[str, Any]:
+    """A schema for each kind of rows, and their union: generators understand this, but not that one of two fields is required."""
+    kinds = {}
+    for rows, other in (("inputs", "images"), ("images", "inputs")):
+        fields = {name: field for name, field in whole["properties"].items() if name != other}
+        title = f"Predict{rows.capitalize()}"
+        kinds[title] = whole | {
+            "title": title,
+            "description": f"Rows to predict, as {rows}.",
+            "properties": fields,
+            "required": [rows],
+        }
+    union = [{"$ref": f"#/components/schemas/{title}"} for title in kinds]
+    return kinds | {"PredictRequest": {"title": "PredictRequest", "description": whole["description"], "oneOf": union}}
 
 
 def _add_examples(path: str, operation: dict[str, Any], model: ServedVersion, model_store: Path) -> None:

@@ -9,21 +9,22 @@ from fastapi import APIRouter, Depends, Request, Response
 
 from app.http.auth import user
 from app.http.fast_route import FastRoute
-from app.inference import run
+from app.inference import multipart, run
 from app.inference.decoding import MEDIA_TYPES, decode_predict
 from app.inference.response import predict_response
 from app.inference.stream import EVENT_STREAM, EventStream
-from app.routes.openapi import errors
-from app.schemas.native import PredictResponse, StreamParameters
+from app.routes.openapi import QUERY_PARAMETERS, errors
+from app.schemas.native import PredictResponse
 
-DESCRIPTION = """Send a batch as JSON or as a .npy file, or one image as PNG or JPEG:
+DESCRIPTION = """Send a batch as JSON, as a .npy file, or as a form with PNG and JPEG files, or send one image as the body:
 
 ```
+curl -F file=@first.png -F file=@second.jpg -F tolerance=0.001 http://127.0.0.1:8000/predict
 curl -H 'content-type: image/png' --data-binary @image.png 'http://127.0.0.1:8000/predict?tolerance=0.001'
 curl -H 'content-type: application/x-npy' --data-binary @batch.npy http://127.0.0.1:8000/predict
 ```
 
-The parameters may be in the query string (repeated for one value per row); those in a JSON body take precedence.
+The parameters may be in the query string or in a form, repeated for one value per row. Those in a body take precedence.
 
 With `Accept: text/event-stream` the server sends an event `iteration` for each iteration of each row (see IterationEvent), then
 one `answer` with the response, or one `error`; `trace: state` adds a picture of the state to each iteration:
@@ -31,16 +32,16 @@ one `answer` with the response, or one `error`; `trace: state` adds a picture of
 ```
 curl -N -H 'accept: text/event-stream' -H 'content-type: image/png' --data-binary @image.png http://127.0.0.1:8000/predict
 ```"""
-PARAMETERS = msgspec.json.schema_components([StreamParameters])[1]["StreamParameters"]["properties"]
 BODIES: dict[str, Any] = {kind: {"schema": {"type": "string", "format": "binary"}} for kind in MEDIA_TYPES}
 BODIES["application/json"] = {"schema": {"$ref": "#/components/schemas/PredictRequest"}}
+BODIES[multipart.MEDIA_TYPE] = {"schema": {"$ref": "#/components/schemas/PredictForm"}}
 OPENAPI: dict[str, Any] = {
     "response_model": PredictResponse,
     "description": DESCRIPTION,
-    "responses": {200: {"content": {EVENT_STREAM: {"schema": {"type": "string"}}}}}
+    "responses": {200: {"content": {EVENT_STREAM: {"schema": {"type": "string", "description": "Server-sent events."}}}}}
     | errors(400, 401, 404, 408, 413, 415, 422, 429, 500, 503, 504),
     "openapi_extra": {
-        "parameters": [{"name": name, "in": "query", "required": False, "schema": schema} for name, schema in PARAMETERS.items()],
+        "parameters": QUERY_PARAMETERS,
         "requestBody": {"required": True, "content": BODIES},
     },
 }
@@ -49,7 +50,7 @@ router = APIRouter(tags=["predict"], route_class=FastRoute, dependencies=[Depend
 
 
 @router.post("/predict", summary="Predict with the default model", **OPENAPI)
-@router.post("/models/{name}/predict", summary="Predict with a model's highest version", **OPENAPI)
+@router.post("/models/{name}/predict", operation_id="predict_model", summary="Predict with a model's highest version", **OPENAPI)
 @router.post("/models/{name}/versions/{version}/predict", summary="Predict with one version of a model", **OPENAPI)
 async def predict(request: Request) -> Response:
     arrived = time.monotonic()

@@ -17,19 +17,19 @@ admin_router = APIRouter(prefix="/v2/repository/models/{name}", dependencies=[De
 
 
 @router.post("/index", summary="List the model store", responses=errors(400, 401, 408, 413, 503))
-async def index(state: State, wanted: IndexRequest | None = None) -> list[IndexEntry]:
+async def repository_index(state: State, wanted: IndexRequest | None = None) -> list[IndexEntry]:
     entries = _entries(state.engines.catalogue)
     return [entry for entry in entries if entry.state == "READY" or wanted is None or not wanted.ready]
 
 
 @admin_router.post("/load", summary="Load a model", responses=errors(400, 401, 403, 408, 413, 503))
-async def load(state: State, name: str, change: ChangeRequest | None = None) -> list[IndexEntry]:
+async def load_model(state: State, name: str, change: ChangeRequest | None = None) -> list[IndexEntry]:
     await state.engines.load(name)
     return [entry for entry in _entries(state.engines.catalogue) if entry.name == name]
 
 
 @admin_router.post("/unload", summary="Unload a model", responses=errors(400, 401, 403, 408, 413, 503))
-async def unload(state: State, name: str, change: ChangeRequest | None = None) -> list[IndexEntry]:
+async def unload_model(state: State, name: str, change: ChangeRequest | None = None) -> list[IndexEntry]:
     await state.engines.unload(name)
     return [entry for entry in _entries(state.engines.catalogue) if entry.name == name]
 

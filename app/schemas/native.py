@@ -35,13 +35,16 @@ CAP = _per_row("Stop after this many iterations", type="integer", minimum=1)
 DEADLINE = _per_row(
     "Stop after this time, from the arrival of the request", type="number", exclusiveMinimum=0, maximum=MAX_DEADLINE_MS
 )
-STOP = _meta("label also ends a row once its label cannot change; not every model offers it.", enum=["tolerance", "label"])
+STOP = _meta(
+    "label also ends a row once its label cannot change; not every model offers it.", type="string", enum=["tolerance", "label"]
+)
 SESSION = _meta(
     "Start where the last rows of this session ended, if there were as many; for inputs that change slowly.",
     anyOf=[{"type": "string", "minLength": 1, "maxLength": MAX_SESSION_CHARACTERS}, {"type": "null"}],
 )
 TRACE = _meta(
     f"state adds the state to the events of a streamed request of at most {MAX_TRACED_ROWS} rows (see IterationEvent).",
+    type="string",
     enum=["state"],
 )
 
@@ -69,8 +72,12 @@ class StreamParameters(PredictParameters):
 class PredictRequest(StreamParameters, Generic[Lists]):
     """Rows to predict: either inputs or images."""
 
-    inputs: Annotated[Lists | UnsetType, _meta("Of shape [n, *input shape]; see GET /models.", type="array", minItems=1)] = UNSET
-    images: Annotated[Any, _meta("PNG or JPEG files in base64.", type="array", minItems=1, items={"type": "string"})] = UNSET
+    inputs: Annotated[
+        Lists | UnsetType, _meta("Nested lists of shape [n, *input shape]; see GET /models.", type="array", minItems=1, items={})
+    ] = UNSET
+    images: Annotated[
+        Any, _meta("PNG or JPEG files in base64, or data: URIs of them.", type="array", minItems=1, items={"type": "string"})
+    ] = UNSET
 
 
 RawPredictRequest = defstruct(

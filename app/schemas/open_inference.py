@@ -11,7 +11,7 @@ Datatype = Literal[
     "BOOL", "UINT8", "UINT16", "UINT32", "UINT64", "INT8", "INT16", "INT32", "INT64", "FP16", "FP32", "FP64", "BYTES"
 ]
 DATATYPE = Meta(extra_json_schema={"enum": get_args(Datatype)})
-DATA = Meta(description="Entries, nested or flat, unless they follow the JSON.", extra_json_schema={"type": "array"})
+DATA = Meta(description="Entries, nested or flat, unless they follow the JSON.", extra_json_schema={"type": "array", "items": {}})
 Size = Annotated[int, Meta(ge=0, le=2**63 - 1)]
 Classes = Annotated[int, Meta(ge=1, le=2**63 - 1)]
 

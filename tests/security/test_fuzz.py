@@ -61,6 +61,8 @@ STRINGS += [
     b"\xff\xda",
     b"IDAT",
     b"-1",
+    b"--b",
+    b"--b--",
 ]
 
 
@@ -169,6 +171,7 @@ CHECKS: dict[str, Callable[[bytes], None]] = {
     "npy": lambda body: check_predict("application/x-npy", body),
     "json": lambda body: check_predict("application/json", body),
     "images": lambda body: check_predict("image/png", body),
+    "forms": lambda body: check_predict("multipart/form-data; boundary=b", body),
     "infer": check_infer,
     "head": check_head,
 }

@@ -17,6 +17,7 @@ ACCESS = {
     "GET /": anyone,
     "GET /engine": anyone,
     "GET /metrics": anyone,
+    "GET /health": anyone,
     "GET /v2/health/live": anyone,
     "GET /v2/health/ready": anyone,
     "POST /predict": user,
@@ -70,7 +71,7 @@ def test_every_route_requires_the_expected_key(app: FastAPI) -> None:
 
 def test_the_metrics_port_has_metrics_and_health_only(app: FastAPI) -> None:
     found = {route.path for route in routes(create_metrics_app(app.state.server))}
-    assert found - OPEN_PATHS == {"/metrics", "/v2/health/live", "/v2/health/ready"}
+    assert found - OPEN_PATHS == {"/metrics", "/health", "/v2/health/live", "/v2/health/ready"}
 
 
 def test_the_description_has_the_security_scheme_where_a_key_is_wanted(app: FastAPI) -> None:

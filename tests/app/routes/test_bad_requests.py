@@ -325,3 +325,50 @@ def test_a_body_over_the_limit_is_413_by_its_length_and_while_it_streams(strict_
     rejected(strict_server.client.post(path, content=chunks, headers=JSON), 413, "body: ", "at most 10000 bytes")
     just_right = json.dumps({"inputs": [[0] * 4]}).encode().ljust(10_000)
     assert strict_server.client.post(path, content=just_right, headers=JSON).status_code == 200
+
+
+PNG = b"\x89PNG\r\n\x1a\n"
+FORM = {"content-type": "multipart/form-data; boundary=b"}
+
+
+def part(name: str, content: bytes = b"", headers: bytes = b"") -> bytes:
+    return b'--b\r\ncontent-disposition: form-data; name="%b"\r\n%b\r\n%b\r\n' % (name.encode(), headers, content)
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "parts"),
+    [
+        (part("file", PNG) + b"--b--", 422, ("file[0]: ", "PNG or JPEG", "8 bytes")),
+        (part("tolerance", b"0.1") + b"--b--", 422, ("file: ", "at least one row")),
+        (b"--b--", 422, ("file: ", "at least one row")),
+        (part("image", PNG) + b"--b--", 422, ("image: ", "unknown field (known: file, ", "tolerance")),
+        (part("", PNG) + b"--b--", 400, ("body: ", "name every part")),
+        (part("file", PNG), 400, ("body: ", "ends before its last part")),
+        (part("file", PNG) + b"--bb--", 400, ("body: ", "multipart/form-data")),
+        (part("file", PNG).replace(b"--b", b"--c") + b"--b--", 400, ("body: ", "multipart/form-data")),
+        (b"", 400, ("body: ", "multipart/form-data")),
+        (b"\r\n" * 50_000, 400, ("body: ", "multipart/form-data")),
+        (b"PNG", 400, ("body: ", "multipart/form-data")),
+        (part("file", headers=b"x: y\r\n" * 50) + b"--b--", 400, ("body: ", "Maximum header count")),
+        (part("file", headers=b"x: " + b"y" * 10_000 + b"\r\n") + b"--b--", 400, ("body: ", "Maximum header size")),
+        (part("file", headers=b"x y\r\n") + b"--b--", 400, ("body: ", "multipart/form-data")),
+        (part("session", b"s" * 300_000) + b"--b--", 422, ("session: ", "at most 262144 bytes")),
+        (part("tolerance", b"small") + part("file", PNG) + b"--b--", 422, ("file[0]: ", "PNG")),
+        (part("file") * 1025 + b"--b--", 413, ("file: ", "at most 1024 rows (got 1025)")),
+        (part("file") * 9000 + b"--b--", 413, ("body: ", "at most 8192 parts (got 9000)")),
+    ],
+    ids=str,
+)
+def test_forms_that_are_not_whole_or_too_large(client: httpx.Client, body: bytes, status: int, parts: tuple[str, ...]) -> None:
+    rejected(client.post("/predict", content=body, headers=FORM), status, *parts)
+
+
+@pytest.mark.parametrize("boundary", ["", "; boundary=", "; boundary=" + "b" * 71, "; charset=b"])
+def test_a_form_needs_a_boundary(client: httpx.Client, boundary: str) -> None:
+    kind = {"content-type": f"multipart/form-data{boundary}"}
+    rejected(client.post("/predict", content=part("file", PNG) + b"--b--", headers=kind), 400, "content-type: ", "boundary")
+
+
+@pytest.mark.parametrize("image", ["data:image/gif;base64,AAAA", "data:image/png,AAAA", "data:image/png;base64,*", "data:"])
+def test_data_uris_of_something_else(client: httpx.Client, image: str) -> None:
+    rejected(client.post("/predict", json={"images": [image]}), 422, "images[0]: ", "base64", "data: URI")

@@ -15,6 +15,7 @@ from tests.app.running import RunningServer
 
 CHECKS = [status_code_conformance, content_type_conformance, response_headers_conformance, response_schema_conformance]
 KNOWN_PATHS = [
+    "/health",
     "/metrics",
     "/models",
     "/models/{name}",

@@ -2,6 +2,9 @@
 
 import base64
 import io
+import json
+import shutil
+import subprocess
 from pathlib import Path
 
 import httpx
@@ -128,6 +131,36 @@ def test_images_in_base64_are_rows_in_their_order(client: httpx.Client) -> None:
         [row["probabilities"] for row in predictions(numbers)],  # type: ignore[misc]
         atol=1e-6,
     )
+
+
+def test_data_uris_are_images_as_base64_is(client: httpx.Client) -> None:
+    file = image_file(np.arange(64, dtype=np.uint8).reshape(8, 8), "png")
+    text = base64.b64encode(file).decode()
+    uris = [f"data:image/png;base64,{text}"] * 600  # a comma in each: they are not counted as 1,200 images
+    answer = client.post("/predict", json={"images": [text, *uris], "tolerance": 0.01, "max_iterations": 3})
+    first, *others = predictions(answer)
+    assert others == [first] * 600
+
+
+def test_the_files_of_a_form_are_rows_in_their_order(client: httpx.Client) -> None:
+    pixels = np.random.default_rng(1).integers(0, 256, size=(3, 8, 8)).astype(np.uint8)
+    files = [image_file(image, "png") for image in pixels]
+    numbers = {"images": [base64.b64encode(file).decode() for file in files]}
+    form = [("file", ("x.png", file, "image/png")) for file in files]
+    assert client.post("/predict", files=form).json() == client.post("/predict", json=numbers).json()
+    limits = {"max_iterations": ["1", "2", "3"], "solver": "picard"}
+    answer = client.post("/predict?tolerance=1e-9&max_iterations=60", files=form, data=limits)  # the form's take precedence
+    assert answer.json() == client.post("/predict", json=numbers | {"tolerance": 1e-9, "max_iterations": [1, 2, 3]}).json()
+    assert [row["iterations"] for row in predictions(answer)] == [1, 2, 3]
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
+def test_curl_uploads_a_file(server: RunningServer, tmp_path: Path) -> None:
+    (tmp_path / "x.png").write_bytes(image_file(np.full((8, 8), 255, np.uint8), "png"))
+    command = ["curl", "-s", "-F", f"file=@{tmp_path / 'x.png'}", "-F", "tolerance=0.01", f"{server.url}/predict"]
+    answer = json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
+    white = {"inputs": np.full((1, 1, 8, 8), 16.0).tolist(), "tolerance": 0.01}
+    assert answer == server.predict(white).json()
 
 
 def test_a_diverged_row_has_nulls_and_its_neighbour_an_answer(client: httpx.Client) -> None:
