@@ -41,7 +41,7 @@ class Replica:
         """Return when an engine is ready: Ray replaces a replica where this fails. ``ApiError`` if no model can be loaded."""
         state = self.app.state.server
         await state.engines.wait_until_ready()
-        await health.ready(state)
+        await health.server_ready(state)
 
 
 def application(replicas: Replicas) -> serve.Application:

@@ -36,7 +36,7 @@ class ResidualNorm(StrEnum):
 class Strict(BaseModel):
     """A frozen model in which unknown keys are errors."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
 
 class ArchitectureSpec(Strict):
@@ -56,8 +56,9 @@ class InputSpec(Strict):
     dtype: Literal["float32", "uint8"] = "float32"
     """Type of the values; clients may send integers for ``float32``."""
     low: float | None = None
+    """Inclusive lower bound of the values; required for images."""
     high: float | None = None
-    """Inclusive bounds of the values; required for images."""
+    """Inclusive upper bound of the values; required for images."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:

@@ -17,9 +17,9 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic_core import from_json
 
 from jfb.config import FORMAT_VERSION, ModelConfig
@@ -246,6 +246,7 @@ def write_metrics(folder: Path, metrics: Mapping[str, Any]) -> None:
 class Sample:
     """An input to try a model with."""
 
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(use_attribute_docstrings=True)  # for the server's description
     input: list[Any]
     """Raw values as clients send them: nested lists of the model's input shape."""
     label: str

@@ -67,7 +67,10 @@ class EngineCollector(Collector):
 
 
 @router.get(
-    "/metrics", summary="Counters for Prometheus", responses={200: {"content": {"text/plain": {}}}}, response_class=Response
+    "/metrics",
+    summary="Counters for Prometheus",
+    responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
+    response_class=Response,
 )
 async def metrics(state: State) -> Response:
     await state.engines.refresh(1.0)  # if it takes longer, the last numbers are used

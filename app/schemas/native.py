@@ -104,27 +104,29 @@ class Stability(Model):
 class Prediction(Model):
     """The prediction for one row; nulls if it diverged or had no time for an iteration."""
 
-    label: str | None
+    label: str | None = Field(description="Name of the most likely class.")
     index: Count | None = Field(description="Of the label in the model's classes.")
     probabilities: list[Number] | None = Field(description="One per class, in the model's order.")
     iterations: Count = Field(description="Evaluations of the model's step: the cost of this row.")
     residual: NonNegative | None = Field(description="Size of the last change of the state.")
-    status: EndStatus
+    status: EndStatus = Field(description="Why the iteration ended.")
     stability: Stability | MISSING = Field(MISSING, description="Only with stop: label.")
 
 
 class PredictResponse(Model):
     """One prediction per row, in the order of the request."""
 
-    model: str
-    version: int
-    predictions: list[Prediction]
+    model: str = Field(description="Name of the model that answered.")
+    version: int = Field(description="Its version.")
+    predictions: list[Prediction] = Field(description="One per row.")
 
 
 class LabelProbability(Model):
-    label: str
+    """A class, and how likely it is."""
+
+    label: str = Field(description="Name of the class.")
     index: Count = Field(description="Of the label in the model's classes.")
-    probability: Number
+    probability: Number = Field(description="In [0, 1].")
 
 
 class StateMagnitude(Model):
@@ -141,7 +143,7 @@ class IterationEvent(Model):
     """Data of the event ``iteration``: one iteration of one row."""
 
     row: Count = Field(description="Of the request.")
-    iteration: int = Field(ge=1)
+    iteration: int = Field(ge=1, description="Number of the iteration.")
     residual: NonNegative | None = Field(description="Size of this change of the state; null if it is not finite.")
     top: list[LabelProbability] = Field(description="The most likely labels if the row ended here; most likely first.")
     state: StateMagnitude | MISSING = Field(
@@ -165,17 +167,17 @@ class LabelStopDescription(Model):
 class ModelDescription(Model):
     """A served model: its highest version, and the numbers of the others."""
 
-    name: str
+    name: str = Field(description="Name of the model, as in paths.")
     version: int = Field(description="The version described, which answers requests that name none.")
-    versions: list[int]
+    versions: list[int] = Field(description="All that are served, ascending.")
     default: bool = Field(description="Whether this is the model of /predict.")
-    architecture: str
-    input: InputSpec
+    architecture: str = Field(description="Name of the network's class.")
+    input: InputSpec = Field(description="One raw input, as clients send it.")
     classes: list[str] = Field(description="Labels, in the order of the probabilities.")
     tolerance: float = Field(description="Default of requests.")
     max_iterations: int = Field(description="Default of requests.")
     max_iterations_limit: int = Field(description="The highest that a request may set.")
-    residual_norm: str
+    residual_norm: str = Field(description="How the residual is measured.")
     solver: str = Field(description="Default of requests.")
     solvers: list[str] = Field(description="Those that a request may name.")
     label_stop: LabelStopDescription | None = Field(description="Null if requests may not use stop: label.")
@@ -184,22 +186,26 @@ class ModelDescription(Model):
 
 
 class ModelList(Model):
+    """What is served."""
+
     default: str | None = Field(description="The model of /predict.")
-    models: list[ModelDescription]
+    models: list[ModelDescription] = Field(description="In alphabetical order.")
     refused: dict[str, str] = Field(description="name/version of what could not be loaded, with the reason.")
 
 
 class Live(Model):
     """The server answers."""
 
-    live: bool
+    live: bool = Field(description="Always true.")
 
 
 class Ready(Model):
     """All models are loaded and the engine answers."""
 
-    ready: bool
+    ready: bool = Field(description="Always true; a server that is not ready answers 503.")
 
 
 class Error(Model):
+    """Why a request was not answered."""
+
     error: str = Field(description="What was wrong: field: must be requirement (got value).")
