@@ -17,9 +17,9 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self, TypeVar
 
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic_core import from_json
 
 from jfb.config import FORMAT_VERSION, ModelConfig
@@ -41,16 +41,22 @@ EVALUATION_PLOT = "evaluation.png"
 DIFFICULTY_TABLE = "difficulty.csv"
 DIFFICULTY_PLOT = "difficulty.png"
 CARD = "README.md"
+ALIASES = "aliases.json"
+"""In the folder of a model, next to its versions."""
 
 MAX_VERSION = 2**31 - 1
 MAX_JSON_BYTES = 2**20
 """Of ``config.json``, ``metrics.json`` and ``evaluation.json``, which servers keep in memory or send to clients."""
 MAX_SAMPLES_BYTES = 2**26
 """Of ``samples.json``."""
+MAX_ALIASES = 100
+"""Of one model."""
 DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 """``errno`` of an ``OSError``: there is no space, or this user or file may have no more."""
 MODEL_NAME = "1 to 128 letters, digits, '.', '_' or '-', and must not start with '.'"
 """What the name of a model may have; anything else in a store is no model."""
+ALIAS = "a letter and up to 127 letters, digits, '.', '_' or '-', and must not look like a version, such as v3"
+"""What an alias may be."""
 
 
 class CheckpointError(Exception):
@@ -92,6 +98,11 @@ class ModelVersion:
 def is_model_name(text: str) -> bool:
     """Whether a model may have this name: see ``MODEL_NAME``."""
     return re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}", text) is not None
+
+
+def is_alias(text: str) -> bool:
+    """Whether a version may be called so: see ``ALIAS``."""
+    return re.fullmatch(r"(?![vV][0-9.]*$)[A-Za-z][A-Za-z0-9._-]{0,127}", text) is not None
 
 
 def list_versions(model: Path) -> list[int]:
@@ -240,6 +251,53 @@ def read_metrics(folder: Path) -> dict[str, Any] | None:
 def write_metrics(folder: Path, metrics: Mapping[str, Any]) -> None:
     """Write ``metrics.json``. Shares are written as shares, not percentages."""
     _write_object(folder / METRICS, metrics)
+
+
+_ALIASES = TypeAdapter(dict[str, Annotated[int, Field(strict=True, ge=1, le=MAX_VERSION)]])
+
+
+def read_aliases(model: Path) -> dict[str, int]:
+    """Read ``aliases.json`` in the folder of a model: numbers of versions by their aliases; empty if there is no such file.
+
+    Raises:
+        CheckpointError: if it is not a JSON object of at most ``MAX_ALIASES`` such names and numbers.
+    """
+    path = model / ALIASES
+    if not os.path.lexists(path):
+        return {}
+    try:
+        aliases = _ALIASES.validate_python(_parse_json(path))
+    except ValidationError as error:
+        raise CheckpointError(f"{path}: {_problems(error, 'aliases')}") from error
+    if len(aliases) > MAX_ALIASES:
+        raise CheckpointError(f"{path}: must have at most {MAX_ALIASES} aliases (got {len(aliases)})")
+    for alias in aliases:
+        if not is_alias(alias):
+            raise CheckpointError(f"{path}: alias: must be {ALIAS} (got {alias[:200]!r})")
+    return aliases
+
+
+def set_alias(store: Path, alias: str, version: ModelVersion) -> int | None:
+    """Give an alias to a version of a model, or move it there from another one, whose number is returned.
+
+    Readers see the old aliases or the new ones, never half of them.
+
+    Raises:
+        ValueError: for an alias that is none, a version that is not in the store, or more than ``MAX_ALIASES``.
+        CheckpointError: if the ``aliases.json`` that is there cannot be read.
+    """
+    if not is_alias(alias):
+        raise ValueError(f"alias: must be {ALIAS} (got {alias[:200]!r})")
+    model = store / version.name
+    if version.number not in (numbers := list_versions(model)):
+        raise ValueError(f"version: must be one of {', '.join(map(str, numbers)) or 'none'} in {model} (got {version.number})")
+    aliases = read_aliases(model)
+    before = aliases.get(alias)
+    aliases[alias] = version.number
+    if len(aliases) > MAX_ALIASES:
+        raise ValueError(f"alias: must be one of at most {MAX_ALIASES} of {version.name} (got one more, {alias!r})")
+    _write_object(model / ALIASES, dict(sorted(aliases.items())))
+    return before
 
 
 @dataclass(frozen=True)

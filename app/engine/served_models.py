@@ -14,7 +14,7 @@ import torch
 from app.engine.loading import LoadedVersion, Loader, fingerprint
 from app.engine.scheduler import Scheduler
 from app.engine_client.messages import Counters, Refusal, State
-from jfb.store import ModelVersion, is_model_name, list_models, list_versions
+from jfb.store import CheckpointError, ModelVersion, is_model_name, list_models, list_versions, read_aliases
 
 MAX_LOAD_STARTS = 2  # of a version, each of which ended the engine, before it is refused
 MAX_REASON_CHARACTERS = 1000  # of a refusal, which may repeat what is in a file
@@ -39,6 +39,7 @@ class Changes:
     present: frozenset[Key]  # the versions of those that the store holds
     loaded: dict[Key, LoadedVersion] = field(default_factory=dict)
     refused: dict[Key, RefusedVersion] = field(default_factory=dict)
+    aliases: dict[str, dict[str, int]] = field(default_factory=dict)
 
 
 class ServedModels:
@@ -66,6 +67,8 @@ class ServedModels:
         self._loading: dict[str, tuple[str, int]] = _read_json(loading_file, {})  # fingerprint, and how often it was started
         self._versions: dict[Key, LoadedVersion] = {}
         self._refused: dict[Key, RefusedVersion] = {}
+        self._aliases: dict[str, dict[str, int]] = {}
+        self._unreadable_aliases: dict[str, str] = {}  # by model, why
         for text, (mark, starts) in self._loading.items():
             if starts >= MAX_LOAD_STARTS:
                 version = ModelVersion.parse(text)
@@ -79,7 +82,7 @@ class ServedModels:
         names = Counters.__struct_fields__[2:]
         counters = [Counters(*key, *(getattr(one.scheduler, name) for name in names)) for key, one in self._versions.items()]
         served = [self._versions[key].served for key in sorted(self._versions)]
-        return State(served, refusals(self._refused), counters, sorted(self._unloaded))
+        return State(served, refusals(self._refused), counters, sorted(self._unloaded), self._aliases)
 
     def load_all(self) -> None:
         """Serve what the store holds now."""
@@ -98,7 +101,7 @@ class ServedModels:
         versions, refused = dict(self._versions), dict(self._refused)
         models = frozenset({model} if model is not None else {*found, *(name for name, _ in (*versions, *refused))})
         present = frozenset((name, version) for name, numbers in found.items() for version in numbers)
-        changes = Changes(models, present)
+        changes = Changes(models, present, aliases={name: self._read_aliases(store / name) for name in found})
         for name, version in sorted(present):
             key, mark = (name, version), ""
             if model is None and name in self._unloaded:
@@ -123,7 +126,7 @@ class ServedModels:
 
     def apply(self, changes: Changes) -> bool:
         """Let changes take effect, between two ticks; return whether any did. What was unloaded in the meantime stays so."""
-        before = dict(self._versions), self._refused
+        before = dict(self._versions), self._refused, self._aliases
         for key in [key for key in self._versions if key[0] in changes.models and key not in changes.present]:
             self._retire(key, "removed from the store")
         for key, new in changes.loaded.items():
@@ -136,7 +139,21 @@ class ServedModels:
         self._refused = {key: refusal for key, refusal in before[1].items() if key[0] not in changes.models}
         self._refused |= {key: refusal for key, refusal in changes.refused.items() if key[0] not in self._unloaded}
         self._renew()
-        return before != (self._versions, self._refused)
+        self._aliases = {name: aliases for name, aliases in self._aliases.items() if name not in changes.models} | changes.aliases
+        return before != (self._versions, self._refused, self._aliases)
+
+    def _read_aliases(self, model: Path) -> dict[str, int]:
+        """The aliases of a model in the store; those of before if they cannot be read."""
+        try:
+            aliases = read_aliases(model)
+        except CheckpointError as error:
+            reason = str(error).encode(errors="backslashreplace").decode()[:MAX_REASON_CHARACTERS]
+            if self._unreadable_aliases.get(model.name) != reason:  # not again at every look
+                log.error("aliases not read, previous aliases kept", model=model.name, reason=reason)
+            self._unreadable_aliases[model.name] = reason
+            return self._aliases.get(model.name, {})
+        self._unreadable_aliases.pop(model.name, None)
+        return aliases
 
     def allow(self, model: str) -> None:
         """Let a model be loaded again that was unloaded."""

@@ -21,11 +21,13 @@ class Catalogue:
         self.refused: dict[ModelVersion, str] = {}
         self.unloaded: list[str] = []
         self._named_default = default
+        self._aliases: dict[str, dict[str, int]] = {}
         served: dict[tuple[str, int], ServedVersion] = {}
         for state in states:
             served |= {(one.model, one.version): one for one in state.served}
             self.refused |= {one.version: one.reason for one in state.refused}
             self.unloaded = sorted({*self.unloaded, *state.unloaded})
+            self._aliases |= state.aliases
         self._models: dict[str, dict[int, ServedVersion]] = {}
         for (name, version), one in sorted(served.items()):
             self._models.setdefault(name, {})[version] = one
@@ -46,24 +48,36 @@ class Catalogue:
             raise ModelNotFound(f"no model {name[:80]!r} (available: {', '.join(self.names) or 'none'}{near}){''.join(refused)}")
         return list(self._models[name])
 
+    def aliases(self, name: str) -> dict[str, int]:
+        """The aliases of a model, each with the number of its version, which may not be served."""
+        return self._aliases.get(name, {})
+
     def refused_versions(self, name: str) -> dict[int, str]:
         """The versions of a model that could not be loaded, each with the reason."""
         return {version.number: reason for version, reason in self.refused.items() if version.name == name}
 
-    def find(self, name: str | None = None, version: int | None = None) -> ServedVersion:
-        """What a request means: no name is the default model, or ``NoDefaultModel``; no version is the highest.
+    def find(self, name: str | None = None, version: int | str | None = None) -> ServedVersion:
+        """What a request means: no name is the default model, or ``NoDefaultModel``; no version is the highest; text is an alias.
 
-        ``ModelNotFound`` for a name or a version that is not served.
+        ``ModelNotFound`` for a name, a version or an alias that is not served.
         """
         name = name or self.default
         if name is None:
             raise NoDefaultModel(self._why_no_default())
-        versions = self.versions(name)
+        versions, aliases, alias = self.versions(name), self.aliases(name), ""
+        if isinstance(version, str):
+            if version not in aliases:
+                near = "".join(f"; did you mean {near}?" for near in get_close_matches(version, aliases, 1))
+                known = f"versions: {', '.join(map(str, versions))}; aliases: {', '.join(aliases) or 'none'}{near}"
+                raise ModelNotFound(f"model {name} has no alias {version[:80]!r} ({known})")
+            alias, version = f", which is {version}", aliases[version]
         if version is None:
             version = versions[-1]
         elif version not in self._models[name]:
             reason = f"; it was refused: {refused}" if (refused := self.refused_versions(name).get(version)) else ""
-            raise ModelNotFound(f"model {name} has no version {version} (available: {', '.join(map(str, versions))}){reason}")
+            raise ModelNotFound(
+                f"model {name} has no version {version}{alias} (available: {', '.join(map(str, versions))}){reason}"
+            )
         return self._models[name][version]
 
     def _why_no_default(self) -> str:

@@ -42,7 +42,7 @@ class Engines:
     """
 
     def __init__(self, sockets: Sequence[Path], default_model: str | None = None) -> None:
-        self.found: dict[tuple[str | None, int | None], ServedVersion] = {}
+        self.found: dict[tuple[str | None, int | str | None], ServedVersion] = {}
         self.rejections: Rejections = {}
         self._engines = [EngineClient(socket, self.rejections, self._forget) for socket in sockets]
         self._default_model = default_model
@@ -71,7 +71,7 @@ class Engines:
             self._catalogue = Catalogue(states, self._default_model)
         return self._catalogue
 
-    def find(self, name: str | None, version: int | None = None) -> ServedVersion:
+    def find(self, name: str | None, version: int | str | None = None) -> ServedVersion:
         """As ``Catalogue.find``, and remember it in ``found``."""
         found = self.found[name, version] = self.catalogue.find(name, version)
         return found

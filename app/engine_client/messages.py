@@ -215,6 +215,7 @@ class State(Struct, frozen=True, tag="state"):
     refused: list[Refusal]  # an earlier load of such a version may still be served
     counters: list[Counters]
     unloaded: list[str] = []
+    aliases: dict[str, dict[str, int]] = {}  # by model; numbers of versions, which may not be served
 
 
 ToEngine = Request | Cancel | Load | Unload | GetState

@@ -22,6 +22,7 @@ from app.inference.numbers import MAX_INLINE_BYTES
 from app.inference.pool import BODIES
 from app.observability.metrics import RowHistogram
 from app.observability.tracing import MAX_EVENTS
+from jfb.store import is_alias
 
 Value = TypeVar("Value")
 Decode = Callable[[ServedVersion], Awaitable[Request]]
@@ -32,13 +33,14 @@ MAX_REPLACEMENTS = 4
 
 
 async def find_model(http: HttpRequest) -> ServedVersion:
-    """The model that a path names, else the default model; in the version that it names, else in the highest."""
+    """The model that a path names, else the default model; in the version whose number or alias it names, else in the highest."""
     engines: Engines = http.app.state.server.engines
     name: str | None = http.path_params.get("name")
     version: str | None = http.path_params.get("version")
-    if version is not None and not re.fullmatch("[0-9]{1,19}", version):
-        raise invalid("version", "a positive integer", version)
-    wanted = name, None if version is None else int(version)
+    is_number = version is not None and re.fullmatch("[0-9]{1,19}", version)
+    if version is not None and not is_number and not is_alias(version):
+        raise invalid("version", "a positive integer or an alias", version)
+    wanted = name, int(version) if version is not None and is_number else version
     return engines.found.get(wanted) or engines.find(*wanted)
 
 

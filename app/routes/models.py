@@ -56,6 +56,7 @@ def _describe(state: AppState, catalogue: Catalogue, name: str) -> ModelDescript
         name=name,
         version=model.version,
         versions=catalogue.versions(name),
+        aliases=catalogue.aliases(name),
         default=catalogue.default == name,
         architecture=model.config.architecture.name,
         input=model.config.input,

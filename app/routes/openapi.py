@@ -38,7 +38,12 @@ MEANINGS = {
 }
 PATH_PARAMETERS: dict[str, Any] = {
     "name": {"description": "Name of the model; see GET /models.", "schema": {"type": "string"}},
-    "version": {"description": "Number of the version.", "schema": {"type": "integer", "minimum": 1}},
+    "version": {
+        "description": "Number of the version, or one of its aliases; see GET /models/{name}.",
+        "schema": {
+            "anyOf": [{"type": "integer", "minimum": 1}, {"type": "string", "pattern": "^[A-Za-z][A-Za-z0-9._-]{0,127}$"}]
+        },
+    },
 }
 TEXT_PARAMETERS: dict[str, Any] = msgspec.json.schema_components([StreamParameters])[1]["StreamParameters"]["properties"]
 """The parameters of a prediction where they are text: in a query or a form, neither of which has nulls."""

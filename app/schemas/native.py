@@ -170,6 +170,7 @@ class ModelDescription(Model):
     name: str = Field(description="Name of the model, as in paths.")
     version: int = Field(description="The version described, which answers requests that name none.")
     versions: list[int] = Field(description="All that are served, ascending.")
+    aliases: dict[str, int] = Field(description="Versions by their aliases, which paths may name in place of numbers.")
     default: bool = Field(description="Whether this is the model of /predict.")
     architecture: str = Field(description="Name of the network's class.")
     input: InputSpec = Field(description="One raw input, as clients send it.")

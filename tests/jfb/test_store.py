@@ -1,3 +1,4 @@
+import json
 import os
 import threading
 from dataclasses import dataclass
@@ -259,3 +260,51 @@ def test_a_picture_is_replaced_as_a_whole_or_stays(tmp_path: Path) -> None:
     assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"old"]
     draw()
     assert [path.read_bytes() for path in tmp_path.iterdir()] == [bytes(10_000)]
+
+
+def test_an_alias_names_a_version_until_it_is_moved(tmp_path: Path) -> None:
+    for _ in range(2):
+        with new_version(tmp_path, "letters"):
+            pass
+    assert store.read_aliases(tmp_path / "letters") == {}
+    assert store.set_alias(tmp_path, "stable", ModelVersion("letters", 1)) is None
+    assert store.set_alias(tmp_path, "canary", ModelVersion("letters", 2)) is None
+    assert store.set_alias(tmp_path, "stable", ModelVersion("letters", 2)) == 1
+    assert store.read_aliases(tmp_path / "letters") == {"canary": 2, "stable": 2}
+    assert list_versions(tmp_path / "letters") == [1, 2]
+    with full_disk(1), pytest.raises(OSError, match="File too large"):
+        store.set_alias(tmp_path, "stable", ModelVersion("letters", 1))
+    with pytest.raises(ValueError, match=r"version: must be one of 1, 2 in .*letters \(got 3\)"):
+        store.set_alias(tmp_path, "stable", ModelVersion("letters", 3))
+    assert store.read_aliases(tmp_path / "letters") == {"canary": 2, "stable": 2}
+
+
+@pytest.mark.parametrize(
+    "alias", ["", "1", "01", "-1", "1.5", "v1", "V12", "v", "v1.2", ".a", "_a", "a/b", "a b", "ä", "a" * 129, "a\n"]
+)
+def test_what_could_be_a_number_or_no_part_of_a_path_is_no_alias(tmp_path: Path, alias: str) -> None:
+    with new_version(tmp_path, "letters"):
+        pass
+    with pytest.raises(ValueError, match="alias: must be a letter and up to 127"):
+        store.set_alias(tmp_path, alias, ModelVersion("letters", 1))
+    (tmp_path / "letters" / "aliases.json").write_text(json.dumps({alias: 1}))
+    with pytest.raises(CheckpointError, match=r"aliases\.json: alias: must be"):
+        store.read_aliases(tmp_path / "letters")
+
+
+@pytest.mark.parametrize(
+    "content", ["{", "[]", '{"a": 0}', '{"a": "1"}', '{"a": true}', '{"a": 1.0}', '{"a": 1e99}', '{"a": null}']
+)
+def test_aliases_of_another_form_are_an_error(tmp_path: Path, content: str) -> None:
+    (tmp_path / "aliases.json").write_text(content)
+    with pytest.raises(CheckpointError, match=r"aliases\.json: "):
+        store.read_aliases(tmp_path)
+
+
+def test_a_model_has_a_limited_number_of_aliases(tmp_path: Path) -> None:
+    with new_version(tmp_path, "letters"):
+        pass
+    (tmp_path / "letters" / "aliases.json").write_text(json.dumps({f"a{number}": 1 for number in range(100)}))
+    assert store.set_alias(tmp_path, "a5", ModelVersion("letters", 1)) == 1
+    with pytest.raises(ValueError, match="at most 100"):
+        store.set_alias(tmp_path, "b", ModelVersion("letters", 1))

@@ -192,3 +192,24 @@ def test_a_model_whose_rows_are_large_is_tried_with_few_of_them(tmp_path: Path) 
     found = Checkpoint(wide, network_of(wide, 1).eval())
     assert _max_rows(found, torch.device("cpu")) == 128
     assert _max_rows(Checkpoint(DIGITS, network_of(DIGITS, 1).eval()), torch.device("cpu")) >= 2**20
+
+
+def test_aliases_that_cannot_be_read_leave_those_of_before(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    store = tmp_path / "store"
+    publish(store, "digits", 1)
+    file = store / "digits" / "aliases.json"
+    file.write_text('{"stable": 1}')
+    models = served_models(store)
+    models.load_all()
+    assert models.state().aliases == {"digits": {"stable": 1}}
+    for content in ('{"1": 1}', "{", "{"):
+        file.write_text(content)
+        assert not models.apply(models.find_changes(None))
+        assert models.state().aliases == {"digits": {"stable": 1}}
+    assert capsys.readouterr().out.count("aliases not read") == 2, "not again for the same content"
+    file.write_text('{"canary": 1}')
+    assert models.apply(models.find_changes(None))
+    assert models.state().aliases == {"digits": {"canary": 1}}
+    shutil.rmtree(store / "digits")
+    models.apply(models.find_changes(None))
+    assert models.state().aliases == {}

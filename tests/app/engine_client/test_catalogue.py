@@ -57,5 +57,21 @@ def test_a_model_of_which_nothing_loads_is_unknown_and_the_error_says_why() -> N
         catalogue.find("bad")
 
 
+def test_an_alias_is_the_version_that_it_names() -> None:
+    (state,) = served(("one", 1), ("one", 2), ("two", 1))
+    aliases = {"one": {"old": 1, "broken": 3}}
+    catalogue = Catalogue([State(state.served, [Refusal(ModelVersion("one", 3), "truncated")], [], [], aliases)])
+    assert catalogue.find("one", "old").version == 1
+    assert (catalogue.aliases("one"), catalogue.aliases("two")) == (aliases["one"], {})
+    message = r"model one has no alias 'odl' \(versions: 1, 2; aliases: old, broken; did you mean old\?\)"
+    with pytest.raises(ModelNotFound, match=message):
+        catalogue.find("one", "odl")
+    with pytest.raises(ModelNotFound, match=r"no alias 'old' \(versions: 1; aliases: none\)"):
+        catalogue.find("two", "old")
+    message = r"model one has no version 3, which is broken \(available: 1, 2\); it was refused: truncated"
+    with pytest.raises(ModelNotFound, match=message):
+        catalogue.find("one", "broken")
+
+
 def test_the_config_is_the_one_that_the_engine_sent() -> None:
     assert Catalogue(served(("one", 1))).find("one", 1).config == SLOW

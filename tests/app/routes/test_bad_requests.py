@@ -286,7 +286,8 @@ def test_unknown_models_and_versions_are_404_and_the_known_ones_are_listed(clien
         "refused",
         "format_version",
     )
-    rejected(client.post("/models/digits/versions/x/predict", json={}), 422, "version: ", "integer", 'got "x"')
+    rejected(client.post("/models/digits/versions/x/predict", json={}), 404, "digits has no alias 'x'", "versions: 1, 2", "none")
+    rejected(client.post("/models/digits/versions/1.5/predict", json={}), 422, "version: ", "integer or an alias", 'got "1.5"')
     rejected(client.post("/models/..%2fdigits/predict", json={}), 404)
 
 

@@ -16,6 +16,7 @@ def test_a_model_is_described(client: httpx.Client) -> None:
         "name": "digits",
         "version": 2,
         "versions": [1, 2],
+        "aliases": {},
         "default": True,
         "architecture": "implicit_resnet",
         "input": {"shape": [1, 8, 8], "kind": "image", "dtype": "float32", "low": 0, "high": 16},

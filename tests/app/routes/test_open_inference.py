@@ -416,7 +416,8 @@ def test_unknown_models_and_versions_are_404_and_versions_that_are_no_numbers_40
     for method, path in (("POST", "/infer"), ("GET", ""), ("GET", "/ready")):
         rejected(client.request(method, f"/v2/models/none{path}"), 404, "no model 'none'", "digits")
         rejected(client.request(method, f"/v2/models/digits/versions/9{path}"), 404, "model digits has no version 9", "1, 2")
-        rejected(client.request(method, f"/v2/models/digits/versions/one{path}"), 400, "version: ", "integer")
+        rejected(client.request(method, f"/v2/models/digits/versions/one{path}"), 404, "digits has no alias 'one'", "1, 2")
+        rejected(client.request(method, f"/v2/models/digits/versions/v1{path}"), 400, "version: ", "integer")
         rejected(client.request(method, f"/v2/models/digits/versions/{'9' * 5000}{path}"), 400, "version: ", "integer")
 
 

@@ -3,6 +3,8 @@
 import os
 import shutil
 import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -16,7 +18,7 @@ import torch
 import jfb
 from jfb import checkpoint
 from jfb.store import list_versions, new_version
-from tests.app.running import ENDLESS, RunningServer, rows, running_server, wait_until
+from tests.app.running import ENDLESS, RunningServer, rejected, rows, running_server, wait_until
 from tests.app.store import DIGITS, network_of
 
 INPUTS = np.random.default_rng(7).integers(0, 17, size=(4, 1, 8, 8)).astype(np.float32)
@@ -182,6 +184,64 @@ def test_an_unloaded_model_finishes_what_it_has_and_stays_away_until_it_is_loade
     assert own.predict(ENDLESS, path).status_code == 404
     assert change(own, "load", "slow").status_code == 200
     assert own.predict(ENDLESS | {"max_iterations": 3}, path).status_code == 200
+
+
+def move(own_store: Path, *arguments: object) -> "subprocess.CompletedProcess[str]":
+    command = [sys.executable, "-m", "app", "alias", *map(str, arguments), "--model-store", str(own_store)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60)
+
+
+def test_an_alias_is_moved_to_another_version_and_back(own: RunningServer, own_store: Path) -> None:
+    older, newer = versions(own)[-2:]
+    rows = {version: probabilities(own_store / "digits" / str(version)) for version in (older, newer)}
+    path = "/models/digits/versions/stable"
+    assert own.predict(BODY, f"{path}/predict").status_code == 404
+    before = "none"
+    for version in (older, newer, older):
+        done = move(own_store, "digits", "stable", version)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert done.stdout == f"digits: stable is version {version}{'' if before == 'none' else f' (before: {before})'}\n"
+        own.process.send_signal(signal.SIGHUP)
+        wait_until(lambda: own.client.get("/models/digits").json()["aliases"] == {"stable": version}, 30, "the store was scanned")  # noqa: B023
+        answer = own.predict(BODY, f"{path}/predict")
+        assert answer.json()["version"] == version
+        assert_right(answer, rows[version])
+        tensor = {"name": "inputs", "shape": list(INPUTS.shape), "datatype": "FP32", "data": INPUTS.tolist()}
+        assert own.client.post(f"/v2{path}/infer", json={"inputs": [tensor]}).json()["model_version"] == str(version)
+        assert own.client.get(f"/v2{path}/ready").status_code == 200
+        before = version
+    (listed,) = [one for one in own.client.get("/models").json()["models"] if one["name"] == "digits"]
+    assert listed["aliases"] == {"stable": older}
+
+    error = own.predict(BODY, "/models/digits/versions/stabel/predict")
+    rejected(error, 404, "model digits has no alias 'stabel'", f"{newer}; aliases: stable; did you mean stable?")
+    rejected(
+        own.predict(BODY, "/models/digits/versions/v1/predict"), 422, "version: must be a positive integer or an alias", '"v1"'
+    )
+    publish(own_store, 31)
+    shutil.rmtree(own_store / "digits" / str(older))
+    assert change(own, "load").status_code == 200
+    rejected(own.predict(BODY, f"{path}/predict"), 404, f"model digits has no version {older}, which is stable")
+    (own_store / "digits" / "aliases.json").unlink()
+    assert change(own, "load").status_code == 200
+    assert own.client.get("/models/digits").json()["aliases"] == {}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [
+        (("digits", "stable", "999"), "version: must be one of "),
+        (("digits", "v3", "1"), "alias: must be a letter and up to 127"),
+        (("digit", "stable", "1"), "must be the name of a model in"),
+        (("../digits", "stable", "1"), "must be the name of a model in"),
+        (("digits", "stable", "newest"), "'version'"),
+    ],
+)
+def test_an_alias_that_cannot_be_is_refused(own_store: Path, arguments: tuple[str, ...], error: str) -> None:
+    done = move(own_store, *arguments)
+    assert done.returncode == 2
+    assert error in " ".join(done.stderr.split())
+    assert not (own_store / "digits" / "aliases.json").exists()
 
 
 def test_what_is_not_in_the_store_is_neither_loaded_nor_unloaded(own: RunningServer) -> None:

@@ -1,0 +1,31 @@
+"""``python -m app alias``: name a version of a model, such as ``stable``, or move the name to another one."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from jfb.store import CheckpointError, ModelVersion, is_model_name, set_alias
+
+program = typer.Typer(add_completion=False)
+
+
+@program.command()
+def alias(
+    model: Annotated[str, typer.Argument(help="Name of the model.")],
+    alias: Annotated[str, typer.Argument(help="Alias, such as stable.")],
+    version: Annotated[int, typer.Argument(help="Number of the version.")],
+    model_store: Annotated[Path, typer.Option(envvar="JFB_MODEL_STORE", help="Folder of the models.")] = Path("model_store"),
+) -> None:
+    """Give an alias to a version, or move it there: /models/MODEL/versions/ALIAS/predict then uses that version.
+
+    A running server sees it when it next scans the model store.
+    """
+    if not is_model_name(model) or not (model_store / model).is_dir():
+        raise typer.BadParameter(f"must be the name of a model in {model_store} (got {model!r})", param_hint="'model'")
+    try:
+        before = set_alias(model_store, alias, ModelVersion(model, version))
+    except (ValueError, CheckpointError, OSError) as error:
+        typer.echo(str(error), err=True)
+        raise typer.Exit(2) from error
+    typer.echo(f"{model}: {alias} is version {version}{'' if before in (None, version) else f' (before: {before})'}")
