@@ -29,7 +29,7 @@ CELL = re.compile(r"^\|.*\| `(curl [^`]*)` \|$", re.MULTILINE)
 """A curl command in the last cell of a table's row."""
 PAGES = ["tutorial.md", *(f"guides/{path.name}" for path in sorted((DOCS / "guides").glob("*.md")))]
 LONG = {"tutorial.md"} | {
-    f"guides/{name}.md" for name in ("tolerance", "export", "iterations_matter", "fewer_iterations", "own_network")
+    f"guides/{name}.md" for name in ("coming_from", "tolerance", "export", "iterations_matter", "fewer_iterations", "own_network")
 }
 MAY_BE_LEFT_OUT = {
     "guides/deploy.md": 1,
@@ -112,12 +112,12 @@ def test_the_commands_of_a_page_work(page: str, digits_store: Path, tmp_path: Pa
                 if Path(title).name == "pyproject.toml":
                     write_metadata((tmp_path / title).parent)
             elif language == "python":
-                run([sys.executable, "-c", body], tmp_path, environment)
+                run([sys.executable, "-c", with_ports(body, ports)], tmp_path, environment)
                 ran += 1
             elif language == "sh":
                 body = with_ports(body, ports)
-                servers = re.findall(r"^python -m app(?! predict).*$", body, re.MULTILINE)
-                rest = re.sub(r"^python -m app(?! predict).*$", "", body, flags=re.MULTILINE)
+                servers = re.findall(r"^python -m app(?! predict| alias|.*--help).*$", body, re.MULTILINE)
+                rest = re.sub(r"^python -m app(?! predict| alias|.*--help).*$", "", body, flags=re.MULTILINE)
                 rest = rest.replace("python -m app predict", f"python -m app predict --url http://127.0.0.1:{ports['8000']}")
                 if rest.strip():
                     run(["bash", "-euo", "pipefail", "-c", rest], tmp_path, environment)
