@@ -10,34 +10,40 @@ from app.schemas.native import Count, Model, PredictParameters
 Datatype = Literal[
     "BOOL", "UINT8", "UINT16", "UINT32", "UINT64", "INT8", "INT16", "INT32", "INT64", "FP16", "FP32", "FP64", "BYTES"
 ]
-DATATYPE = Meta(extra_json_schema={"enum": get_args(Datatype)})
+DATATYPE = Meta(description="Of every entry.", extra_json_schema={"enum": get_args(Datatype)})
 DATA = Meta(description="Entries, nested or flat, unless they follow the JSON.", extra_json_schema={"type": "array", "items": {}})
 Size = Annotated[int, Meta(ge=0, le=2**63 - 1)]
 Classes = Annotated[int, Meta(ge=1, le=2**63 - 1)]
 
 
 class InputParameters(Struct, frozen=True, forbid_unknown_fields=True):
+    """Where the entries of an input are."""
+
     binary_data_size: Annotated[Size | UnsetType, Meta(description="Bytes of this tensor after the JSON.")] = UNSET
 
 
 class RequestInput(Struct):
     """A tensor, whose entries may follow the JSON as raw bytes."""
 
-    name: str
-    shape: list[Size]
+    name: Annotated[str, Meta(description="One of the model's inputs; see its metadata.")]
+    shape: Annotated[list[Size], Meta(description="Its first side is the number of rows.")]
     datatype: Annotated[str, DATATYPE]
-    parameters: InputParameters = InputParameters()
+    parameters: Annotated[InputParameters, Meta(description="Only with raw bytes.")] = InputParameters()
     data: Annotated[Raw | UnsetType, DATA] = UNSET
 
 
 class OutputParameters(Struct, frozen=True, forbid_unknown_fields=True):
+    """How to send an output."""
+
     binary_data: Annotated[bool | UnsetType, Meta(description="Whether it follows the JSON as raw bytes.")] = UNSET
     classification: Annotated[Classes | UnsetType, Meta(description="Of logits: send that many classes, highest first.")] = UNSET
 
 
 class RequestedOutput(Struct):
-    name: str
-    parameters: OutputParameters = OutputParameters()
+    """An output to send."""
+
+    name: Annotated[str, Meta(description="One of the model's outputs; see its metadata.")]
+    parameters: Annotated[OutputParameters, Meta(description="How to send it.")] = OutputParameters()
 
 
 class RequestParameters(PredictParameters):
@@ -50,10 +56,10 @@ class RequestParameters(PredictParameters):
 class InferRequest(Struct):
     """Tensors to compute with."""
 
-    inputs: list[RequestInput]
+    inputs: Annotated[list[RequestInput], Meta(description="The rows, and parameters with an entry per row.")]
     outputs: Annotated[list[RequestedOutput] | UnsetType, Meta(description="All outputs if left out.")] = UNSET
-    parameters: RequestParameters = field(default_factory=RequestParameters)
-    id: str | UnsetType = UNSET
+    parameters: Annotated[RequestParameters, Meta(description="For all rows.")] = field(default_factory=RequestParameters)
+    id: Annotated[str | UnsetType, Meta(description="Repeated in the response.")] = UNSET
 
 
 RawInferRequest = defstruct("RawInferRequest", [(name, Raw | UnsetType, UNSET) for name in InferRequest.__struct_fields__])
@@ -61,45 +67,51 @@ RawInferRequest = defstruct("RawInferRequest", [(name, Raw | UnsetType, UNSET) f
 
 
 class TensorParameters(Model):
+    """Where the entries of an output are."""
+
     binary_data_size: Count = Field(description="Bytes of this tensor after the JSON.")
 
 
 class ResponseOutput(Model):
     """A tensor of a response."""
 
-    name: str
-    datatype: Datatype
-    shape: list[int]
-    parameters: TensorParameters | MISSING = MISSING
+    name: str = Field(description="Name of the output.")
+    datatype: Datatype = Field(description="Of every entry.")
+    shape: list[int] = Field(description="Its first side is the number of rows.")
+    parameters: TensorParameters | MISSING = Field(MISSING, description="Only with raw bytes.")
     data: list[Any] | MISSING = Field(MISSING, description="Entries, row by row; null is not a number.")
 
 
 class InferResponse(Model):
     """The requested outputs, in their order, or all."""
 
-    model_name: str
-    model_version: str
-    outputs: list[ResponseOutput]
-    id: str | MISSING = MISSING
+    model_name: str = Field(description="Name of the model that answered.")
+    model_version: str = Field(description="Its version.")
+    outputs: list[ResponseOutput] = Field(description="Their entries are in the order of the rows.")
+    id: str | MISSING = Field(MISSING, description="That of the request, if it had one.")
 
 
 class ServerMetadata(Model):
-    name: str
-    version: str
-    extensions: list[str]
+    """What answers here."""
+
+    name: str = Field(description="Always jfb.")
+    version: str = Field(description="Version of the package.")
+    extensions: list[str] = Field(description="Parts of the protocol that are optional, and offered here.")
 
 
 class MetadataParameters(Model):
-    optional: bool
+    """More about an input."""
+
+    optional: bool = Field(description="Whether requests may leave it out.")
 
 
 class TensorMetadata(Model):
     """An input of a model; a side of -1 may have any length."""
 
-    name: str
-    datatype: Datatype
-    shape: list[int]
-    parameters: MetadataParameters | MISSING = MISSING
+    name: str = Field(description="Name of the tensor.")
+    datatype: Datatype = Field(description="Of every entry.")
+    shape: list[int] = Field(description="Its first side is the number of rows.")
+    parameters: MetadataParameters | MISSING = Field(MISSING, description="Only of optional inputs.")
 
 
 class OutputMetadataParameters(Model):
@@ -116,16 +128,20 @@ class OutputMetadata(Model):
 
 
 class ModelMetadata(Model):
-    name: str
-    versions: list[str]
-    platform: str
-    inputs: list[TensorMetadata]
-    outputs: list[OutputMetadata]
+    """What a model takes and returns."""
+
+    name: str = Field(description="Name of the model, as in paths.")
+    versions: list[str] = Field(description="All that are served, ascending.")
+    platform: str = Field(description="Format of the model in the store.")
+    inputs: list[TensorMetadata] = Field(description="Tensors of a request.")
+    outputs: list[OutputMetadata] = Field(description="Tensors of a response.")
 
 
 class ModelReady(Model):
-    name: str
-    ready: bool
+    """The model can answer."""
+
+    name: str = Field(description="Name of the model.")
+    ready: bool = Field(description="Always true; a model that is not ready answers 404 or 503.")
 
 
 class Duration(Model):
@@ -218,19 +234,19 @@ class IndexRequest(Model):
 class IndexEntry(Model):
     """A version in the model store, or a model of which no version is served."""
 
-    name: str
-    version: str | MISSING = MISSING
-    state: Literal["READY", "UNAVAILABLE"]
+    name: str = Field(description="Name of the model.")
+    version: str | MISSING = Field(MISSING, description="Left out of a model that was unloaded.")
+    state: Literal["READY", "UNAVAILABLE"] = Field(description="READY if it is served.")
     reason: str = Field(description="Why it is not ready.")
 
 
 class ChangeParameters(Model, extra="forbid"):
     """Parameters that Triton's clients send; here no model depends on another."""
 
-    unload_dependents: bool = False
+    unload_dependents: bool = Field(False, description="Has no effect.")
 
 
 class ChangeRequest(Model):
     """More about a load or an unload."""
 
-    parameters: ChangeParameters = ChangeParameters()
+    parameters: ChangeParameters = Field(ChangeParameters(), description="Has no effect.")
