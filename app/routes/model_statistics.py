@@ -19,18 +19,23 @@ PHASES = {"queue": "queue", "compute_input": "inject", "compute_infer": "iterate
 
 
 @router.get("/stats", summary="Statistics of all models", responses=errors(401, 503))
-async def of_all(state: State) -> Statistics:
+async def statistics(state: State) -> Statistics:
     catalogue = state.engines.catalogue
     return await _statistics(state, [(name, number) for name in catalogue.names for number in catalogue.versions(name)])
 
 
 @router.get("/{name}/stats", summary="Statistics of a model's versions", responses=errors(401, 404, 503))
-async def of_model(state: State, name: str) -> Statistics:
+async def model_statistics(state: State, name: str) -> Statistics:
     return await _statistics(state, [(name, number) for number in state.engines.catalogue.versions(name)])
 
 
-@router.get("/{name}/versions/{version}/stats", summary="Statistics of one version", responses=errors(400, 401, 404, 503))
-async def of_version(state: State, model: Annotated[ServedVersion, Depends(run.find_model)]) -> Statistics:
+@router.get(
+    "/{name}/versions/{version}/stats",
+    operation_id="model_statistics_version",
+    summary="Statistics of one version",
+    responses=errors(400, 401, 404, 503),
+)
+async def version_statistics(state: State, model: Annotated[ServedVersion, Depends(run.find_model)]) -> Statistics:
     return await _statistics(state, [(model.model, model.version)])
 
 

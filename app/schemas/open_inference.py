@@ -115,16 +115,18 @@ class TensorMetadata(Model):
 
 
 class OutputMetadataParameters(Model):
+    """More about an output."""
+
     labels: list[str] = Field(description="The classes, in the order of the logits.")
 
 
 class OutputMetadata(Model):
     """An output that every request may name."""
 
-    name: str
-    datatype: Datatype
-    shape: list[int]
-    parameters: OutputMetadataParameters | MISSING = MISSING
+    name: str = Field(description="Name of the tensor.")
+    datatype: Datatype = Field(description="Of every entry.")
+    shape: list[int] = Field(description="Its first side is the number of rows.")
+    parameters: OutputMetadataParameters | MISSING = Field(MISSING, description="Only of logits.")
 
 
 class ModelMetadata(Model):
@@ -147,8 +149,8 @@ class ModelReady(Model):
 class Duration(Model):
     """How often something was done, and how long it took altogether."""
 
-    count: Count
-    ns: Count
+    count: Count = Field(description="How often.")
+    ns: Count = Field(description="Nanoseconds altogether.")
 
 
 class InferenceStatistics(Model):
@@ -165,64 +167,74 @@ class InferenceStatistics(Model):
 class ModelStatistics(Model):
     """What a version has done, counted over all HTTP workers and engines."""
 
-    name: str
-    version: str
+    name: str = Field(description="Name of the model.")
+    version: str = Field(description="Number of the version.")
     inference_count: Count = Field(description="Rows answered.")
     execution_count: Count = Field(description="Iterations of the running batches, since each engine started.")
-    inference_stats: InferenceStatistics
+    inference_stats: InferenceStatistics = Field(description="Requests and their time.")
     batch_stats: list[Any] = Field([], description="Always empty: a batch changes between iterations.")
 
 
 class Statistics(Model):
-    model_stats: list[ModelStatistics]
+    """What the served versions have done."""
+
+    model_stats: list[ModelStatistics] = Field(description="One entry per version.")
 
 
 class Reshape(Model):
-    shape: list[int]
+    """The shape of one row, where dims cannot say it."""
+
+    shape: list[int] = Field(description="Empty: one value per row.")
 
 
 class ConfigTensor(Model):
     """A tensor in a model's configuration, without the side of the batch."""
 
-    name: str
-    data_type: str
-    dims: list[int]
+    name: str = Field(description="Name of the tensor.")
+    data_type: str = Field(description="TYPE_ and the datatype.")
+    dims: list[int] = Field(description="Shape of one row.")
     reshape: Reshape | MISSING = Field(MISSING, description="An empty shape: one value per row.")
-    optional: Literal[True] | MISSING = MISSING
+    optional: Literal[True] | MISSING = Field(MISSING, description="Whether requests may leave it out.")
 
 
 class VersionPolicy(Model):
     """All loaded versions are served."""
 
-    all: dict[str, Any] = Field({})
+    all: dict[str, Any] = Field({}, description="Always empty.")
 
 
 class InstanceGroup(Model):
-    name: str
-    kind: Literal["KIND_AUTO"] = "KIND_AUTO"
+    """What computes the model."""
+
+    name: str = Field(description="Name of the model.")
+    kind: Literal["KIND_AUTO"] = Field("KIND_AUTO", description="The server chooses the device.")
     count: Count = Field(description="Engine processes.")
 
 
 class TransactionPolicy(Model):
-    decoupled: Literal[False] = False
+    """One response per request."""
+
+    decoupled: Literal[False] = Field(False, description="Always false.")
 
 
 class ConfigParameter(Model):
-    string_value: str
+    """A value of a model's configuration."""
+
+    string_value: str = Field(description="The value as text.")
 
 
 class ModelConfiguration(Model):
     """A version's configuration, in the form of Triton's."""
 
-    name: str
-    platform: str
-    version_policy: VersionPolicy = VersionPolicy()
+    name: str = Field(description="Name of the model.")
+    platform: str = Field(description="Format of the model in the store.")
+    version_policy: VersionPolicy = Field(VersionPolicy(), description="Which versions are served.")
     max_batch_size: Count = Field(description="Rows that one request may hold.")
-    input: list[ConfigTensor]
-    output: list[ConfigTensor]
-    instance_group: list[InstanceGroup]
+    input: list[ConfigTensor] = Field(description="Tensors of a request.")
+    output: list[ConfigTensor] = Field(description="Tensors of a response.")
+    instance_group: list[InstanceGroup] = Field(description="Engine processes.")
     parameters: dict[str, ConfigParameter] = Field(description="The model's own defaults, and its labels as a JSON list.")
-    model_transaction_policy: TransactionPolicy = TransactionPolicy()
+    model_transaction_policy: TransactionPolicy = Field(TransactionPolicy(), description="How many responses a request has.")
 
 
 class IndexRequest(Model):
