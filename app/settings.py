@@ -59,7 +59,7 @@ class Settings(BaseSettings, EngineConfig):
     engines: int = Field(default=1, ge=1)
     """Engine processes per device. More than one is for CPUs with many cores; each engine gets its share of them."""
     default_model: str | None = None
-    """The model of /predict; needed only when the store holds several."""
+    """The model of /predict; unless set, the served model that was published last."""
     max_rows_per_request: int = Field(default=1024, ge=1)
     """Rows that one request may hold; larger requests are answered 413."""
     max_body_bytes: int = Field(default=32 * 1024 * 1024, ge=1)

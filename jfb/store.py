@@ -118,6 +118,18 @@ def list_models(store: Path) -> dict[str, list[int]]:
     return {name: numbers for name, numbers in found.items() if numbers}
 
 
+def publication_time(folder: Path) -> float:
+    """When a version was written, in seconds since the epoch: the time of its oldest file, as later commands only add newer ones.
+
+    Raises:
+        CheckpointError: if a file in it cannot be looked at.
+    """
+    try:
+        return min((path.stat().st_mtime for path in folder.iterdir() if not path.name.startswith(".")), default=0.0)
+    except OSError as error:
+        raise CheckpointError(f"{folder}: {error.strerror or error}") from error
+
+
 def _folders(parent: Path) -> list[str]:
     """The names of the folders in a folder, in alphabetical order; those that cannot be looked at are left out."""
     try:

@@ -22,7 +22,7 @@ from app.engine.warm_starts import WarmStarts
 from app.engine_client import messages
 from app.engine_client.messages import ServedVersion
 from app.settings import EngineConfig
-from jfb import Checkpoint, LabelStop, checkpoint
+from jfb import Checkpoint, LabelStop, checkpoint, store
 from jfb.config import Serving
 from jfb.label_stop import Kind, label_tolerance
 
@@ -62,7 +62,8 @@ class Loader:
         warm_starts = WarmStarts(self.config.session_bytes, self.config.session_seconds)
         label_stop = _described(batch, found.config.serving)
         config = found.config.model_dump_json()
-        served = ServedVersion(model, version, config, fingerprint, solvers=tuple(batch.solvers), label_stop=label_stop)
+        published = store.publication_time(folder)
+        served = ServedVersion(model, version, config, fingerprint, published, tuple(batch.solvers), label_stop)
         return LoadedVersion(Scheduler(batch, max_waiting_rows=self.config.max_waiting_rows, warm_starts=warm_starts), served)
 
 

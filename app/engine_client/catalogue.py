@@ -35,10 +35,13 @@ class Catalogue:
 
     @property
     def default(self) -> str | None:
-        """The model of ``/predict``: the one that the settings name, else the only one there is, else None."""
+        """The model of ``/predict``: the one that the settings name, else the one last published; None if that is not served."""
         if self._named_default is not None:
             return self._named_default if self._named_default in self._models else None
-        return self.names[0] if len(self._models) == 1 else None
+        return max(self.names, key=self._last_published, default=None)
+
+    def _last_published(self, name: str) -> float:
+        return max(one.published for one in self._models[name].values())
 
     def versions(self, name: str) -> list[int]:
         """The served versions of a model, ascending; ``ModelNotFound`` if there is none."""
@@ -81,11 +84,7 @@ class Catalogue:
         return self._models[name][version]
 
     def _why_no_default(self) -> str:
-        if self._named_default is not None:
-            return f"the default model {self._named_default!r} is not served (available: {', '.join(self.names) or 'none'})"
-        if not self._models:
-            return "no model is loaded"
-        return (
-            "several models are loaded and no default is set: use /models/{name}/predict, or start with --default-model NAME "
-            f"(available: {', '.join(self.names)})"
-        )
+        if not self.names:
+            return "no model is loaded: train one with python -m training train digits"
+        instead = f"use /models/{self.names[0]}/predict, or start with --default-model {self.names[0]}"
+        return f"the default model {self._named_default!r} is not served (available: {', '.join(self.names)}): {instead}"

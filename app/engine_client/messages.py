@@ -185,6 +185,7 @@ class ServedVersion(Struct, frozen=True, dict=True):
     version: int
     config_json: str  # `config.json`, validated and complete (`ModelConfig.model_dump_json()`)
     fingerprint: str = ""  # changes when the version's folder is replaced and loaded again
+    published: float = 0.0  # `jfb.store.publication_time`
     solvers: tuple[str, ...] = ()
     label_stop: LabelStop | None = None
 

@@ -19,10 +19,12 @@ from app.schemas.native import PredictResponse
 DESCRIPTION = """Send a batch as JSON, as a .npy file, or as a form with PNG and JPEG files, or send one image as the body:
 
 ```
-curl -F file=@first.png -F file=@second.jpg -F tolerance=0.001 http://127.0.0.1:8000/predict
-curl -H 'content-type: image/png' --data-binary @image.png 'http://127.0.0.1:8000/predict?tolerance=0.001'
-curl -H 'content-type: application/x-npy' --data-binary @batch.npy http://127.0.0.1:8000/predict
+curl -F file=@first.png -F file=@second.jpg -F tolerance=0.001 http://127.0.0.1:8000/models/NAME/predict
+curl -H 'content-type: image/png' --data-binary @image.png 'http://127.0.0.1:8000/models/NAME/predict?tolerance=0.001'
+curl -H 'content-type: application/x-npy' --data-binary @batch.npy http://127.0.0.1:8000/models/NAME/predict
 ```
+
+`/predict` uses the default model: the one that `JFB_DEFAULT_MODEL` names, else the served model that was published last.
 
 The parameters may be in the query string or in a form, repeated for one value per row. Those in a body take precedence.
 
@@ -30,7 +32,7 @@ With `Accept: text/event-stream` the server sends an event `iteration` for each 
 one `answer` with the response, or one `error`; `trace: state` adds a picture of the state to each iteration:
 
 ```
-curl -N -H 'accept: text/event-stream' -H 'content-type: image/png' --data-binary @image.png http://127.0.0.1:8000/predict
+curl -N -H 'accept: text/event-stream' -H 'content-type: image/png' --data-binary @image.png http://127.0.0.1:8000/models/NAME/predict
 ```"""
 BODIES: dict[str, Any] = {kind: {"schema": {"type": "string", "format": "binary"}} for kind in MEDIA_TYPES}
 BODIES["application/json"] = {"schema": {"$ref": "#/components/schemas/PredictRequest"}}

@@ -130,6 +130,14 @@ def test_the_commands_of_a_page_work(page: str, digits_store: Path, tmp_path: Pa
     assert left_out == MAY_BE_LEFT_OUT.get(page, 0)
 
 
+def test_every_example_names_its_model() -> None:
+    for page in [DOCS.parent / "README.md", *DOCS.rglob("*.md")]:
+        for *_, text in BLOCK.findall(page.read_text()):
+            commands = re.sub(r"\\\n", " ", text).splitlines()
+            nameless = [line for line in commands if re.search(r":\d+/predict\b|app predict (?!.*--model)", line)]
+            assert not nameless, (page, nameless)
+
+
 def with_ports(text: str, ports: dict[str, str]) -> str:
     for port, instead in ports.items():
         text = re.sub(rf"(?<=[: ]){port}\b", instead, text)

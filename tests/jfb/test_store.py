@@ -308,3 +308,12 @@ def test_a_model_has_a_limited_number_of_aliases(tmp_path: Path) -> None:
     assert store.set_alias(tmp_path, "a5", ModelVersion("letters", 1)) == 1
     with pytest.raises(ValueError, match="at most 100"):
         store.set_alias(tmp_path, "b", ModelVersion("letters", 1))
+
+
+def test_a_version_was_published_when_its_oldest_file_was_written(tmp_path: Path) -> None:
+    (tmp_path / store.WEIGHTS).touch()
+    os.utime(tmp_path / store.WEIGHTS, (1000, 1000))
+    store.write_metrics(tmp_path, {"accuracy": 1})  # as `evaluate` does later
+    assert store.publication_time(tmp_path) == 1000
+    with pytest.raises(store.CheckpointError, match="gone: No such file"):
+        store.publication_time(tmp_path / "gone")

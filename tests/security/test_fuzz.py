@@ -32,7 +32,7 @@ from tests.app.store import DIGITS
 
 CORPUS = Path(__file__).parent / "corpus"
 SECONDS_PER_DECODER = 12.0
-MODEL = ServedVersion("digits", 1, DIGITS.model_dump_json(), "f", ("picard", "anderson"))
+MODEL = ServedVersion("digits", 1, DIGITS.model_dump_json(), "f", 0.0, ("picard", "anderson"))
 SETTINGS = Settings(max_rows_per_request=8)
 STRINGS = [
     b"[",

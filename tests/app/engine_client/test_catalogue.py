@@ -12,8 +12,10 @@ from tests.app.store import SLOW
 
 
 def served(*versions: tuple[str, int], refused: Sequence[Refusal] = ()) -> list[State]:
-    """The state of one engine that serves some versions."""
-    return [State([ServedVersion(name, version, SLOW.model_dump_json()) for name, version in versions], list(refused), [])]
+    """The state of one engine that serves some versions, published in this order."""
+    config = SLOW.model_dump_json()
+    published = [ServedVersion(*version, config, published=second) for second, version in enumerate(versions)]
+    return [State(published, list(refused), [])]
 
 
 def test_the_only_model_is_the_default() -> None:
@@ -32,6 +34,23 @@ def test_the_settings_name_the_default_among_several() -> None:
     assert Catalogue(served(("one", 1), ("two", 1)), "two").find().model == "two"
 
 
+@pytest.mark.parametrize(
+    ("states", "expected"),
+    [
+        (served(("b", 1), ("a", 1)), "a"),
+        (served(("a", 1), ("b", 1), ("c", 1)), "c"),
+        (served(("b", 1), ("a", 1), ("b", 2)), "b"),
+        (served(("b", 2), ("a", 1), ("b", 1)), "b"),
+        (served(("a", 1), refused=[Refusal(ModelVersion("b", 1), "truncated")]), "a"),
+        ([*served(("b", 1)), *served(("b", 1), ("a", 1))], "a"),
+        ([*served(("b", 1)), *served(("a", 1))], "a"),
+    ],
+)
+def test_the_default_among_several_is_the_served_model_that_was_published_last(states: list[State], expected: str) -> None:
+    assert Catalogue(states).default == Catalogue(states[::-1]).default == expected
+    assert Catalogue(states).find().model == expected
+
+
 def test_the_models_of_all_engines_are_served() -> None:
     catalogue = Catalogue([*served(("one", 1)), *served(("one", 1), ("two", 1))])
     assert catalogue.names == ["one", "two"]
@@ -41,12 +60,15 @@ def test_the_models_of_all_engines_are_served() -> None:
 @pytest.mark.parametrize(
     ("catalogue", "message"),
     [
-        (Catalogue(served(("one", 1), ("two", 1))), "several models are loaded and no default is set.*one, two"),
-        (Catalogue(served(("one", 1)), "gone"), "default model 'gone' is not served.*one"),
-        (Catalogue(), "no model is loaded"),
+        (
+            Catalogue(served(("one", 1)), "gone"),
+            r"default model 'gone' is not served \(available: one\): use /models/one/predict, or start with --default-model one$",
+        ),
+        (Catalogue(), "no model is loaded: train one with python -m training train digits$"),
+        (Catalogue(default="gone"), "no model is loaded"),
     ],
 )
-def test_without_a_default_a_request_must_name_its_model(catalogue: Catalogue, message: str) -> None:
+def test_without_a_served_default_the_error_says_what_to_type(catalogue: Catalogue, message: str) -> None:
     with pytest.raises(NoDefaultModel, match=message):
         catalogue.find()
 

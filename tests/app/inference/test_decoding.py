@@ -26,7 +26,9 @@ from app.supervisor.supervisor import RunFolder
 from tests.app.posted import posted
 from tests.app.store import WILD
 
-MODEL = ServedVersion("wild", 1, WILD.model_dump_json(), "f", ("picard", "anderson"), LabelStop("estimate", ("picard",), 1e-4))
+MODEL = ServedVersion(
+    "wild", 1, WILD.model_dump_json(), "f", 0.0, ("picard", "anderson"), LabelStop("estimate", ("picard",), 1e-4)
+)
 SETTINGS = Settings(max_rows_per_request=4)
 ROWS = [[0, 0.5], [1, -1]]
 

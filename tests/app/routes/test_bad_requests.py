@@ -297,15 +297,6 @@ def test_unknown_paths_and_methods_have_the_same_form(client: httpx.Client) -> N
     rejected(client.delete("/models"), 405, "method: ", "got DELETE")
 
 
-def test_without_a_default_model_predict_is_400_and_lists_the_names(strict_server: RunningServer) -> None:
-    rejected(
-        strict_server.predict({"inputs": [ROW]}),
-        400,
-        "several models are loaded and no default is set",
-        "available: digits, slow, wild",
-    )
-
-
 def test_too_many_rows_are_413(strict_server: RunningServer) -> None:
     answer = strict_server.predict({"inputs": [[0] * 4] * 5}, "/models/slow/predict")
     rejected(answer, 413, "inputs: ", "at most 4 rows", "got 5")

@@ -47,6 +47,11 @@ def everyone(server: RunningServer, condition: Callable[[httpx.Response], bool],
     return all(condition(anew(server, "GET", path)) for _ in range(MANY))
 
 
+def test_the_default_model_of_every_worker_is_the_one_that_was_published_last(server: RunningServer) -> None:
+    assert everyone(server, lambda answer: answer.json()["default"] == "wild", "/models")
+    assert anew(server, "POST", "/predict", json={"inputs": [[0, 0]]}).json()["model"] == "wild"
+
+
 def test_requests_are_counted_over_all_processes_also_those_of_one_that_has_ended(server: RunningServer) -> None:
     def seen() -> set[tuple[float, ...]]:
         found = set()
