@@ -2,6 +2,8 @@
 
 PYTHON ?= python3
 PORT ?= 8000
+# The build of torch that a first `make` installs: cpu, or a version of CUDA, such as cu130. Unless set, pip's index decides.
+TORCH_BACKEND ?=
 STORE = $(or $(JFB_MODEL_STORE),model_store)
 BIN = .venv/bin
 PYTEST = $(BIN)/pytest --numprocesses 2
@@ -50,11 +52,18 @@ types: .venv/installed-test
 # torch has an exact version here, so that nothing else decides which build is installed. One pip call each, because pip reads
 # the index again in every call; without compiling, because most modules are never imported. In the mode `compat` Python finds
 # the packages through sys.path: otherwise `import jfb`, in the folder above a clone named jfb, finds that folder first.
+TORCH = torch==2.13.0
 PIP_INSTALL = $(BIN)/pip install --quiet --disable-pip-version-check --no-compile --constraint constraints.txt \
-    --config-settings editable_mode=compat torch==2.13.0
+    --config-settings editable_mode=compat $(TORCH)
+
+# uv knows the index of each build. Where uv or that index cannot be reached, pip installs what its own index has.
+UV_INSTALL = { $(BIN)/pip install --quiet --retries 0 --timeout 5 uv && UV_HTTP_RETRIES=0 \
+    $(BIN)/uv pip install --python $(BIN)/python --constraint constraints.txt --torch-backend $(TORCH_BACKEND) $(TORCH); } \
+    >/dev/null 2>&1 || echo "TORCH_BACKEND=$(TORCH_BACKEND): uv could not install this build of torch; pip installs its default."
 
 .venv/bin/python:
 	$(PYTHON) -m venv .venv
+	$(if $(TORCH_BACKEND),@$(UV_INSTALL))
 
 .venv/installed: pyproject.toml constraints.txt | .venv/bin/python
 	$(PIP_INSTALL) --editable '.[serve,train]'

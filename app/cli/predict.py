@@ -3,7 +3,7 @@
 import base64
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from itertools import chain
 from pathlib import Path
@@ -11,7 +11,7 @@ from typing import Annotated, TypeVar
 
 import httpx
 import typer
-from pydantic import BaseModel, ValidationError
+from pydantic import TypeAdapter, ValidationError
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.live import Live
@@ -20,8 +20,9 @@ from rich.text import Text
 
 from app.inference.stream import EVENT_STREAM
 from app.schemas.native import IterationEvent, Prediction, PredictResponse
+from jfb.store import Sample
 
-Kind = TypeVar("Kind", bound=BaseModel)
+Value = TypeVar("Value")
 program = typer.Typer(add_completion=False)
 BLOCKS = "▁▂▃▄▅▆▇█"
 MAX_WIDTH = 40
@@ -35,22 +36,40 @@ class PredictFailed(Exception):  # noqa: N818
 
 @program.command()
 def predict(
-    images: Annotated[list[Path], typer.Argument(exists=True, dir_okay=False, help="PNG or JPEG files.")],
+    images: Annotated[
+        list[Path] | None,
+        typer.Argument(exists=True, dir_okay=False, help="PNG or JPEG files; the samples of --model if there are none."),
+    ] = None,
     url: Annotated[str, typer.Option(help="URL of the server.")] = "http://127.0.0.1:8000",
     model: Annotated[str | None, typer.Option(help="Name of the model; the server's default model unless set.")] = None,
     tolerance: Annotated[float | None, typer.Option(help="Tolerance of the residual; the model's default unless set.")] = None,
     key: Annotated[str | None, typer.Option(envvar="JFB_KEY", help="API key, if the server requires one.")] = None,
     watch: Annotated[bool, typer.Option("--watch", help="Draw the residuals while the server iterates.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the response as JSON instead of a table.")] = False,
 ) -> None:
     """Send images to a running server and print one row each: its label and its cost."""
-    body: dict[str, object] = {"images": [base64.b64encode(image.read_bytes()).decode() for image in images]}
-    if tolerance is not None:
-        body["tolerance"] = tolerance
-    path = f"{url.rstrip('/')}/predict" if model is None else f"{url.rstrip('/')}/models/{model}/predict"
+    if not images and model is None:
+        raise typer.BadParameter("give image files, or --model NAME to send that model's samples", param_hint="IMAGES")
+    if watch and as_json:
+        raise typer.BadParameter("must not be used with --watch", param_hint="--json")
+    server = url.rstrip("/")
+    path = f"{server}/predict" if model is None else f"{server}/models/{model}/predict"
     headers = {} if key is None else {"authorization": f"Bearer {key}"}
-    events = _events(path, headers | ({"accept": EVENT_STREAM} if watch else {}), body)
     try:
-        _show(Console(), [image.name for image in images], events, watch=watch)
+        if images:
+            names = [image.name for image in images]
+            body: dict[str, object] = {"images": [base64.b64encode(image.read_bytes()).decode() for image in images]}
+        else:
+            samples = _samples(f"{server}/models/{model}/samples", headers)
+            names, body = [f"sample of {one.label}" for one in samples], {"inputs": [one.input for one in samples]}
+        if tolerance is not None:
+            body["tolerance"] = tolerance
+        events = _events(path, headers | ({"accept": EVENT_STREAM} if watch else {}), body)
+        if as_json:
+            (response,) = events
+            typer.echo(response.model_dump_json(exclude_unset=True))
+        else:
+            _show(Console(), names, events, watch=watch)
     except PredictFailed as error:
         Console(stderr=True, soft_wrap=True).print(Text(str(error), "red"))
         raise typer.Exit(1) from error
@@ -137,18 +156,34 @@ def _streamed(response: httpx.Response) -> Iterator[IterationEvent | PredictResp
         if field == "event":
             name = value
         elif field == "data" and name == "iteration":
-            yield _decoded(value, IterationEvent)
+            yield _decoded(value, IterationEvent.model_validate_json)
         elif field == "data" and name == "answer":
-            yield _decoded(value, PredictResponse)
+            yield _decoded(value, PredictResponse.model_validate_json)
             return
         elif field == "data":
             raise PredictFailed(json.loads(value)["error"])
     raise PredictFailed(f"{response.url}: the stream ended before the answer")
 
 
+def _samples(path: str, headers: dict[str, str]) -> list[Sample]:
+    try:
+        response = httpx.get(path, headers=headers)
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
+        raise PredictFailed(f"could not reach {path}: {error}") from error
+    _raise_for_status(response)
+    if not (samples := _decoded(response.content, TypeAdapter(list[Sample]).validate_json)):
+        raise PredictFailed(f"{path}: the model has no samples: give image files")
+    return samples
+
+
 def _response(response: httpx.Response) -> PredictResponse:
+    _raise_for_status(response)
+    return _decoded(response.content, PredictResponse.model_validate_json)
+
+
+def _raise_for_status(response: httpx.Response) -> None:
     if response.is_success:
-        return _decoded(response.content, PredictResponse)
+        return
     try:
         reason = response.json()["error"]
     except (ValueError, KeyError, TypeError):  # not from our server
@@ -156,8 +191,8 @@ def _response(response: httpx.Response) -> PredictResponse:
     raise PredictFailed(f"{response.status_code}: {reason}")
 
 
-def _decoded(content: str | bytes, kind: type[Kind]) -> Kind:
+def _decoded(content: str | bytes, parse: Callable[[str | bytes], Value]) -> Value:
     try:
-        return kind.model_validate_json(content)
+        return parse(content)
     except ValidationError as error:
         raise PredictFailed(f"not an answer of this server: {error.errors()[0]['msg']}") from error

@@ -6,9 +6,11 @@ import os
 import shlex
 import signal
 import socket
+import subprocess
 import sys
 from contextlib import suppress
 from importlib.util import find_spec
+from pathlib import Path
 
 import structlog
 import typer
@@ -29,6 +31,10 @@ from app.supervisor.supervisor import RunFolderError, Supervisor
 log = structlog.get_logger(__name__)
 
 
+class StoreError(Exception):
+    """The model store is not a folder that can be read."""
+
+
 def main() -> None:
     try:
         settings = CliApp.run(Settings)
@@ -38,6 +44,8 @@ def main() -> None:
     configure_logging(settings.log_level, settings.log_format)
     try:  # what can never succeed ends here, and is not restarted
         ApiKeys(settings)
+        _check_store(settings.model_store)
+        _check_device(settings.device)
         if settings.otlp_endpoint:
             Tracing(settings.otlp_endpoint).close()
         if settings.grpc_port is not None:
@@ -47,7 +55,7 @@ def main() -> None:
             _bind(settings.host, settings.grpc_port).close()  # the workers share it; another server's would too
         listeners = _listen(settings)
         metrics_listener = None if settings.metrics_port is None else _bind(settings.host, settings.metrics_port)
-    except (ApiKeyError, TracingUnavailable) as error:
+    except (ApiKeyError, StoreError, TracingUnavailable) as error:
         sys.stderr.write(f"{error}\n")
         sys.exit(2)
     except OSError as error:
@@ -108,6 +116,23 @@ def _banner(settings: Settings, port: int, catalogue: Catalogue) -> str:
         path = f"/models/{model.model}/predict"
         lines.append(f"Try: curl {url}{path} -H 'content-type: application/json' -d {shlex.quote(body)}")
     return "\n".join(lines)
+
+
+def _check_store(store: Path) -> None:
+    try:
+        os.scandir(store).close()
+    except OSError as error:
+        reason = error.strerror or error
+        first = "" if store.exists() else f": python -m training train digits --store {shlex.quote(str(store))} makes one"
+        raise StoreError(f"--model-store must be a folder of models (got {store}: {reason}){first}") from error
+
+
+def _check_device(names: str) -> None:
+    """Exit with status 2 for a device that cannot be used, after asking a process of its own, as this one does not need torch."""
+    if named := [name for name in map(str.strip, names.split(",")) if name not in ("auto", "cpu")]:
+        checked = subprocess.run([sys.executable, "-m", "app.engine.device", *named], check=False)
+        if checked.returncode:
+            sys.exit(checked.returncode)
 
 
 def _listen(settings: Settings) -> list[socket.socket]:

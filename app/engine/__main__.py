@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from app.engine.device import choose_device
 from app.engine.loading import Loader
 from app.engine.process import EngineProcess
 from app.engine.served_models import ServedModels
@@ -24,24 +25,13 @@ def main(socket: Path) -> None:
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     torch.backends.cudnn.allow_tf32 = False  # PyTorch's default rounds convolutions to ten bits, and calls that float32
-    loader = Loader(config, _device(config.device))
+    loader = Loader(config, choose_device(config.device))
     models = ServedModels(loader, socket.with_name("unloaded.json"), socket.with_suffix(".loading.json"))
     with lifeline.beating():  # many models may take longer than a process may be silent
         models.load_all()
     gc.collect()
     gc.freeze()  # a full collection would traverse what the libraries hold, for a tenth of a second
     EngineProcess(socket, models, lifeline, config.poll_seconds).serve()
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        return torch.empty(0, device=name).device
-    except (RuntimeError, AssertionError) as error:  # the latter from a PyTorch that was built without it
-        reason = str(error).splitlines()[0]
-        sys.stderr.write(f"--device must be one that PyTorch can use here (got {name!r}): {reason}\n")
-        raise SystemExit(2) from None
 
 
 main(Path(sys.argv[1]))

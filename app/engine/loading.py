@@ -78,8 +78,9 @@ def make_batch(found: Checkpoint, folder: Path, device: torch.device, config: En
     choice = choose(backends, _probe(found, max_slots), only=only, low_precision=low, precision=config.precision)
     slots = config.slots or min(choice.best_slots, max_slots)
     microseconds = [round(1e6 * seconds / 2**k, 1) for k, seconds in enumerate(choice.step_seconds)]
-    chosen = log.bind(folder=str(folder), device=str(device), **choice.table, microseconds_per_row=microseconds)
-    chosen.info("backends chosen", low_precision=choice.low_precision is not None, refused=choice.refused, slots=slots)
+    used = sorted({name for names in choice.table.values() for name in names})
+    log.info("backends chosen", folder=str(folder), backends=used, low_precision=choice.low_precision is not None, slots=slots)
+    log.debug("backends measured", **choice.table, microseconds_per_row=microseconds, refused=choice.refused)
     norm, stop = found.config.serving.residual_norm, LabelStop.of(found.network, found.config.serving)
     network = choice.backend, found.solvers, norm, found.config.input.shape
     batch = RunningBatch(*network, slots=slots, low_precision=choice.low_precision, label_stop=stop)

@@ -189,7 +189,7 @@ class ModelDescription(Model):
 class ModelList(Model):
     """What is served."""
 
-    default: str | None = Field(description="The model of /predict.")
+    default: str | None = Field(description="The model of /predict: that of JFB_DEFAULT_MODEL, else the one published last.")
     models: list[ModelDescription] = Field(description="In alphabetical order.")
     refused: dict[str, str] = Field(description="name/version of what could not be loaded, with the reason.")
 

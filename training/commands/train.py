@@ -1,5 +1,9 @@
 """``python -m training train``"""
 
+import os
+import shlex
+import shutil
+import sys
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -113,3 +117,14 @@ def train(
         f"{trained.seconds:.0f} s of training: {new.folder}",
         soft_wrap=True,
     )
+    console.print(_next_steps(chosen.name, store), soft_wrap=True, highlight=False)
+
+
+def _next_steps(name: str, store: Path) -> str:
+    """Three commands that work as they stand."""
+    python = "python" if shutil.which("python") == sys.executable else shlex.quote(os.path.relpath(sys.executable))
+    where = "" if store == Path("model_store") else shlex.quote(str(store))
+    return f"""
+{python} -m app{where and f" --model-store {where}"}
+{python} -m app predict --model {name}   # in another terminal
+{python} -m training evaluate {name}{where and f" --store {where}"}"""

@@ -1,0 +1,22 @@
+"""Device: from its name to PyTorch's; ``python -m app.engine.device NAME ...`` fails with one line if one cannot be used here."""
+
+import sys
+
+import torch
+
+
+def choose_device(name: str) -> torch.device:
+    """The device of a name; ``auto`` is CUDA if there is one, else the CPU. Ends the process for one that cannot be used."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:  # the latter from a PyTorch that was built without it
+        reason = str(error).splitlines()[0]
+        sys.stderr.write(f"--device must be one that PyTorch can use here (got {name!r}): {reason}\n")
+        raise SystemExit(2) from None
+
+
+if __name__ == "__main__":
+    for name in sys.argv[1:]:
+        choose_device(name)
