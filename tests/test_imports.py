@@ -13,9 +13,10 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 FORBIDDEN = {
-    "jfb": ("training", "app"),
-    "training": ("app",),
-    "app": ("training",),
+    "jfb": ("training", "app", "commandline"),
+    "training": ("app", "commandline"),
+    "app": ("training", "commandline"),
+    "commandline": ("jfb",),
 }
 """Packages, each with those that it must not import."""
 

@@ -1,0 +1,5 @@
+"""``python -m commandline`` is ``jfb``."""
+
+from commandline import main
+
+main()

@@ -1,0 +1,52 @@
+"""``jfb``: one command for both sides."""
+
+import subprocess
+import sys
+
+import pytest
+
+import commandline
+from training.__main__ import app as training
+
+
+def jfb(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-m", "commandline", *arguments], capture_output=True, text=True, timeout=60)
+
+
+def test_help_lists_every_command_within_80_columns_and_imports_neither_side() -> None:
+    program = (
+        "import sys, commandline; sys.argv = ['jfb']; commandline.main();"
+        "assert not {'torch', 'jfb', 'app', 'training'} & sys.modules.keys()"
+    )
+    said = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True, timeout=60).stdout
+    assert [line.split()[0] for line in said.splitlines() if line.startswith("  ")] == list(commandline.COMMANDS)
+    assert max(map(len, said.splitlines())) <= 80
+
+
+def test_every_command_of_training_is_one_of_jfb() -> None:
+    names = {one.name or one.callback.__name__ for one in training.registered_commands if one.callback is not None}
+    assert names | {group.name for group in training.registered_groups} == set(commandline.TRAINING)
+
+
+def test_a_typo_is_one_line_with_the_nearest_command() -> None:
+    said = jfb("trian")
+    assert said.returncode == 2
+    assert said.stderr.count("\n") == 1
+    assert "(got 'trian'; did you mean 'train'?)" in said.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("arguments", "status", "part"),
+    [
+        (["predict"], 2, "Usage: jfb predict"),
+        (["serve", "--port", "99999"], 2, "--port must be at most 65535 (got 99999)"),
+        (["serve", "--model-store", "nowhere"], 2, "--model-store must be a folder of models (got nowhere: No such file"),
+        (["serve", "--device", "nonsense", "--model-store", "."], 2, "--device must be one that PyTorch can use here"),
+        (["export", "nothing", "--store", "nowhere"], 1, "no model 'nothing'"),
+    ],
+)
+def test_commands_run_on_their_side(arguments: list[str], status: int, part: str) -> None:
+    said = jfb(*arguments)
+    assert said.returncode == status
+    assert part in said.stderr
