@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, Self, get_args
 import yaml
 from pydantic import BaseModel, BeforeValidator, Field, JsonValue, ValidationError, model_validator
 
-from jfb.architectures import NOT_SERVED, find
+from jfb.architectures import NOT_SERVED, check_arguments, find
 from jfb.config import ArchitectureSpec, ResidualNorm, Serving, Strict, must_be_one_of
 from jfb.gradients import GRADIENTS, Gradient, Search
 from jfb.solvers import SOLVERS, check_solver
@@ -193,6 +193,10 @@ class Recipe(Strict):
             kind = find(self.network.name)
         except ValueError as error:
             raise ValueError(f"network.name: {error}") from error
+        try:
+            check_arguments(kind, self.network.arguments)
+        except ValueError as error:
+            raise ValueError(f"network.arguments.{error}") from error
         for section, solver in (("search", self.search.solver), ("serving", self.serving.solver)):
             if SOLVERS[solver].learned:
                 raise ValueError(f"{section}.solver: {solver} is fitted after training: set serving.accelerate instead")

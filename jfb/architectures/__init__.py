@@ -111,17 +111,30 @@ def build(name: str, input_shape: Sequence[int], classes: int, arguments: Mappin
     except ValueError as error:
         raise ValueError(f"architecture.name: {error}") from error
     try:
+        check_arguments(architecture, arguments)
         inspect.signature(architecture).bind(tuple(input_shape), classes, **arguments)
-    except TypeError as error:
-        raise ValueError(f"architecture.arguments: {name}: {error}") from error
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"architecture.arguments{'.' if isinstance(error, ValueError) else f': {name}: '}{error}") from error
+    return architecture(tuple(input_shape), classes, **arguments)
+
+
+def check_arguments(architecture: type[ImplicitNetwork], arguments: Mapping[str, Any]) -> None:
+    """Check the names and the types of an architecture's keyword arguments.
+
+    Raises:
+        ValueError: for an unknown argument, with the known ones, or a value of another type; the message starts with its name.
+    """
+    parameters = list(inspect.signature(architecture).parameters.values())[2:]  # after input_shape and classes
+    known = [one.name for one in parameters if one.kind not in (one.VAR_POSITIONAL, one.VAR_KEYWORD)]
+    any_name = any(one.kind is one.VAR_KEYWORD for one in parameters)
     expected = get_type_hints(architecture.__init__)
     for argument, value in arguments.items():
+        if argument not in known and not any_name:
+            raise ValueError(f"{argument}: unknown argument: {must_be_one_of(known, argument)}")
         try:
             TypeAdapter(expected.get(argument, Any)).validate_python(value)
         except ValidationError as error:
-            problem = error.errors()[0]["msg"]
-            raise ValueError(f"architecture.arguments.{argument}: {problem} (got {value!r})") from error
-    return architecture(tuple(input_shape), classes, **arguments)
+            raise ValueError(f"{argument}: {error.errors()[0]['msg']} (got {value!r})") from error
 
 
 __all__ = [

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from jfb.architectures import build
-from training.errors import RecipeError
+from training.errors import RecipeError, TrainingError
+from training.loop.network import check_before_data
 from training.recipe import AugmentRecipe, load_recipe, shipped_recipes
 
 MINIMAL = """
@@ -86,6 +87,41 @@ def test_an_unknown_architecture_is_an_error_that_lists_the_known_ones(tmp_path:
     assert "network.name: must be one of " in message
     assert "(got 'resnet50'" in message
     assert "implicit_resnet" in message
+
+
+def test_an_unknown_argument_of_a_network_is_an_error_that_lists_the_known_ones(tmp_path: Path) -> None:
+    message = refusal(tmp_path, MINIMAL.replace("implicit_resnet", "implicit_resnet, arguments: {chanels: [8]}"))
+    assert "mine.yaml: network.arguments.chanels: unknown argument: must be one of mean, std, channels" in message
+    assert "(got 'chanels'; did you mean 'channels'?)" in message
+    message = refusal(tmp_path, MINIMAL.replace("implicit_resnet", "implicit_resnet, arguments: {channels: many}"))
+    assert "mine.yaml: network.arguments.channels: " in message
+
+
+@pytest.mark.parametrize(
+    ("data", "network", "more", "expected"),
+    [
+        ("source: ./nowhere", "implicit_resnet", "", "data.source: no such folder: ./nowhere"),
+        ("source: mazes, arguments: {size: 1}", "max_propagation", "", "data.arguments.size: must be"),
+        ("source: a/b, shape: [1, 4, 4]", "implicit_resnet, arguments: {channels: [8, 8], pool: [4, 4]}", "", "pool: must leave"),
+        (
+            "source: a/b, shape: [1, 4, 8]",
+            "implicit_resnet",
+            "augment: {symmetries: true}",
+            r"augment.symmetries: must be false for images that are not square \(got 4x8\)",
+        ),
+        (
+            "source: sklearn/digits",
+            "implicit_resnet",
+            "curriculum: [{data: {source: ./nowhere}}]",
+            "data.source: no such folder: ./nowhere",
+        ),
+    ],
+)
+def test_a_recipe_is_checked_whole_before_data_is_read(tmp_path: Path, data: str, network: str, more: str, expected: str) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(f"data: {{{data}, test: 0.2}}\nnetwork: {{name: {network}}}\n{more}\n")
+    with pytest.raises(TrainingError, match=expected):
+        check_before_data(load_recipe(str(path)))
 
 
 @pytest.mark.parametrize("text", ["", "just words", "- a\n- list", "data: {source: [unclosed"])

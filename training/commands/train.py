@@ -18,6 +18,7 @@ from training.data import load_data
 from training.device import choose_device, process_device
 from training.errors import ModelError
 from training.evaluation.evaluate import evaluate
+from training.loop.network import check_before_data
 from training.loop.processes import joined_processes
 from training.loop.run_folder import last_run, new_run
 from training.loop.train import train as run
@@ -72,6 +73,7 @@ def train(
         "optimisation.seed": seed,
     }
     chosen = load_recipe(recipe).changed({key: value for key, value in changes.items() if value is not None})
+    check_before_data(chosen)
     with joined_processes(on) as processes:
         console = Console(quiet=not processes.first)
         parts = load_data(chosen, console)

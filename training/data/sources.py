@@ -58,21 +58,42 @@ def read(recipe: DataRecipe, splits: list[str], console: Console) -> Source:
         DataError: for a source, split or column that does not exist, an unreadable image, images of several shapes, or labels
             that the training split does not have.
     """
+    check(recipe)
     if recipe.source == MAZES:
         return _read_mazes(recipe, splits)
-    if recipe.arguments:
-        raise DataError(f"data.arguments: only {MAZES} takes arguments (got {', '.join(recipe.arguments)})")
     return _read_digits(splits) if recipe.source == DIGITS else _read_datasets(recipe, splits, console)
 
 
-def _read_mazes(recipe: DataRecipe, splits: list[str]) -> Source:
-    """Generate the mazes that a recipe describes."""
+def check(recipe: DataRecipe) -> tuple[int, ...] | None:
+    """Check what can be checked of a source before it is read, and return the shape of its inputs if that is known.
+
+    Raises:
+        DataError: for arguments that the source does not take, or a local folder that does not exist.
+    """
+    if recipe.source == MAZES:
+        side = 2 * _mazes_recipe(recipe).size - 1
+        return (3, side, side)
+    if recipe.arguments:
+        raise DataError(f"data.arguments: only {MAZES} takes arguments (got {', '.join(recipe.arguments)})")
+    if recipe.source == DIGITS:
+        return (1, 8, 8)
+    if recipe.source.startswith((".", "/", "~")) and not Path(recipe.source).expanduser().is_dir():
+        raise DataError(f"data.source: no such folder: {recipe.source}")
+    return recipe.shape
+
+
+def _mazes_recipe(recipe: DataRecipe) -> MazesRecipe:
     try:
-        generated = generate_splits(MazesRecipe.model_validate(recipe.arguments))
+        return MazesRecipe.model_validate(recipe.arguments)
     except ValidationError as error:
         problem = error.errors()[0]
         key, rule = ".".join(map(str, problem["loc"])), problem["msg"].replace("Input should", "must")
         raise DataError(f"data.arguments.{key}: {rule} (got {problem['input']!r})") from error
+
+
+def _read_mazes(recipe: DataRecipe, splits: list[str]) -> Source:
+    """Generate the mazes that a recipe describes."""
+    generated = generate_splits(_mazes_recipe(recipe))
     for split in splits:
         if split not in generated:
             raise DataError(f"data: {MAZES}: split: {must_be_one_of(generated, split)}")
@@ -107,8 +128,6 @@ def _read_datasets(recipe: DataRecipe, splits: list[str], console: Console) -> S
     from datasets.features import Image as ImageFeature
 
     folder = Path(recipe.source).expanduser()
-    if recipe.source.startswith((".", "/", "~")) and not folder.is_dir():
-        raise DataError(f"data.source: no such folder: {recipe.source}")
     try:
         found = load_dataset(str(folder) if folder.is_dir() else recipe.source, recipe.configuration)
     except (DatasetsError, OSError, ValueError) as error:

@@ -9,7 +9,7 @@ from torch import nn
 from jfb import ImplicitNetwork
 from jfb.architectures import build
 from jfb.config import ArchitectureSpec, InputSpec
-from training.data import Split, measure_normalisation
+from training.data import Split, check, measure_normalisation
 from training.errors import RecipeError
 from training.recipe import Recipe
 
@@ -27,6 +27,21 @@ def build_network(recipe: Recipe, spec: InputSpec, classes: int, device: torch.d
         RecipeError: for arguments that the architecture refuses.
     """
     return initialise(lambda: build(recipe.network.name, spec.shape, classes, recipe.network.arguments), recipe, spec, device)
+
+
+def check_before_data(recipe: Recipe) -> None:
+    """Check a recipe whole before data is read: every source and, where the shape of the inputs is known, the network.
+
+    Raises:
+        DataError: for a source that cannot be read.
+        RecipeError: for a network that cannot be built, or augmentation that does not fit the inputs.
+    """
+    for changes in ({}, *(stage.data for stage in recipe.curriculum), *recipe.generalisation):
+        shape = check(recipe.changed_data(changes))
+        if shape is not None:
+            build_network(recipe, InputSpec(shape=shape, kind="vector"), 2, torch.device("cpu"))
+        if shape is not None and recipe.augment.symmetries and shape[1] != shape[2]:
+            raise RecipeError(f"augment.symmetries: must be false for images that are not square (got {shape[1]}x{shape[2]})")
 
 
 def initialise(make: Callable[[], Network], recipe: Recipe, spec: InputSpec, device: torch.device) -> Network:
