@@ -158,7 +158,7 @@ def test_an_unknown_architecture_is_rejected_with_the_known_ones(folder: Path) -
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({**ARGUMENTS, "depth": 3}, "unexpected keyword argument 'depth'"),
+        ({**ARGUMENTS, "depth": 3}, r"architecture.arguments.depth: unknown argument: must be one of mean, .*got 'depth'"),
         ({**ARGUMENTS, "contraction": 1.5}, r"contraction: must be a number in \(0, 1\) \(got 1.5\)"),
         ({**ARGUMENTS, "channels": [8]}, r"stem\.0\.weight: must have shape \[8, 1, 3, 3\] \(got \[4, 1, 3, 3\]\)"),
         ({**ARGUMENTS, "channels": ["four"]}, r"arguments\.channels: .* valid integer.* \(got \['four'\]\)"),

@@ -1,6 +1,7 @@
 """``python -m app predict``, run as people run it, against a running server."""
 
 import base64
+import json
 import os
 import subprocess
 import sys
@@ -94,3 +95,12 @@ def test_a_long_sparkline_is_thinned_between_its_ends() -> None:
     assert len(line) == MAX_WIDTH
     assert list(line) == sorted(line, reverse=True)
     assert (line[0], line[-1]) == ("█", "▁")
+
+
+def test_without_images_the_samples_of_the_model_are_sent_and_json_is_the_response(digits_server: RunningServer) -> None:
+    said = predict("--model", "digits", "--url", digits_server.url, "--json")
+    assert said.returncode == 0, said.stderr
+    samples = digits_server.client.get("/models/digits/samples").json()
+    answer = digits_server.predict({"inputs": [one["input"] for one in samples]}, "/models/digits/predict").json()
+    assert [one["label"] for one in json.loads(said.stdout)["predictions"]] == [one["label"] for one in answer["predictions"]]
+    assert "give image files, or --model NAME" in predict("--url", digits_server.url).stderr
