@@ -26,15 +26,14 @@ VERSION = "JFB_RIVAL_VERSION"
 
 
 class OneAtATime:
-    """Finds the fixed point of one image, to a tolerance in the norm ``channel_max``."""
+    """Finds the fixed point of one image, to a tolerance in the model's norm: ``channel_max`` or ``relative``."""
 
     def __init__(self, folder: Path) -> None:
         config = ModelConfig.model_validate_json((folder / CONFIG).read_text())
-        assert config.serving.residual_norm == "channel_max"
         self._classes = config.classes
         self._max_iterations = config.serving.max_iterations
         self._inject, self._readout = _session(onnx.load(folder / "inject.onnx")), _session(onnx.load(folder / "readout.onnx"))
-        self._step = _session(_with_residual(onnx.load(folder / "step.onnx")))
+        self._step = _session(_with_residual(onnx.load(folder / "step.onnx"), config.serving.residual_norm))
 
         injection = self._inject.run(None, {"inputs": np.zeros((1, *config.input.shape), np.float32)})[0]
         self._zeros = np.zeros_like(injection)
@@ -73,18 +72,25 @@ def _session(model: ModelProto) -> onnxruntime.InferenceSession:
     return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
 
 
-def _with_residual(model: ModelProto) -> ModelProto:
-    """Add the output ``moved`` to the step's graph: the L2 norm of next_state - state over channels, maximum over positions."""
+RESIDUALS = {
+    "channel_max": [
+        helper.make_node("ReduceSumSquare", ["movement", "channels"], ["squares"], keepdims=0),
+        helper.make_node("ReduceMax", ["squares"], ["largest"], keepdims=0),
+        helper.make_node("Sqrt", ["largest"], ["moved"]),
+    ],
+    "relative": [
+        helper.make_node("ReduceL2", ["movement"], ["length"], keepdims=0),
+        helper.make_node("ReduceL2", ["next_state"], ["size"], keepdims=0),
+        helper.make_node("Div", ["length", "size"], ["moved"]),
+    ],
+}
+
+
+def _with_residual(model: ModelProto, norm: str) -> ModelProto:
+    """Add the output ``moved`` to the step's graph: the norm of next_state - state, of a single row."""
     graph = model.graph
     graph.initializer.append(helper.make_tensor("channels", TensorProto.INT64, [1], [1]))
-    graph.node.extend(
-        [
-            helper.make_node("Sub", ["next_state", "state"], ["movement"]),
-            helper.make_node("ReduceSumSquare", ["movement", "channels"], ["squares"], keepdims=0),
-            helper.make_node("ReduceMax", ["squares"], ["largest"], keepdims=0),
-            helper.make_node("Sqrt", ["largest"], ["moved"]),
-        ]
-    )
+    graph.node.extend([helper.make_node("Sub", ["next_state", "state"], ["movement"]), *RESIDUALS[norm]])
     graph.output.append(helper.make_tensor_value_info("moved", TensorProto.FLOAT, []))
     return model
 
