@@ -16,6 +16,8 @@ SLOW_FIXTURES = {"digits_store", "server", "strict_server", "digits_server", "qu
 SLOW_HELPER = "running_server"
 SLOW_PROGRAMS = {"app", "app.engine", "training"}
 
+NO_BROWSER = "no chromium on this machine: apt-get install chromium"
+
 # The files that take longest come first, so that the two workers of `make test` end at about the same time.
 STARTED_FIRST = [
     "app/routes/test_pages.py",
@@ -51,6 +53,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def _place(item: pytest.Item) -> int:
     file = item.path.relative_to(Path(__file__).parent).as_posix()
     return STARTED_FIRST.index(file) if file in STARTED_FIRST else len(STARTED_FIRST)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say in one line how many tests of the pages were skipped, which is easily missed among the others."""
+    skipped = [report for report in terminalreporter.stats.get("skipped", []) if NO_BROWSER in str(report.longrepr)]
+    if skipped:
+        terminalreporter.write_line(f"{len(skipped)} browser tests were skipped: {NO_BROWSER}", yellow=True)
 
 
 @pytest.hookimpl(wrapper=True)

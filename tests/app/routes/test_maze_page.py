@@ -11,15 +11,13 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from PIL import Image
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Page, expect
 
 from tests.app.flood import add_flood
-from tests.app.routes.test_pages import CHROMIUM, FLAGS, PHONE, page_of
+from tests.app.routes.browsing import PHONE, page_of
 from tests.app.running import RunningServer, running_server
 from tests.training.data.test_mazes import named, search
 from training.data.mazes import COLOURS, Mazes, distinct_mazes
-
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine: apt-get install chromium")
 
 Pixels = dict[tuple[int, int], str]
 NOT_REACHED = (34, 20, 61)
@@ -42,14 +40,6 @@ def maze_server(mazes: Mazes, tmp_path_factory: pytest.TempPathFactory) -> Itera
     with running_server(folder / "store", folder / "log", slots=8) as running:
         running.wait_until_ready()
         yield running
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        yield browser
-        browser.close()
 
 
 @pytest.fixture(scope="module")

@@ -4,58 +4,20 @@ With the environment variable ``JFB_SCREENSHOTS`` the pictures of the documentat
 """
 
 import os
-import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
 
-import httpx
 import numpy as np
 import pytest
 from PIL import Image
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Page, expect
 
+from tests.app.routes.browsing import PHONE, page_of
 from tests.app.running import ENDLESS, RunningServer, connection, rows, running_server, wait_until
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine: apt-get install chromium")
-
-FLAGS = [
-    *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
-    *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
-]
-DESKTOP = {"width": 1280, "height": 720}
-PHONE = {"width": 390, "height": 844}
 SEVEN = [(0.3, 0.2), (0.7, 0.2), (0.45, 0.8)]
 THREE = [(0.3, 0.15), (0.6, 0.15), (0.68, 0.3), (0.42, 0.46), (0.7, 0.62), (0.6, 0.85), (0.3, 0.83)]
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    """Closed with this module, since Playwright keeps an event loop in this thread as long as it runs."""
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        yield browser
-        browser.close()
-
-
-@contextmanager
-def page_of(browser: Browser, url: str, **options: object) -> Iterator[tuple[Page, list[str]]]:
-    """A page of a fresh profile, with what its console says; it may request nothing except from its server."""
-    context = browser.new_context(**{"viewport": DESKTOP, "color_scheme": "dark"} | options)  # type: ignore[arg-type]
-    context.set_default_timeout(15_000)
-    page, said, requested = context.new_page(), [], []  # type: ignore[var-annotated]
-    page.on("console", lambda message: said.append(f"{message.type}: {message.text}"))
-    page.on("pageerror", lambda error: said.append(f"pageerror: {error}"))
-    page.on("request", lambda request: requested.append(request.url))
-    try:
-        page.goto(url)
-        yield page, said
-    finally:
-        context.close()
-    origin = f"{url.partition('//')[0]}//{httpx.URL(url).netloc.decode()}/"
-    assert [one for one in requested if not one.startswith((origin, "blob:", "data:"))] == []
 
 
 @pytest.fixture
