@@ -61,6 +61,7 @@ def create_app(settings: Settings | None = None, run_folder: RunFolder | None = 
     app = FastAPIOffline(
         title="Implicit networks",
         summary="Fixed points, batched at the level of iterations.",
+        description="[Playground](./) · [Engine](engine)",  # /docs shows it, so that the pages link to each other
         lifespan=lifespan,
         favicon_url="static/icon.svg",
         redoc_url=None,
@@ -76,7 +77,8 @@ def create_app(settings: Settings | None = None, run_folder: RunFolder | None = 
         app.add_middleware(CORSMiddleware, allow_origins=origins, allow_methods=["*"], allow_headers=["*"], expose_headers=["*"])
     app.add_middleware(RequestMiddleware, state=state)  # the last is the outermost
     errors.install(app)
-    routers = [module.router for module in (predict, models, model_statistics, open_inference, repository, health, pages)]
+    routers = [pages.model_router]
+    routers += [module.router for module in (predict, models, model_statistics, open_inference, repository, health, pages)]
     routers += [open_inference.infer_router, repository.admin_router]
     if settings.metrics_port is None:
         routers.append(metrics.router)

@@ -40,6 +40,15 @@ def predict_response(model: ServedVersion, result: Result) -> dict[str, Any]:
     return {"model": model.model, "version": model.version, "predictions": predictions}
 
 
+def engine_timings(result: Result) -> dict[str, float]:
+    """``EngineTimings`` of a request."""
+    seconds = {phase: end - start for phase, (start, end) in result.timings.phases().items()}
+    queue, total = seconds.get("queue", 0.0), sum(seconds.values())
+    return {
+        f"{name}_ms": round(1e3 * value, 3) for name, value in (("queue", queue), ("compute", total - queue), ("total", total))
+    }
+
+
 def iteration_events(model: ServedVersion, iteration: Iteration) -> list[dict[str, Any]]:
     """An ``IterationEvent`` for each row, with the five most likely labels."""
     classes = model.config.classes

@@ -10,7 +10,7 @@ from starlette.types import Receive, Scope, Send
 from app.engine_client.errors import EngineError
 from app.engine_client.messages import Iteration, Result, ServedVersion
 from app.http.errors import engine_error
-from app.inference.response import iteration_events, predict_response
+from app.inference.response import engine_timings, iteration_events, predict_response
 from app.inference.run import Events
 
 EVENT_STREAM = "text/event-stream"
@@ -39,7 +39,7 @@ async def _events(
         while isinstance(event, Iteration):
             yield b"".join(_encode("iteration", row) for row in iteration_events(model, event))
             event = await anext(rest)
-        yield _encode("answer", predict_response(model, event))
+        yield _encode("answer", predict_response(model, event) | {"timings": engine_timings(event)})
     except EngineError as error:
         yield _encode("error", {"error": engine_error(error).detail})
 

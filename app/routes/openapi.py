@@ -20,6 +20,7 @@ from app.http.store_reads import read_store
 from app.routes import examples
 from app.schemas.native import Error, IterationEvent, PredictRequest, StreamParameters
 from app.schemas.open_inference import InferRequest
+from jfb.store import CARD
 
 MEANINGS = {
     400: "Not JSON, or no model named and no default model; under /v2 also what is 422 elsewhere.",
@@ -44,6 +45,7 @@ PATH_PARAMETERS: dict[str, Any] = {
             "anyOf": [{"type": "integer", "minimum": 1}, {"type": "string", "pattern": "^[A-Za-z][A-Za-z0-9._-]{0,127}$"}]
         },
     },
+    "file": {"description": "Name of the file; see GET /models/{name}/versions/{version}.", "schema": {"type": "string"}},
 }
 TEXT_PARAMETERS: dict[str, Any] = msgspec.json.schema_components([StreamParameters])[1]["StreamParameters"]["properties"]
 """The parameters of a prediction where they are text: in a query or a form, neither of which has nulls."""
@@ -89,7 +91,9 @@ def install(app: FastAPI, state: AppState) -> None:
     """Have ``/openapi.json`` show examples for the models that are served at the moment."""
 
     def describe() -> dict[str, Any]:
-        description = get_openapi(title=app.title, version=package_version(), summary=app.summary, routes=app.routes)
+        description = get_openapi(
+            title=app.title, version=package_version(), summary=app.summary, description=app.description, routes=app.routes
+        )
         schemas = description["components"]["schemas"]
         schemas |= msgspec.json.schema_components([PredictRequest, InferRequest], ref_template="#/components/schemas/{name}")[1]
         schemas["PredictForm"] = PREDICT_FORM
@@ -147,7 +151,7 @@ def _predict_requests(whole: dict[str, Any]) -> dict[str, Any]:
 def _add_examples(path: str, operation: dict[str, Any], model: ServedVersion, model_store: Path) -> None:
     for parameter in operation["parameters"]:
         if parameter["in"] == "path":
-            parameter["example"] = {"name": model.model, "version": model.version}[parameter["name"]]
+            parameter["example"] = {"name": model.model, "version": model.version, "file": CARD}[parameter["name"]]
     if path.endswith("/predict"):
         bodies = examples.predict_examples(model, model_store)
     elif path.endswith("/infer"):

@@ -113,12 +113,21 @@ class Prediction(Model):
     stability: Stability | MISSING = Field(MISSING, description="Only with stop: label.")
 
 
+class EngineTimings(Model):
+    """The time that a request spent in the engine, in milliseconds."""
+
+    queue_ms: NonNegative = Field(description="Until its first row had a slot.")
+    compute_ms: NonNegative = Field(description="From then until its last row was read out.")
+    total_ms: NonNegative = Field(description="Both together.")
+
+
 class PredictResponse(Model):
     """One prediction per row, in the order of the request."""
 
     model: str = Field(description="Name of the model that answered.")
     version: int = Field(description="Its version.")
     predictions: list[Prediction] = Field(description="One per row.")
+    timings: EngineTimings | MISSING = Field(MISSING, description="Only in the answer of a stream.")
 
 
 class LabelProbability(Model):
@@ -165,10 +174,10 @@ class LabelStopDescription(Model):
 
 
 class ModelDescription(Model):
-    """A served model: its highest version, and the numbers of the others."""
+    """One version of a served model, the highest unless another one is named, and the numbers of the others."""
 
     name: str = Field(description="Name of the model, as in paths.")
-    version: int = Field(description="The version described, which answers requests that name none.")
+    version: int = Field(description="The version described; the highest answers requests that name none.")
     versions: list[int] = Field(description="All that are served, ascending.")
     aliases: dict[str, int] = Field(description="Versions by their aliases, which paths may name in place of numbers.")
     default: bool = Field(description="Whether this is the model of /predict.")
@@ -183,6 +192,7 @@ class ModelDescription(Model):
     solvers: list[str] = Field(description="Those that a request may name.")
     label_stop: LabelStopDescription | None = Field(description="Null if requests may not use stop: label.")
     metrics: dict[str, Any] | None = Field(description="metrics.json, as training wrote it.")
+    files: dict[str, int] = Field(description="Files of the version that can be read, each with its size in bytes.")
     refused: dict[str, str] = Field(description="Versions that could not be loaded, each with the reason.")
 
 

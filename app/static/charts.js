@@ -13,8 +13,7 @@ export function drawResiduals(svg, residuals, tolerance) {
   for (let power = lowest; power <= highest; power += every) {
     add(svg, "line", { class: "grid", x1: MARGIN.left, x2: width - MARGIN.right, y1: y(power), y2: y(power) });
     const label = add(svg, "text", { class: "tick", x: MARGIN.left - 7, y: y(power) + 4, "text-anchor": "end" });
-    label.append("10");
-    add(label, "tspan", { dy: -4, class: "power" }).textContent = String(power).replace("-", "−");
+    label.textContent = power === 0 ? "1" : `1e${power}`;
   }
   const at = y(Math.log10(tolerance));
   add(svg, "line", { class: "tolerance", x1: MARGIN.left, x2: width - MARGIN.right, y1: at, y2: at });
@@ -116,14 +115,14 @@ function niceStep(least) {
   return power * ([1, 2, 5, 10].find((factor) => factor * power >= least) ?? 10);
 }
 
-function empty(svg) {
+export function empty(svg) {
   const { width, height } = svg.getBoundingClientRect();
   svg.setAttribute("viewBox", `0 0 ${width} ${height}`);
   svg.replaceChildren();
   return { width, height };
 }
 
-function add(parent, name, attributes) {
+export function add(parent, name, attributes) {
   const element = document.createElementNS("http://www.w3.org/2000/svg", name);
   for (const [key, value] of Object.entries(attributes)) element.setAttribute(key, value);
   parent.append(element);

@@ -1,18 +1,27 @@
 // The playground: sends the input while it is drawn, and shows the answer as it converges.
 
+import { confidence, ended, isFlat, settledAt } from "./answer.js";
+import { csv, filesOf, runBatch } from "./batch.js";
 import { drawCosts, drawProbabilities, drawResiduals } from "./charts.js";
+import { copy } from "./clipboard.js";
+import { $, element } from "./dom.js";
+import { saveAs } from "./download.js";
+import { milliseconds, percent, shortNumber } from "./format.js";
 import { clearHeat, drawHeat, magnitudes } from "./heat.js";
+import { linkTo, nested, readLink } from "./link.js";
 import { generate, inputOf, landmarks, MazeEditor, MIN_SIZE, reachableExits, read } from "./maze.js";
 import { Pad, picture } from "./pad.js";
 import { get, hasKey, predict, ServerError, useKey } from "./server.js";
+import { checkServer } from "./server_state.js";
+import { snippets } from "./snippets.js";
 
 const DEBOUNCE = 70; // milliseconds
 const MAX_COSTS = 50;
 const TOP = 5;
+const LEAST_SHARE = 0.01; // largest probability of a label that has a curve
 const REPLAY = 2500; // milliseconds
 const RETRY = 2; // seconds, without a Retry-After of the server
 
-const $ = (id) => document.getElementById(id);
 const pad = new Pad($("pad"));
 const mazes = new MazeEditor($("maze"));
 const costs = [];
@@ -32,21 +41,29 @@ let frame = 0;
 
 const tolerance = () => Number((10 ** Number($("tolerance").value)).toPrecision(2));
 const cap = () => Math.min(model.max_iterations_limit, Math.round(10 ** Number($("cap").value)));
+const settings = () => ({
+  tolerance: tolerance(),
+  max_iterations: cap(),
+  solver: $("solver").value,
+  stop: $("stop").checked ? "label" : "tolerance",
+});
 
 function input() {
   if (kind === "maze") return inputOf(mazes.maze);
   if (kind === "image") return pad.isEmpty ? null : pad.input();
   if (!$("numbers").value.trim()) return null;
   const numbers = $("numbers").value.split(/[\s,;[\]]+/).filter(Boolean).map(Number);
+  const found = nested(numbers, model.input.shape);
+  if (found) return found;
   const size = model.input.shape.reduce((a, b) => a * b, 1);
-  if (numbers.length !== size || numbers.some((one) => !Number.isFinite(one)))
-    throw new ServerError(422, `The input must be ${size} numbers (got ${numbers.length}).`);
-  const nest = (flat, [, ...inner]) => {
-    if (!inner.length) return flat;
-    const each = inner.reduce((a, b) => a * b, 1);
-    return Array.from({ length: flat.length / each }, (_, k) => nest(flat.slice(k * each, (k + 1) * each), inner));
-  };
-  return nest(numbers, model.input.shape);
+  throw new ServerError(422, `The input must be ${size} numbers (got ${numbers.length}).`);
+}
+
+// The answer to the old input is no answer to the new one.
+function inputChanged() {
+  inFlight?.abort();
+  forget();
+  predictSoon();
 }
 
 function predictSoon() {
@@ -65,17 +82,10 @@ async function send() {
     if (kind === "image") showSeen(one);
     const started = performance.now();
     const marks = kind === "maze" ? landmarks(mazes.maze) : [];
-    const wanted = { tolerance: tolerance(), cap: cap(), solver: $("solver").value, marks };
-    let received = null; // until the first event, the last answer stays visible
-    const body = {
-      inputs: [one],
-      tolerance: wanted.tolerance,
-      max_iterations: wanted.cap,
-      solver: wanted.solver,
-      stop: $("stop").checked ? "label" : "tolerance",
-      trace: "state",
-    };
-    const whole = await predict(model.name, body, mine.signal, (event) => {
+    const body = { inputs: [one], ...settings() };
+    const wanted = { ...body, marks };
+    let received = null; // until the first event, the answer for the same input and other settings stays visible
+    const whole = await predict(model.name, { ...body, trace: "state" }, mine.signal, (event) => {
       if (received === null) [received, events, sent, answer] = [[], [], wanted, null];
       received.push({ ...event, state: event.state ? magnitudes(event.state) : null });
       events = received;
@@ -83,7 +93,7 @@ async function send() {
     });
     if (mine.signal.aborted) return;
     sent = wanted;
-    answer = { ...whole.predictions[0], milliseconds: performance.now() - started };
+    answer = { ...whole.predictions[0], ...whole.timings, round_trip_ms: performance.now() - started };
     countCost();
     showError(null);
     draw();
@@ -95,8 +105,10 @@ async function send() {
 }
 
 function forget() {
+  stopReplay();
   [events, answer, sent] = [[], null, null];
   $("said").textContent = "";
+  $("error").hidden = true;
   $("seen").getContext("2d").clearRect(0, 0, $("seen").width, $("seen").height);
   draw();
 }
@@ -118,22 +130,53 @@ function draw(count = events.length) {
   // The labels that are most likely at the end have the colours, so that no colour changes on the way.
   const ranked = (events.findLast((event) => event.top.length)?.top ?? []).slice(0, TOP);
   const probability = (event, index) => event.top.find((one) => one.index === index)?.probability ?? null;
-  const best = last?.top[0];
-  $("label").textContent = best?.label ?? (last ? "?" : "–");
-  $("label").classList.toggle("long", model?.classes.some((name) => name.length > 3));
+  const sure = isWhole ? confidence(answer, model.classes) : { level: "", text: "" };
+  $("reading").hidden = !$("error").hidden;
+  $("label").textContent = last?.top[0]?.label ?? (last ? "?" : "–");
+  $("label").className = `label ${sure.level} ${model?.classes.some((name) => name.length > 3) ? "long" : ""}`;
   $("iterations").textContent = last ? last.iteration.toLocaleString("en") : "–";
   $("residual").textContent = last ? shortNumber(last.residual) : "–";
-  $("time").textContent = isWhole ? `${answer.milliseconds.toFixed(answer.milliseconds < 10 ? 1 : 0)} ms` : "–";
-  $("end").textContent = isWhole ? ended(answer) : last ? "Iterating…" : "Draw, or choose a sample";
+  $("round-trip").textContent = isWhole ? milliseconds(answer.round_trip_ms) : "–";
+  $("engine-time").textContent = isWhole ? milliseconds(answer.total_ms) : "–";
+  const parts = isWhole ? `${milliseconds(answer.queue_ms)} queue + ${milliseconds(answer.compute_ms)} compute` : "";
+  $("engine-parts").textContent = parts;
+  $("confidence").textContent = sure.text;
+  $("confidence").className = `confidence ${sure.level}`;
+  $("end").textContent = isWhole ? ended(answer) : last ? "Iterating…" : isEmpty() ? "Draw, or choose a sample" : "Waiting for the answer…";
   $("end").className = `end ${isWhole ? answer.status : ""}`;
   $("replay").disabled = events.length < 2 || answer === null;
+  for (const button of $("copies").querySelectorAll("button")) button.disabled = answer === null;
   const bars = ranked.map((one, rank) => bar(one.label, rank, last ? (probability(last, one.index) ?? 0) : 0));
   $("bars").replaceChildren(...bars);
-  $("legend").replaceChildren(...ranked.map((one, rank) => element("span", `key rank${rank}`, one.label)));
-  drawResiduals($("residuals"), shown.map((event) => event.residual), sent?.tolerance ?? tolerance());
-  const series = ranked.map((one) => shown.map((event) => probability(event, one.index)));
-  drawProbabilities($("probabilities"), series, shown.length);
+  $("bars").style.setProperty("--rows", Math.min(TOP, model?.classes.length ?? TOP));
+  drawCurves(shown, ranked, probability);
   drawState(shown.findLast((event) => event.state) ?? null);
+}
+
+const isEmpty = () => model === null || (kind === "image" ? pad.isEmpty : kind === "vector" && !$("numbers").value.trim());
+
+// Curves with nothing to show are a sentence.
+function drawCurves(shown, ranked, probability) {
+  const seriesOf = (of) => ranked.map((one) => of.map((event) => probability(event, one.index)));
+  const flat = answer !== null && ranked.length > 0 && isFlat(seriesOf(events));
+  const single = answer !== null && events.length === 1;
+  const wanted = sent?.tolerance ?? tolerance();
+  $("residuals").toggleAttribute("hidden", single);
+  $("probabilities").toggleAttribute("hidden", flat);
+  [$("one-residual").hidden, $("settled").hidden] = [!single, !flat];
+  if (single) $("one-residual").textContent = `After one iteration: ${shortNumber(events[0].residual)}, tolerance ${shortNumber(wanted)}.`;
+  else drawResiduals($("residuals"), shown.map((event) => event.residual), wanted);
+  $("legend").replaceChildren();
+  if (flat) {
+    const { label, probability: share } = ranked[0];
+    $("settled").textContent = `Label settled at iteration ${settledAt(events)}: ${label}, ${percent(share)} from then on.`;
+    return;
+  }
+  const largest = (values) => Math.max(...values.map((one) => one ?? 0));
+  const useful = seriesOf(events).map((values, rank) => rank === 0 || largest(values) >= LEAST_SHARE);
+  const keys = ranked.map((one, rank) => useful[rank] && element("span", `key rank${rank}`, one.label)).filter(Boolean);
+  $("legend").replaceChildren(...keys);
+  drawProbabilities($("probabilities"), seriesOf(shown).map((values, rank) => (useful[rank] ? values : [])), shown.length);
 }
 
 // event: the last one with a state, or null.
@@ -153,38 +196,19 @@ function bar(label, rank, probability) {
   const fill = element("span", "fill");
   fill.style.width = `${100 * probability}%`;
   track.append(fill);
-  item.append(element("span", "name", label), track, element("span", "share", `${(100 * probability).toFixed(1)}%`));
+  item.append(element("span", "name", label), track, element("span", "share", percent(probability, 1)));
   return item;
-}
-
-function ended({ status, stability }) {
-  const words = {
-    converged: "Converged: the last change is below the tolerance",
-    label_stable: `Label settled: ${lead(stability)}`,
-    max_iterations: "Stopped at the maximum number of iterations, above the tolerance",
-    deadline: "Stopped at the deadline",
-    diverged: "Diverged: the numbers are no longer finite",
-  };
-  return words[status];
-}
-
-// stability: null or undefined unless the request stopped by its label.
-function lead(stability) {
-  if (!stability) return "";
-  const { margin, bound, kind } = stability;
-  const [ahead, left] = [margin, bound].map((one) => (one === null ? "any amount" : shortNumber(one)));
-  return `it leads by ${ahead} and can lose at most ${left}${kind === "estimate" ? " (estimate)" : ""}`;
 }
 
 function say() {
   const count = `${answer.iterations} iteration${answer.iterations === 1 ? "" : "s"}`;
   const share = answer.probabilities ? ` with ${Math.round(100 * answer.probabilities[answer.index])} percent` : "";
-  $("said").textContent = `${answer.label ?? "No label"}${share}, after ${count}. ${ended(answer)}.`;
+  $("said").textContent = `${answer.label ?? "No label"}${share}, after ${count}. ${ended(answer)}. ${confidence(answer, model.classes).text}.`;
 }
 
 function countCost() {
-  const { iterations, status, label, milliseconds } = answer;
-  const took = `${iterations} iterations, ${milliseconds.toFixed(1)} ms`;
+  const { iterations, status, label } = answer;
+  const took = `${iterations} iterations, ${milliseconds(answer.round_trip_ms)}`;
   const text = `${label ?? "no label"}: ${took}, tolerance ${shortNumber(sent.tolerance)}, ${sent.solver}`;
   costs.push({ iterations, status, text });
   costs.splice(0, costs.length - MAX_COSTS);
@@ -202,13 +226,16 @@ function showSeen(one) {
   seen.getContext("2d").drawImage(small, 0, 0);
 }
 
-// error: null clears the message; again: called for a retry.
+// error: takes the place of the answer; null clears it. again: called for a retry.
 function showError(error, again) {
   clearTimeout(retry);
+  if (error && !(error instanceof ServerError)) throw error;
+  if (error) forget();
   $("error").hidden = error === null;
+  $("reading").hidden = error !== null;
   $("key-form").hidden = error?.status !== 401;
   if (error === null) return;
-  if (!(error instanceof ServerError)) throw error;
+  if (error.status === 0) checkServer();
   const wait = error.retryAfter || RETRY;
   const soon = ` Retrying in ${wait} s.`;
   const texts = {
@@ -251,8 +278,12 @@ async function start() {
     $("model").replaceChildren(...models.map((one) => new Option(one.name, one.name)));
     $("model").disabled = models.length < 2;
     if (models.length) {
-      $("model").value = chosen ?? (models.find((one) => one.input.kind === "image") ?? models[0]).name;
+      const link = readLink();
+      const first = chosen ?? (models.find((one) => one.input.kind === "image") ?? models[0]).name;
+      $("model").value = models.some((one) => one.name === link.model) ? link.model : first;
       await choose();
+      if (model.name === link.model) restore(link);
+      else if (link.model) showError(new ServerError(404, `The server has no model ${link.model}.`));
     }
   } catch (error) {
     showError(error, start);
@@ -271,6 +302,9 @@ async function choose() {
   $("picture-input").hidden = kind !== "image";
   $("maze-input").hidden = kind !== "maze";
   $("number-input").hidden = kind !== "vector";
+  $("batch").hidden = model.input.kind !== "image";
+  $("about").href = `models/${encodeURIComponent(model.name)}`;
+  $("about").hidden = false;
   $("heat-by").value = kind === "maze" ? "change" : "magnitude"; // the maze itself makes most of the magnitude
   $("number-hint").textContent = `${model.input.shape.join(" × ")} numbers`;
   $("numbers").value = "";
@@ -289,7 +323,19 @@ async function choose() {
   if (kind === "image") pad.prepare(model.input, samples.map((one) => one.input));
   if (kind === "maze") prepareSizes();
   forget();
-  if (samples.length) useSample(samples[0]);
+  if (samples.length) useInput(samples[0].input);
+}
+
+// link: what readLink() found; what does not fit the model is left as it is.
+function restore(link) {
+  if (link.tolerance > 0) $("tolerance").value = Math.log10(link.tolerance);
+  if (link.max_iterations > 0) $("cap").value = Math.log10(link.max_iterations);
+  if (model.solvers.includes(link.solver)) $("solver").value = link.solver;
+  $("stop").checked = link.stop === "label" && model.label_stop !== null;
+  showKnobs();
+  const input = link.input && nested(link.input, model.input.shape);
+  if (input) useInput(input);
+  else predictSoon();
 }
 
 function prepareSizes() {
@@ -320,15 +366,18 @@ function sampleButton(sample) {
   button.title = sample.label;
   if (model.input.kind === "image") button.append(picture(sample.input, model.input));
   else button.textContent = sample.label;
-  button.addEventListener("click", () => useSample(sample));
+  button.addEventListener("click", () => useInput(sample.input));
   return button;
 }
 
-function useSample(sample) {
-  if (kind === "maze") return (mazes.maze = read(sample.input));
-  if (kind === "image") return pad.showSample(sample.input);
-  $("numbers").value = sample.input.flat(Infinity).join(", ");
-  predictSoon();
+function useInput(input) {
+  const maze = kind === "maze" && read(input);
+  if (maze) mazes.maze = maze;
+  else if (kind === "image") pad.showSample(input);
+  else if (kind === "vector") {
+    $("numbers").value = input.flat(Infinity).join(", ");
+    inputChanged();
+  }
 }
 
 function showKnobs() {
@@ -341,6 +390,17 @@ function showKnobs() {
   $("cap").setAttribute("aria-valuetext", cap());
 }
 
+// One image goes onto the pad; several are a batch.
+function useFiles(files) {
+  if (files.length === 1 && kind === "image" && !files[0].path) open(files[0]);
+  else if (files.length) batch(files);
+}
+
+function batch(files) {
+  $("batch").scrollIntoView({ block: "nearest" });
+  runBatch(model, settings(), files);
+}
+
 async function open(file) {
   try {
     await pad.showPicture(file);
@@ -349,30 +409,15 @@ async function open(file) {
   }
 }
 
-function shortNumber(value) {
-  if (value === null) return "not finite";
-  if (value >= 0.01 && value < 1000) return String(Number(value.toPrecision(2)));
-  const [digits, power] = value.toExponential(1).split("e");
-  const raised = [...String(Number(power))].map((one) => "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"["-0123456789".indexOf(one)]).join("");
-  return value === 0 ? "0" : `${Number(digits)}·10${raised}`;
-}
-
-function element(name, className, text = "") {
-  const made = document.createElement(name);
-  made.className = className;
-  made.textContent = text;
-  return made;
-}
-
 // -- events -----------------------------------------------------------------------------------------------------------
 
 pad.addEventListener("change", () => {
   $("hint").hidden = !pad.isEmpty;
-  if (model) predictSoon();
+  if (model) inputChanged();
 });
 mazes.addEventListener("change", () => {
   showMazeAnswer();
-  predictSoon();
+  inputChanged();
 });
 $("new-maze").addEventListener("click", newMaze);
 for (const choice of [$("maze-size"), $("maze-difficulty")]) choice.addEventListener("input", newMaze);
@@ -380,12 +425,23 @@ $("heat-by").addEventListener("input", () => draw());
 $("clear").addEventListener("click", () => pad.clear());
 $("invert").addEventListener("click", () => pad.invert());
 $("replay").addEventListener("click", replay);
-$("file").addEventListener("change", (event) => {
-  if (event.target.files[0]) open(event.target.files[0]);
-  event.target.value = "";
-});
+for (const chooser of [$("file"), $("images"), $("folder")])
+  chooser.addEventListener("change", (event) => {
+    const files = [...event.target.files];
+    event.target.value = "";
+    if (event.target === $("file")) useFiles(files);
+    else batch(files);
+  });
+$("batch-csv").addEventListener("click", () => saveAs(`${model.name}.csv`, new Blob([csv()], { type: "text/csv" })));
+for (const button of $("copies").querySelectorAll("button"))
+  button.addEventListener("click", async () => {
+    const { marks, ...body } = sent;
+    const { format } = button.dataset;
+    await copy(format === "link" ? linkTo(model.name, body) : snippets[format](model.name, body));
+    $("copied").textContent = `· ${button.textContent} copied`;
+  });
 $("model").addEventListener("change", choose);
-$("numbers").addEventListener("input", predictSoon);
+$("numbers").addEventListener("input", inputChanged);
 for (const knob of [$("tolerance"), $("cap"), $("solver"), $("stop")])
   knob.addEventListener("input", () => {
     if (!model) return;
@@ -400,11 +456,10 @@ $("key-form").addEventListener("submit", (event) => {
   else start();
 });
 for (const name of ["dragover", "dragleave", "drop"])
-  document.addEventListener(name, (event) => {
+  document.addEventListener(name, async (event) => {
     event.preventDefault();
     $("drop").classList.toggle("over", name === "dragover");
-    const file = name === "drop" && event.dataTransfer.files[0];
-    if (file && kind === "image") open(file);
+    if (name === "drop" && model?.input.kind === "image") useFiles(await filesOf(event.dataTransfer));
   });
 new ResizeObserver(() => {
   draw();

@@ -1,5 +1,7 @@
 // The client of the server: every failure is a ServerError with a status, 0 if the server does not answer.
 
+export const ROOT = new URL("..", import.meta.url); // of the server, whatever the page and the proxy's prefix
+
 const KEY = "key";
 const UNREACHABLE = "The server cannot be reached.";
 
@@ -19,7 +21,7 @@ export async function request(path, options = {}) {
   if (hasKey()) headers.authorization = `Bearer ${encodeURI(sessionStorage.getItem(KEY))}`; // headers hold ASCII only
   let response;
   try {
-    response = await fetch(path, { ...options, headers });
+    response = await fetch(new URL(path, ROOT), { ...options, headers });
   } catch (error) {
     throw error.name === "AbortError" ? error : new ServerError(0, UNREACHABLE);
   }

@@ -57,6 +57,7 @@ def make_store(store: Path) -> Path:
         with new_version(store, "digits") as folder:
             checkpoint.save(folder, DIGITS, network)
             (folder / "metrics.json").write_text(json.dumps({"accuracy": 0.1 * seed}))
+            (folder / "README.md").write_text("# digits\n")
     (store / "digits" / "3").mkdir()
     (store / "digits" / "3" / "config.json").write_text('{"format_version": 99}')
 

@@ -10,6 +10,7 @@ from app.http.auth import AccessRoute, admin, anyone, user
 from app.http.fast_route import FastRoute
 from app.main import create_app, create_metrics_app, include
 from app.routes.open_inference import NOT_OFFERED
+from app.routes.pages import PageRoute
 from app.settings import Settings
 from app.supervisor.supervisor import RunFolder
 
@@ -25,6 +26,9 @@ ACCESS = {
     "POST /models/{name}/versions/{version}/predict": user,
     "GET /models": user,
     "GET /models/{name}": user,
+    "GET /models/{name} as a page": anyone,
+    "GET /models/{name}/versions/{version}": user,
+    "GET /models/{name}/versions/{version}/files/{file}": user,
     "GET /models/{name}/samples": user,
     "GET /v2": user,
     "GET /v2/": user,
@@ -64,7 +68,13 @@ def app(tmp_path_factory: pytest.TempPathFactory) -> FastAPI:
 
 def test_every_route_requires_the_expected_key(app: FastAPI) -> None:
     ours = [route for route in routes(app) if isinstance(route, AccessRoute)]
-    assert {f"{method} {route.path}": route.access for route in ours for method in route.methods} == ACCESS
+    found = [
+        (f"{method} {route.path}{' as a page' * isinstance(route, PageRoute)}", route)
+        for route in ours
+        for method in route.methods
+    ]
+    assert len(found) == len(ACCESS)
+    assert {name: route.access for name, route in found} == ACCESS
     others = {route.path for route in routes(app) if not isinstance(route, AccessRoute)}
     assert others <= OPEN_PATHS
 

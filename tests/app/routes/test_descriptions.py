@@ -1,6 +1,7 @@
 """What the server says of itself: models, metrics, OpenAPI, the log."""
 
 import json
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from tests.app.running import RunningServer, wait_until
+from tests.app.running import RunningServer, rejected, wait_until
 
 
 def test_a_model_is_described(client: httpx.Client) -> None:
@@ -36,11 +37,43 @@ def test_a_model_is_described(client: httpx.Client) -> None:
             "iterations": None,
         },
         "metrics": {"accuracy": 0.2},
+        "files": {"README.md": 9},
         "refused": client.get("/models/digits").json()["refused"],
     }
     assert "format_version" in client.get("/models/digits").json()["refused"]["3"]
     slow = client.get("/models/slow").json()
     assert (slow["input"]["low"], slow["metrics"], slow["refused"], slow["default"]) == (None, None, {}, False)
+
+
+def test_each_version_is_described_and_has_its_files(client: httpx.Client, store: Path) -> None:
+    link = store / "digits" / "1" / "curves.png"
+    link.symlink_to(store / "digits" / "2" / "config.json")  # it could lead anywhere
+    try:
+        first = client.get("/models/digits/versions/1").json()
+        assert (first["version"], first["metrics"], first["files"]) == (1, {"accuracy": 0.1}, {"README.md": 9})
+        card = client.get("/models/digits/versions/1/files/README.md")
+        assert (card.text, card.headers["content-type"]) == ("# digits\n", "text/markdown; charset=utf-8")
+        assert card.headers["x-content-type-options"] == "nosniff"
+        for file in ("curves.png", "model.safetensors", "config.json", "nothing", "..%2f2%2fconfig.json"):
+            answer = client.get(f"/models/digits/versions/1/files/{file}")
+            assert answer.status_code == 404
+            assert "safetensors" not in answer.text.partition("available")[2]
+        rejected(client.get("/models/digits/versions/1/files/history.csv"), 404, "no file 'history.csv' (available: README.md)")
+        rejected(client.get("/models/digits/versions/9/files/README.md"), 404, "model digits has no version 9")
+        rejected(client.get("/models/digits/versions/x"), 422, "version: must be a positive integer")
+    finally:
+        link.unlink()
+
+
+def test_browsers_get_a_page_of_a_model_and_programs_its_description(client: httpx.Client) -> None:
+    browser = "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8"
+    page = client.get("/models/digits", headers={"accept": browser})
+    assert page.headers["content-type"].startswith("text/html")
+    assert "default-src 'self'" in page.headers["content-security-policy"]
+    for accept in ("*/*", "application/json", "application/json, text/html;q=0.5", ""):
+        description = client.get("/models/digits", headers={"accept": accept})
+        assert description.json()["name"] == "digits"
+        assert description.headers["vary"] == page.headers["vary"] == "accept"
 
 
 def test_the_list_has_every_model_and_what_was_rejected(client: httpx.Client, strict_server: RunningServer) -> None:
@@ -154,4 +187,4 @@ def test_answers_have_exactly_the_fields_that_the_description_gives_them(
         ("Error", client.get("/models/none").json()),
     ):
         assert set(schemas[name]["required"]) == set(content)
-        assert set(schemas[name]["properties"]) - {"stability"} == set(content)  # which only answers to "stop": "label" have
+        assert set(schemas[name]["properties"]) - {"stability", "timings"} == set(content)  # which other requests get
