@@ -19,7 +19,7 @@ export function drawResiduals(svg, residuals, tolerance) {
   add(svg, "line", { class: "tolerance", x1: MARGIN.left, x2: width - MARGIN.right, y1: at, y2: at });
   const label = add(svg, "text", { class: "tolerance-label", x: MARGIN.left + 6, y: at - 5 });
   label.textContent = "tolerance";
-  curve(svg, residuals.map((one) => (one > 0 ? Math.log10(one) : null)), x, y, "rank0");
+  curve(svg, residuals.map((one) => (one > 0 ? Math.log10(one) : one === 0 ? lowest : null)), x, y, "rank0");
   frame();
 }
 

@@ -1,76 +1,69 @@
 // The engine page: reads /metrics twice a second and shows the differences.
 
 import { drawFlow, drawTrace } from "./charts.js";
-import { request } from "./server.js";
+import { $, element } from "./dom.js";
+import { compact, milliseconds } from "./format.js";
+import { predictions, readMetrics } from "./metrics.js";
+import { checkServer } from "./server_state.js";
 
 const EVERY = 500; // milliseconds
-const HISTORY = 120; // intervals shown
+const HISTORY = 120; // intervals shown, and that requests are counted over
 const MAX_SQUARES = 256;
+const ENGINE = "jfb_engine_";
 
-const $ = (id) => document.getElementById(id);
-const traces = { iterations: [], batch: [], converged: [], cost: [] };
+const traces = { requests: [], iterations: [], batch: [], cost: [] };
 const flow = [];
-let before = null;
-
-// Samples of the Prometheus text format: { name, labels, value }.
-function parse(text) {
-  const samples = [];
-  for (const line of text.split("\n")) {
-    const match = /^([a-z_]+)(?:\{(.*)\})? (\S+)$/.exec(line);
-    if (!match) continue;
-    const labels = Object.fromEntries([...(match[2] ?? "").matchAll(/(\w+)="((?:[^"\\]|\\.)*)"/g)].map(([, name, value]) => [name, value]));
-    samples.push({ name: match[1], labels, value: Number(match[3]) });
-  }
-  return samples;
-}
+let readings = []; // of the last minute, the oldest first
 
 async function read() {
-  const samples = parse(await (await request("metrics", { cache: "no-store" })).text());
-  const at = performance.now() / 1000;
-  const of = (name, status) => samples.filter((one) => one.name === name && (!status || one.labels.status === status));
-  const sum = (name, status) => of(name, status).reduce((total, one) => total + one.value, 0);
+  const reading = await readMetrics();
+  const { of, sum } = reading;
   return {
-    at,
-    of,
-    ready: of("jfb_engine_ready").every((engine) => engine.value === 1),
-    active: sum("jfb_engine_active_rows"),
-    waiting: sum("jfb_engine_waiting_rows"),
-    slots: sum("jfb_engine_slots"),
-    ticks: sum("jfb_engine_ticks_total"),
-    steps: sum("jfb_engine_step_evaluations_total"),
-    iterations: sum("jfb_engine_iterations_total"),
-    ended: sum("jfb_engine_rows_ended_total"),
-    converged: sum("jfb_rows_total", "converged"),
+    ...reading,
+    ready: of(`${ENGINE}ready`).every((engine) => engine.value === 1),
+    active: sum(`${ENGINE}active_rows`),
+    waiting: sum(`${ENGINE}waiting_rows`),
+    slots: sum(`${ENGINE}slots`),
+    ticks: sum(`${ENGINE}ticks_total`),
+    steps: sum(`${ENGINE}step_evaluations_total`),
+    iterations: sum(`${ENGINE}iterations_total`),
+    ended: sum(`${ENGINE}rows_ended_total`),
   };
 }
 
 function show(now) {
-  const compact = new Intl.NumberFormat("en", { notation: "compact", maximumFractionDigits: 1 });
-  $("waiting").textContent = now.waiting;
-  $("active").textContent = now.active;
-  $("rows-text").textContent = `${now.active} of ${now.slots} slots, ${now.waiting} waiting`;
-  squares($("active-rows"), now.slots, (k) => (k < now.active ? "active" : ""));
-  squares($("waiting-rows"), Math.max(1, now.waiting), (k) => (k < now.waiting ? "waiting" : ""));
-  const served = new Map(now.of("jfb_engine_slots").map(({ labels }) => [`${labels.model}/${labels.version}`, labels]));
-  $("models").replaceChildren(...[...served.values()].map((labels) => modelRow(now, labels, compact)));
+  const before = readings.at(-1);
   // A restarted engine counts from 0 again.
-  if (before !== null && now.ticks >= before.ticks && now.ended >= before.ended) {
-    const seconds = now.at - before.at;
-    const [ticks, ended] = [now.ticks - before.ticks, now.ended - before.ended];
-    const values = {
-      iterations: (now.steps - before.steps) / seconds,
-      batch: ticks ? (now.steps - before.steps) / ticks : 0,
-      converged: Math.max(0, now.converged - before.converged) / seconds,
-      cost: ended ? (now.iterations - before.iterations) / ended : 0,
-    };
-    for (const [name, value] of Object.entries(values)) {
-      $(name).textContent = compact.format(value);
-      remember(traces[name], value);
-    }
-    remember(flow, { entered: Math.max(0, ended + now.active - before.active), left: ended });
-  }
-  before = now;
+  if (before && (now.ticks < before.ticks || now.ended < before.ended)) readings = [];
+  readings.push(now);
+  readings.splice(0, readings.length - HISTORY);
+  const served = [...new Map(now.of(`${ENGINE}slots`).map(({ labels }) => [`${labels.model}/${labels.version}`, labels])).values()];
+  const names = [...new Set(served.map(({ model }) => model))];
+  const minute = new Map(names.map((name) => [name, predictions(name, readings[0], now)]));
+  if (readings.length > 1) showInterval(before, now, names);
+  $("rows-text").textContent = `${now.active} of ${now.slots} slots active, ${now.waiting} waiting`;
+  $("requests-rows").replaceChildren(...names.map((name) => requestsRow(name, minute.get(name), now)));
+  $("models").replaceChildren(...served.map((labels) => versionRow(now, labels)));
+  showLanes(now, served);
+  const isIdle = readings.length > 1 && now.active + now.waiting === 0 && [...minute.values()].every(({ count }) => count === 0);
+  $("idle").hidden = !isIdle;
   draw();
+}
+
+function showInterval(before, now, names) {
+  const seconds = now.at - before.at;
+  const [ticks, ended, steps] = ["ticks", "ended", "steps"].map((name) => now[name] - before[name]);
+  const values = {
+    requests: names.reduce((total, name) => total + predictions(name, before, now).rate, 0),
+    iterations: steps / seconds,
+    batch: ticks ? steps / ticks : 0,
+    cost: ended ? (now.iterations - before.iterations) / ended : 0,
+  };
+  for (const [name, value] of Object.entries(values)) {
+    $(name).textContent = compact(value);
+    remember(traces[name], value);
+  }
+  remember(flow, { entered: Math.max(0, ended + now.active - before.active), left: ended });
 }
 
 function draw() {
@@ -78,25 +71,54 @@ function draw() {
   drawFlow($("flow"), flow, HISTORY);
 }
 
+function row(cells) {
+  const made = element("tr");
+  made.append(...cells.map((cell) => (cell instanceof Node ? cell : element("td", "", cell))));
+  return made;
+}
+
+function modelCell(name) {
+  const cell = element("td");
+  cell.append(Object.assign(element("a", "", name), { href: `models/${encodeURIComponent(name)}` }));
+  return cell;
+}
+
+function requestsRow(name, { rate, p50, p99, busy, errors }, now) {
+  const times = [p50, p99].map((seconds) => (seconds === null ? "–" : milliseconds(1000 * seconds)));
+  const counts = [busy, errors].map((count) => element("td", count ? "bad" : "", compact(count)));
+  return row([modelCell(name), compact(rate), ...times, ...counts, now.sum(`${ENGINE}waiting_rows`, { model: name })]);
+}
+
 // One version, summed over the engines.
-function modelRow(now, { model, version }, compact) {
-  const value = (name) =>
-    now
-      .of(`jfb_engine_${name}`)
-      .filter((one) => one.labels.model === model && one.labels.version === version)
-      .reduce((total, one) => total + one.value, 0);
+function versionRow(now, { model, version }) {
+  const value = (name) => now.sum(`${ENGINE}${name}`, { model, version });
   const [ended, iterations] = [value("rows_ended_total"), value("iterations_total")];
-  const cells = [
-    model,
-    version,
-    ...["active_rows", "waiting_rows", "slots"].map(value),
-    compact.format(ended),
-    compact.format(iterations),
-    ended ? (iterations / ended).toFixed(1) : "–",
-  ];
-  const row = document.createElement("tr");
-  row.append(...cells.map((text) => Object.assign(document.createElement("td"), { textContent: text })));
-  return row;
+  const cost = ended ? (iterations / ended).toFixed(1) : "–";
+  return row([modelCell(model), version, value("slots"), compact(ended), compact(iterations), cost]);
+}
+
+// A grid of rows for each version, which stays the same element while its numbers change.
+function showLanes(now, served) {
+  const lanes = served.map(({ model, version }) => {
+    const id = `lane-${model}-${version}`;
+    const lane = $(id) ?? newLane(id);
+    const [active, waiting, slots] = ["active_rows", "waiting_rows", "slots"].map((name) => now.sum(`${ENGINE}${name}`, { model, version }));
+    const text = `${active} of ${slots} slots active, ${waiting} waiting`;
+    lane.querySelector("h3").replaceChildren(`${model}/${version} `, element("small", "", text));
+    const grid = lane.querySelector(".slots");
+    grid.setAttribute("aria-label", `${model}/${version}: ${text}`);
+    squares(grid, slots + waiting, (k) => (k >= slots ? "waiting" : k < active ? "active" : ""));
+    return lane;
+  });
+  if (lanes.length !== $("lanes").children.length || lanes.some((lane, k) => $("lanes").children[k] !== lane)) $("lanes").replaceChildren(...lanes);
+}
+
+function newLane(id) {
+  const lane = Object.assign(element("div", "lane"), { id });
+  const grid = element("div", "slots");
+  grid.setAttribute("role", "img");
+  lane.append(element("h3"), grid);
+  return lane;
 }
 
 function squares(box, count, className) {
@@ -111,25 +133,28 @@ function remember(list, value) {
   list.splice(0, list.length - HISTORY);
 }
 
+// text: null shows the numbers; an error takes their place.
 function showError(text) {
   $("error").hidden = text === null;
   $("error-text").textContent = text ?? "";
 }
 
 async function run() {
-  if (!document.hidden) {
+  if (document.hidden) readings = []; // no interval is measured while the page is hidden
+  else {
     try {
       const now = await read();
       showError(now.ready ? null : "The engine is starting.");
+      document.querySelector("main").hidden = false;
       show(now);
     } catch (error) {
-      before = null;
+      readings = [];
+      document.querySelector("main").hidden = true;
       const elsewhere = "This server serves its metrics on another port (metrics_port), which this page cannot read.";
       showError(error.status === 404 ? elsewhere : error.message);
       if (error.status === 404) return;
+      checkServer();
     }
-  } else {
-    before = null; // no interval is measured while the page is hidden
   }
   setTimeout(run, EVERY);
 }

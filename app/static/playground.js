@@ -33,6 +33,7 @@ let inFlight = null; // the AbortController of the request in flight
 let events = []; // one per iteration of the last request
 let sent = null; // its tolerance, cap, solver, and what to mark in its heat map
 let answer = null;
+let isStale = false; // whether the answer is to other settings than those that are shown
 let timer = 0;
 let retry = 0;
 let frame = 0;
@@ -86,13 +87,13 @@ async function send() {
     const wanted = { ...body, marks };
     let received = null; // until the first event, the answer for the same input and other settings stays visible
     const whole = await predict(model.name, { ...body, trace: "state" }, mine.signal, (event) => {
-      if (received === null) [received, events, sent, answer] = [[], [], wanted, null];
+      if (received === null) [received, events, sent, answer, isStale] = [[], [], wanted, null, false];
       received.push({ ...event, state: event.state ? magnitudes(event.state) : null });
       events = received;
       drawSoon();
     });
     if (mine.signal.aborted) return;
-    sent = wanted;
+    [sent, isStale] = [wanted, false];
     answer = { ...whole.predictions[0], ...whole.timings, round_trip_ms: performance.now() - started };
     countCost();
     showError(null);
@@ -106,7 +107,7 @@ async function send() {
 
 function forget() {
   stopReplay();
-  [events, answer, sent] = [[], null, null];
+  [events, answer, sent, isStale] = [[], null, null, false];
   $("said").textContent = "";
   $("error").hidden = true;
   $("seen").getContext("2d").clearRect(0, 0, $("seen").width, $("seen").height);
@@ -145,7 +146,8 @@ function draw(count = events.length) {
   $("end").textContent = isWhole ? ended(answer) : last ? "Iterating…" : isEmpty() ? "Draw, or choose a sample" : "Waiting for the answer…";
   $("end").className = `end ${isWhole ? answer.status : ""}`;
   $("replay").disabled = events.length < 2 || answer === null;
-  for (const button of $("copies").querySelectorAll("button")) button.disabled = answer === null;
+  $("reading").classList.toggle("stale", isStale);
+  for (const button of $("copies").querySelectorAll("button")) button.disabled = answer === null || isStale;
   const bars = ranked.map((one, rank) => bar(one.label, rank, last ? (probability(last, one.index) ?? 0) : 0));
   $("bars").replaceChildren(...bars);
   $("bars").style.setProperty("--rows", Math.min(TOP, model?.classes.length ?? TOP));
@@ -446,6 +448,8 @@ for (const knob of [$("tolerance"), $("cap"), $("solver"), $("stop")])
   knob.addEventListener("input", () => {
     if (!model) return;
     showKnobs();
+    isStale = answer !== null;
+    drawSoon();
     predictSoon();
   });
 $("key-form").addEventListener("submit", (event) => {

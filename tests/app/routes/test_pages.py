@@ -3,7 +3,12 @@
 With the environment variable ``JFB_SCREENSHOTS`` the pictures of the documentation are written to the folder that it names.
 """
 
+import csv
+import json
 import os
+import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -61,6 +66,157 @@ def test_a_stroke_is_answered_with_a_label_and_what_it_cost(page: Page) -> None:
     expect(page.locator("#residuals circle")).to_have_count(count)
     expect(page.locator("#bars li")).to_have_count(5)
     expect(page.locator("#bars .name").first).to_have_text("7")
+
+
+def test_a_new_input_clears_the_old_answer(page: Page) -> None:
+    expect(page.locator("#confidence")).to_have_text("High confidence: 100%")
+    page.route("**/predict", lambda route: None)  # no answer
+    page.get_by_role("button", name="Sample: 5").click()
+    expect(page.locator("#label")).to_have_text("–")
+    expect(page.locator("#end")).to_have_text("Waiting for the answer…")
+    expect(page.locator("#said")).to_be_empty()
+    expect(page.locator("#bars li")).to_have_count(0)
+    expect(page.locator("#confidence")).to_be_empty()
+    expect(page.locator("#copies button").first).to_be_disabled()
+    page.unroute("**/predict")
+    set_slider(page, "tolerance", -2)
+    expect(page.locator("#label")).to_have_text("5")
+
+
+def test_an_error_takes_the_place_of_the_answer(browser: Browser, digits_server: RunningServer) -> None:
+    with page_of(browser, digits_server.url) as (page, _):
+        expect(page.locator("#said")).to_contain_text("iteration")
+        page.route("**/predict", lambda route: route.fulfill(status=500, json={"error": "engine: broken"}))
+        set_slider(page, "tolerance", -2)
+        expect(page.locator("#error-text")).to_have_text("engine: broken")
+        expect(page.locator("#reading")).to_be_hidden()
+        expect(page.locator("#said")).to_be_empty()
+        expect(page.locator("#residuals circle")).to_have_count(0)
+        page.unroute("**/predict")
+        set_slider(page, "tolerance", -3)
+        expect(page.locator("#reading")).to_be_visible()
+        expect(page.get_by_role("alert")).to_be_hidden()
+
+
+def test_what_converges_without_confidence_does_not_look_like_a_success(browser: Browser, server: RunningServer) -> None:
+    with page_of(browser, server.url) as (page, said):  # its model has random weights
+        expect(page.locator("#model")).to_have_value("digits")
+        draw(page, SEVEN)
+        expect(page.locator("#end")).to_contain_text("Converged")
+        expect(page.locator("#confidence")).to_have_text(re.compile(r"^Low confidence: \d+%, next is \d with \d+%$"))
+        expect(page.locator("#label")).to_have_class(re.compile("low"))
+        assert said == []
+
+
+def test_bars_start_at_one_place_whatever_their_labels(browser: Browser, strict_server: RunningServer) -> None:
+    with page_of(browser, strict_server.url) as (page, _):
+        page.locator("#model").select_option("slow")
+        page.locator("#numbers").fill("1, 2, 3, 4")
+        expect(page.locator("#bars li")).to_have_count(2)
+        lefts = page.evaluate("[...document.querySelectorAll('#bars .track')].map((one) => one.getBoundingClientRect().left)")
+        assert sorted(page.locator("#bars .name").all_inner_texts()) == ["no", "yes"]
+        assert lefts[0] == lefts[1]
+
+
+def test_curves_that_are_flat_are_a_sentence(page: Page) -> None:
+    expect(page.locator("#settled")).to_have_text("Label settled at iteration 1: 0, 100% from then on.")
+    expect(page.locator("#probabilities")).to_be_hidden()
+    expect(page.locator("#residuals")).to_be_visible()
+    set_slider(page, "cap", 0)
+    expect(page.locator("#one-residual")).to_contain_text("After one iteration: ")
+    expect(page.locator("#residuals")).to_be_hidden()
+
+
+def test_the_time_in_the_engine_is_part_of_the_round_trip(page: Page) -> None:
+    whole, engine = (float(page.locator(name).inner_text().removesuffix(" ms")) for name in ("#round-trip", "#engine-time"))
+    assert 0 < engine <= whole
+    expect(page.locator("#engine-parts")).to_have_text(re.compile(r"^[\d.]+ ms queue \+ [\d.]+ ms compute$"))
+
+
+def copied(page: Page, format: str) -> str:
+    """What a button of "Copy as" puts onto the clipboard."""
+    page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    page.locator("#copies").get_by_role("button", name=format).click()  # disabled until the answer is that to the settings
+    expect(page.locator("#copied")).to_contain_text(f"{format} copied")
+    return str(page.evaluate("navigator.clipboard.readText()"))
+
+
+def test_the_request_is_copied_as_programs_that_send_it(page: Page, tmp_path: Path) -> None:
+    page.get_by_role("button", name="Sample: 6").click()
+    expect(page.locator("#label")).to_have_text("6")
+    set_slider(page, "tolerance", -5)
+    (tmp_path / "request.sh").write_text(copied(page, "curl"))
+    (tmp_path / "request.py").write_text(copied(page, "Python"))
+    count = iterations(page)
+    program = copied(page, "JavaScript").replace("console.log(", "return (")
+    answers = [
+        json.loads(subprocess.run(command, check=True, capture_output=True, timeout=60).stdout)
+        for command in (["sh", tmp_path / "request.sh"], [sys.executable, tmp_path / "request.py"])
+    ]
+    answers.append(page.evaluate(f"async () => {{ {program} }}"))
+    for answer in answers:
+        (prediction,) = answer["predictions"]
+        assert (prediction["label"], prediction["iterations"]) == ("6", count)
+
+
+def test_a_link_restores_the_model_the_input_and_the_settings(page: Page, digits_server: RunningServer) -> None:
+    page.get_by_role("button", name="Sample: 8").click()
+    page.locator("#solver").select_option("anderson")
+    page.locator("#stop").check()
+    set_slider(page, "cap", 1)
+    set_slider(page, "tolerance", -4.3)
+    expect(page.locator("#label")).to_have_text("8")
+    link, body = copied(page, "Link"), json.loads(copied(page, "curl").split("-d '")[1].removesuffix("'\n"))
+    assert link.startswith(f"{digits_server.url}/?model=digits&")
+    page.goto("about:blank")
+    page.goto(link)
+    expect(page.locator("#label")).to_have_text("8")
+    assert json.loads(copied(page, "curl").split("-d '")[1].removesuffix("'\n")) == body
+    assert (body["solver"], body["stop"], body["max_iterations"]) == ("anderson", "label", 10)
+
+
+def test_a_link_to_a_model_that_is_not_served_says_so(browser: Browser, digits_server: RunningServer) -> None:
+    with page_of(browser, f"{digits_server.url}/?model=none") as (page, _):
+        expect(page.locator("#error-text")).to_have_text("The server has no model none.")
+
+
+def save_digits(server: RunningServer, folder: Path) -> None:
+    """Write the samples as PNG files, named after their labels, and a file that is no image."""
+    folder.mkdir()
+    for sample in server.client.get("/models/digits/samples").json():
+        pixels = np.array(sample["input"][0], dtype=float) * 255 / 16
+        Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{sample['label']}.png")
+    (folder / "notes.txt").write_text("not an image")
+
+
+def test_a_batch_is_a_table_and_a_csv_file(browser: Browser, digits_server: RunningServer, tmp_path: Path) -> None:
+    save_digits(digits_server, tmp_path / "digits")
+    (tmp_path / "digits" / "broken.png").write_text("not an image")
+    with page_of(browser, digits_server.url) as (page, _):
+        expect(page.locator("#said")).to_contain_text("iteration")
+        page.locator("#folder").set_input_files(tmp_path / "digits")
+        summary = page.locator("#batch-summary")
+        expect(summary).to_have_text(
+            re.compile(r"^11 images · mean [\d.]+ iterations · 1 failed · 1 file ignored: not PNG or JPEG$")
+        )
+        expect(page.locator("#batch-rows tr")).to_have_count(11)
+        with page.expect_download() as download:
+            page.locator("#batch-csv").click()
+        assert download.value.suggested_filename == "digits.csv"
+        with Path(download.value.path()).open() as file:
+            lines = list(csv.DictReader(file))
+    found = {Path(line["file"]).stem: line for line in lines}
+    assert {name: line["label"] for name, line in found.items()} == {str(k): str(k) for k in range(10)} | {"broken": ""}
+    assert found["broken"]["error"]
+    assert {line["status"] for name, line in found.items() if name != "broken"} == {"converged"}
+    assert all(0.5 < float(found[str(k)]["probability"]) <= 1 for k in range(10))
+
+
+def test_a_folder_that_is_dropped_is_a_batch(page: Page, digits_server: RunningServer, tmp_path: Path) -> None:
+    save_digits(digits_server, tmp_path / "digits")
+    drop(page, tmp_path / "digits")
+    expect(page.locator("#batch-rows tr")).to_have_count(10)
+    expect(page.locator("#batch-rows tr").nth(3)).to_contain_text("digits/3.png")
 
 
 def test_a_smaller_tolerance_costs_more_iterations_and_a_cap_ends_them(page: Page) -> None:
@@ -150,14 +306,20 @@ def test_a_file_dropped_on_the_page_is_answered(page: Page, tmp_path: Path) -> N
     pixels = np.zeros((40, 40), dtype=np.uint8)
     pixels[5:35, 17:23] = 255
     Image.fromarray(pixels).save(tmp_path / "one.png")
+    drop(page, tmp_path / "one.png")
+    expect(page.locator("#costs rect")).to_have_count(2)
+    expect(page.locator("#label")).to_have_text("1")
+
+
+def drop(page: Page, *files: Path) -> None:
+    """Drag files or folders from another program onto the page."""
     box = page.locator("#drop").bounding_box()
     assert box
     where = {"x": box["x"] + 20, "y": box["y"] + 20}
     browser = page.context.new_cdp_session(page)
 
     def drag(kind: str) -> None:
-        """Dispatch the event of a file that is dragged over the page."""
-        data = {"items": [], "files": [str(tmp_path / "one.png")], "dragOperationsMask": 1}
+        data = {"items": [], "files": [str(file) for file in files], "dragOperationsMask": 1}
         browser.send("Input.dispatchDragEvent", {"type": kind, **where, "data": data})
 
     drag("dragEnter")
@@ -165,8 +327,6 @@ def test_a_file_dropped_on_the_page_is_answered(page: Page, tmp_path: Path) -> N
     expect(page.locator("#drop")).to_have_class("paper over")
     drag("drop")
     expect(page.locator("#drop")).to_have_class("paper")
-    expect(page.locator("#costs rect")).to_have_count(2)
-    expect(page.locator("#label")).to_have_text("1")
 
 
 def test_a_finger_draws_and_does_not_scroll(browser: Browser, digits_server: RunningServer) -> None:
@@ -235,6 +395,8 @@ def test_a_stopped_server_is_reported_as_unreachable(browser: Browser, store: Pa
             running.process.wait(timeout=40)
             set_slider(page, "tolerance", -2)
             expect(page.get_by_role("alert")).to_contain_text("cannot be reached")
+            expect(page.locator("#reading")).to_be_hidden()
+            expect(page.locator("#server")).to_have_text("Server away")
             page.goto("about:blank")
 
 
@@ -286,13 +448,37 @@ def test_a_request_that_is_superseded_is_cancelled(browser: Browser, strict_serv
 def test_the_engine_page_shows_the_rows_of_now(browser: Browser, strict_server: RunningServer) -> None:
     with page_of(browser, f"{strict_server.url}/engine") as (page, said):
         with connection(strict_server, ENDLESS | {"inputs": [[0, 1, 2, 3]] * 4}):
-            expect(page.locator("#active")).to_have_text("2")
-            expect(page.locator("#waiting")).to_have_text("2")
-            expect(page.locator("#active-rows .active")).to_have_count(2)
+            expect(page.locator("#rows-text")).to_have_text(re.compile(r"^2 of \d+ slots active, 2 waiting$"))
+            expect(page.locator("#lane-slow-1 .active")).to_have_count(2)
+            expect(page.locator("#lane-slow-1 .waiting")).to_have_count(2)
+            expect(page.locator("#lanes .active")).to_have_count(2)  # of no other model
             expect(page.locator("#batch")).to_have_text("2", timeout=15_000)
             expect(page.locator("#iterations")).not_to_have_text("0")
-        expect(page.locator("#active")).to_have_text("0")
+        expect(page.locator("#lanes .active")).to_have_count(0)
         expect(page.locator("#models tr")).to_have_count(int(strict_server.metric("jfb_engine_versions")))
+        assert said == []
+
+
+def test_the_engine_page_counts_the_requests_of_each_model(browser: Browser, strict_server: RunningServer) -> None:
+    def cells(model: str) -> list[str]:
+        return page.locator("#requests-rows tr", has_text=model).locator("td").all_inner_texts()
+
+    with page_of(browser, f"{strict_server.url}/engine") as (page, said):
+        expect(page.locator("#idle")).to_be_visible()
+        assert cells("slow")[2:6] == ["–", "–", "0", "0"]
+        for _ in range(20):
+            assert strict_server.predict({"inputs": [[0.0, 0.0]]}, "/models/wild/predict").status_code == 200
+        with connection(strict_server, ENDLESS | {"inputs": [[0, 1, 2, 3]] * 4}):
+            wait_until(lambda: rows(strict_server, "waiting") == 2, 10, "two rows wait")
+            with connection(strict_server, ENDLESS | {"inputs": [[0, 1, 2, 3]] * 2}):
+                wait_until(lambda: rows(strict_server, "waiting") == 4, 10, "the queue is full")
+                busy = strict_server.predict({"inputs": [[0, 1, 2, 3]]}, "/models/slow/predict")
+                assert busy.status_code == 429
+        expect(page.locator("#idle")).to_be_hidden()
+        wait_until(lambda: cells("slow")[4:6] == ["1", "0"], 10, "the page counts the 429")
+        _, rate, median, highest, *_ = cells("wild")
+        assert float(rate) > 0
+        assert 0 < float(median.removesuffix(" ms")) <= float(highest.removesuffix(" ms"))
         assert said == []
 
 
@@ -304,11 +490,31 @@ def test_the_engine_page_says_where_the_metrics_are_not(browser: Browser, store:
         expect(page.get_by_role("alert")).to_contain_text("another port")
 
 
-@pytest.mark.parametrize("path", ["", "/engine"])
+def test_on_a_phone_the_answer_stays_in_view_while_a_slider_moves(browser: Browser, digits_server: RunningServer) -> None:
+    with page_of(browser, digits_server.url, viewport=PHONE, is_mobile=True, has_touch=True) as (page, _):
+        expect(page.locator("#said")).to_contain_text("iteration")
+        page.evaluate("document.getElementById('stop').scrollIntoView({ block: 'end' })")
+        for place in ("#tolerance", "#cap", "#label", "#iterations", "#confidence"):
+            expect(page.locator(place)).to_be_in_viewport(ratio=1)
+
+
+def test_tables_scroll_on_a_phone_and_the_keyboard_reaches_them(browser: Browser, digits_server: RunningServer) -> None:
+    with page_of(browser, f"{digits_server.url}/engine", viewport={"width": 360, "height": 740}) as (page, _):
+        expect(page.locator("#models tr").first).to_be_visible()
+        table = page.locator(".scroll").first
+        table.focus()
+        assert table.evaluate("(one) => one.scrollWidth > one.clientWidth")
+        assert "gradient" in table.evaluate("(one) => getComputedStyle(one).backgroundImage")  # the cue
+        page.keyboard.press("ArrowRight")
+        page.wait_for_function("document.querySelector('.scroll').scrollLeft > 0")
+
+
+@pytest.mark.parametrize("path", ["", "/engine", "/models/digits"])
 def test_a_phone_need_not_scroll_sideways(browser: Browser, digits_server: RunningServer, path: str) -> None:
     with page_of(browser, digits_server.url + path, viewport=PHONE, is_mobile=True, has_touch=True) as (page, _):
-        if not path:
-            expect(page.locator("#said")).to_contain_text("iteration")
+        expect(
+            page.locator({"": "#confidence", "/engine": "#models tr", "/models/digits": "#card h2"}[path]).first
+        ).not_to_be_empty()
         assert page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
 
 
@@ -317,12 +523,14 @@ def test_the_page_of_the_api_is_whole_without_another_host(browser: Browser, dig
         expect(page.locator(".opblock-summary-path", has_text="/predict").first).to_be_visible()
         page.locator(".opblock").first.click()
         expect(page.get_by_role("button", name="Try it out").first).to_be_visible()
+        for name, path in (("Playground", "/"), ("Engine", "/engine")):
+            assert page.get_by_role("link", name=name).evaluate("(link) => link.href") == digits_server.url + path
         assert said == []
 
 
 def test_pages_hold_no_script_but_their_own(digits_server: RunningServer) -> None:
-    for path in ("/", "/engine"):
-        answer = digits_server.client.get(path)
+    for path in ("/", "/engine", "/models/digits"):
+        answer = digits_server.client.get(path, headers={"accept": "text/html"})
         assert answer.headers["content-type"].startswith("text/html")
         assert "default-src 'self'" in answer.headers["content-security-policy"]
         assert answer.headers["cache-control"] == "no-cache"
