@@ -33,7 +33,6 @@ let inFlight = null; // the AbortController of the request in flight
 let events = []; // one per iteration of the last request
 let sent = null; // its tolerance, cap, solver, and what to mark in its heat map
 let answer = null;
-let isStale = false; // whether the answer is to other settings than those that are shown
 let timer = 0;
 let retry = 0;
 let frame = 0;
@@ -87,13 +86,13 @@ async function send() {
     const wanted = { ...body, marks };
     let received = null; // until the first event, the answer for the same input and other settings stays visible
     const whole = await predict(model.name, { ...body, trace: "state" }, mine.signal, (event) => {
-      if (received === null) [received, events, sent, answer, isStale] = [[], [], wanted, null, false];
+      if (received === null) [received, events, sent, answer] = [[], [], wanted, null];
       received.push({ ...event, state: event.state ? magnitudes(event.state) : null });
       events = received;
       drawSoon();
     });
     if (mine.signal.aborted) return;
-    [sent, isStale] = [wanted, false];
+    sent = wanted;
     answer = { ...whole.predictions[0], ...whole.timings, round_trip_ms: performance.now() - started };
     countCost();
     showError(null);
@@ -107,7 +106,7 @@ async function send() {
 
 function forget() {
   stopReplay();
-  [events, answer, sent, isStale] = [[], null, null, false];
+  [events, answer, sent] = [[], null, null];
   $("said").textContent = "";
   $("error").hidden = true;
   $("seen").getContext("2d").clearRect(0, 0, $("seen").width, $("seen").height);
@@ -146,6 +145,7 @@ function draw(count = events.length) {
   $("end").textContent = isWhole ? ended(answer) : last ? "Iterating…" : isEmpty() ? "Draw, or choose a sample" : "Waiting for the answer…";
   $("end").className = `end ${isWhole ? answer.status : ""}`;
   $("replay").disabled = events.length < 2 || answer === null;
+  const isStale = sent !== null && Object.entries(settings()).some(([name, value]) => sent[name] !== value);
   $("reading").classList.toggle("stale", isStale);
   for (const button of $("copies").querySelectorAll("button")) button.disabled = answer === null || isStale;
   const bars = ranked.map((one, rank) => bar(one.label, rank, last ? (probability(last, one.index) ?? 0) : 0));
@@ -448,7 +448,6 @@ for (const knob of [$("tolerance"), $("cap"), $("solver"), $("stop")])
   knob.addEventListener("input", () => {
     if (!model) return;
     showKnobs();
-    isStale = answer !== null;
     drawSoon();
     predictSoon();
   });

@@ -288,3 +288,6 @@ def test_a_screenshot_for_the_documentation(browser: Browser, tmp_path: Path) ->
                 if f"answer: {page.locator('#label').inner_text()}," not in page.locator("#maze-answer").inner_text():
                     break
             page.screenshot(path=Path(os.environ["JFB_SCREENSHOTS"]) / "playground-mazes.png")
+            page.goto(f"{running.url}/models/mazes")
+            expect(page.locator("#card h2")).to_be_visible()
+            page.screenshot(path=Path(os.environ["JFB_SCREENSHOTS"]) / "model.png")
