@@ -132,7 +132,7 @@ function draw() {
   const [lowest, highest] = [Math.min(...accuracies), Math.max(...accuracies)];
   const isFlat = highest - lowest < FLAT;
   $("accuracy-plot").toggleAttribute("hidden", isFlat);
-  $("flat-accuracy").hidden = !isFlat;
+  [$("accuracy-legend").hidden, $("flat-accuracy").hidden] = [isFlat, !isFlat];
   $("flat-accuracy").textContent = `${percent(highest, 1)} from the first iteration on: more iterations do not raise it.`;
   drawPlot(
     $("accuracy-plot"),
