@@ -21,6 +21,8 @@ KNOWN_PATHS = [
     "/models/{name}",
     "/models/{name}/predict",
     "/models/{name}/samples",
+    "/models/{name}/versions/{version}",
+    "/models/{name}/versions/{version}/files/{file}",
     "/models/{name}/versions/{version}/predict",
     "/predict",
     "/v2",
