@@ -60,7 +60,7 @@ def test_each_version_is_described_and_has_its_files(client: httpx.Client, store
             assert "safetensors" not in answer.text.partition("available")[2]
         rejected(client.get("/models/digits/versions/1/files/history.csv"), 404, "no file 'history.csv' (available: README.md)")
         rejected(client.get("/models/digits/versions/9/files/README.md"), 404, "model digits has no version 9")
-        rejected(client.get("/models/digits/versions/x"), 422, "version: must be a positive integer")
+        rejected(client.get("/models/digits/versions/x"), 404, "model digits has no alias 'x'")
     finally:
         link.unlink()
 
