@@ -198,10 +198,11 @@ class Lane:
         return _Judged(rows, logits, stability)
 
     def _readout(self, rows: NDArray[np.intp], states: Tensor, fail: Fail) -> Tensor:
+        lane = self.full_precision or self  # a streamed row is read out in low precision, too, but not in low precision
         try:
-            return self._backend.readout(states)
+            return lane._backend.readout(states)
         except Exception as error:
-            return one_by_one(error, self._backend.readout, self._logits, self.table.request[rows], fail, states)
+            return one_by_one(error, lane._backend.readout, lane._logits, self.table.request[rows], fail, states)
 
     def wait_for_residual(self) -> NDArray[np.floating]:
         """The residuals of the last iteration, ``[active]``: the host waits for the device here, and nowhere else in a tick."""

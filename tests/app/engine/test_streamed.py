@@ -1,9 +1,18 @@
 """Streamed requests: each iteration is reported, and what is reported is the answer if the row had ended there."""
 
+import numpy as np
+import torch
+
+from app.engine.backends import BFloat16Backend, TorchBackend
+from app.engine.batch import RunningBatch
 from app.engine.running_request import RunningRequest
+from app.engine.scheduler import Scheduler
 from app.engine_client.messages import Iteration
-from jfb import Status
+from jfb import ResidualNorm, Status
+from jfb.solvers import Picard
 from tests.app.engine.geometric import READOUT, make_request, make_scheduler, state_after
+from tests.app.engine.requests import running_request
+from tests.jfb.networks import small_resnet
 
 
 def stream(requests: list[RunningRequest], slots: int = 4) -> tuple[list[RunningRequest], list[Iteration]]:
@@ -70,3 +79,21 @@ def test_a_cancelled_request_is_not_reported_any_more() -> None:
     for _ in range(3):
         scheduler.tick(0.0)
     assert scheduler.take_iterations() == []
+
+
+def test_rows_in_low_precision_are_read_out_in_full_precision() -> None:
+    network = small_resnet().float()
+    backend, low = TorchBackend(network), BFloat16Backend(network.folded(), torch.device("cpu"))
+    batch = RunningBatch(backend, {"picard": Picard()}, ResidualNorm.RELATIVE, (1, 6, 6), slots=2, low_precision=low)
+    scheduler = Scheduler(batch, max_waiting_rows=2)
+    inputs = np.random.default_rng(0).random((1, 1, 6, 6), np.float32)
+    scheduler.submit(running_request(1, inputs, [1e-3], [50], [None], streamed=True))
+    lows, iterations, finished = [], [], []
+    while scheduler.busy:
+        finished += scheduler.tick(0.0)
+        lows.append(any(lane.full_precision is not None for lane in batch.active_lanes))
+        iterations += [iteration for _, iteration in scheduler.take_iterations()]
+    assert lows[0], "it starts in low precision"
+    assert not finished[0].failure
+    assert [one.iterations for one in iterations] == [[k] for k in range(1, finished[0].iterations[0] + 1)]
+    assert all(np.isfinite(one.logits_array()).all() for one in iterations)
