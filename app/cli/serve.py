@@ -28,6 +28,9 @@ from app.routes.examples import predict_examples
 from app.settings import Settings
 from app.supervisor.supervisor import RunFolderError, Supervisor
 
+MAX_BANNER_COMMAND = 800
+"""Characters of a curl command; a model with larger inputs is tried with its samples."""
+
 log = structlog.get_logger(__name__)
 
 
@@ -114,7 +117,9 @@ def _banner(settings: Settings, port: int, catalogue: Catalogue) -> str:
     if example := next(iter(predict_examples(model, settings.model_store).values()), None):
         body = json.dumps(example["value"], separators=(",", ":"))
         path = f"/models/{model.model}/predict"
-        lines.append(f"Try: curl {url}{path} -H 'content-type: application/json' -d {shlex.quote(body)}")
+        curl = f"curl {url}{path} -H 'content-type: application/json' -d {shlex.quote(body)}"
+        samples = f"python -m app predict --model {model.model} --url {url}"
+        lines.append(f"Try: {curl if len(curl) <= MAX_BANNER_COMMAND else samples}")
     return "\n".join(lines)
 
 
