@@ -17,6 +17,7 @@ from torch.nn.modules.module import register_module_buffer_registration_hook, re
 from jfb.architectures import build
 from jfb.config import FORMAT_VERSION, ModelConfig, ResidualNorm, must_be_one_of
 from jfb.label_stop import LabelStop
+from jfb.learned_start import LearnedStart
 from jfb.network import ImplicitNetwork
 from jfb.prediction import Prediction, predict
 from jfb.solvers import SOLVERS, Mixing, Solver, check_solver, solvers_for
@@ -135,6 +136,8 @@ def save(folder: str | Path, config: ModelConfig, network: ImplicitNetwork, mixi
         raise CheckpointError(
             f"{folder / CONFIG}: serving.solver: must come with its coefficients (got {config.serving.solver!r})"
         )
+    if network.learned_start is not None:
+        _check_learned_start(folder, config, deepcopy(network).eval())  # because inject may update statistics in training
     if mixing is not None:
         _check_mixing(folder / SOLVER, config, network, mixing)
     folder.mkdir(parents=True, exist_ok=True)
@@ -210,6 +213,8 @@ def load(model: str | Path, device: torch.device | str = "cpu") -> Checkpoint:
     _compare_weights(path, network, tensors)
     network.load_state_dict({name: tensor.to(device) for name, tensor in tensors.items()}, assign=True)
     network.eval().requires_grad_(False)
+    if network.learned_start is not None:
+        _check_learned_start(folder, config, network)
     return Checkpoint(config, network, _load_mixing(folder, config, network, device))
 
 
@@ -232,7 +237,10 @@ def _build(folder: Path, config: ModelConfig) -> ImplicitNetwork:
     ]
     try:
         with torch.device("meta"):
-            return build(config.architecture.name, config.input.shape, len(config.classes), config.architecture.arguments)
+            network = build(config.architecture.name, config.input.shape, len(config.classes), config.architecture.arguments)
+            if config.learned_start is not None:
+                network.learned_start = LearnedStart(**dict(config.learned_start))
+            return network
     except (ValueError, TypeError, RuntimeError) as error:
         raise CheckpointError(f"{folder / CONFIG}: {error}") from error
     finally:
@@ -275,6 +283,19 @@ def _check_mixing(path: Path, config: ModelConfig, network: ImplicitNetwork, mix
         raise CheckpointError(f"{path}: {error}") from error
 
 
+@torch.no_grad()
+def _check_learned_start(folder: Path, config: ModelConfig, network: ImplicitNetwork) -> None:
+    injection = network.inject(next(network.parameters()).new_zeros(1, *config.input.shape))
+    expected = [list(tensor.shape[1:]) for tensor in (injection, network.initial_state(injection))]
+    assert network.learned_start is not None
+    found = [list(network.learned_start.injection_shape), list(network.learned_start.state_shape)]
+    if found != expected:
+        raise CheckpointError(
+            f"{folder / CONFIG}: learned_start: injection_shape and state_shape must be the network's, {expected[0]} and "
+            f"{expected[1]} (got {found[0]} and {found[1]})"
+        )
+
+
 def _check_solver(folder: Path, config: ModelConfig, network: ImplicitNetwork) -> None:
     try:
         check_solver(config.serving.solver, config.architecture.name, type(network))
@@ -289,6 +310,8 @@ def _load_onnx(folder: Path, config: ModelConfig, device: torch.device) -> Impli
         raise CheckpointError(
             f"{folder / CONFIG}: architecture.arguments: must be empty for onnx (got {config.architecture.arguments})"
         )
+    if config.learned_start is not None:
+        raise CheckpointError(f"{folder / CONFIG}: learned_start: must not be given for onnx, whose start is initial_state.onnx")
     if device.type != "cpu":
         raise CheckpointError(f"{folder}: device: must be cpu for the architecture onnx (got {device})")
     return OnnxNetwork(folder, config)

@@ -124,6 +124,21 @@ class Serving(Strict):
         return self
 
 
+class LearnedStartSpec(Strict):
+    """The arguments of ``jfb.learned_start.LearnedStart``, whose weights are with the network's."""
+
+    injection_shape: tuple[int, ...] = Field(min_length=1, max_length=8)
+    state_shape: tuple[int, ...] = Field(min_length=1, max_length=8)
+    bottleneck: int = Field(ge=1)
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        for name, shape in (("injection_shape", self.injection_shape), ("state_shape", self.state_shape)):
+            if any(side < 1 for side in shape):
+                raise ValueError(f"{name}: must be positive integers (got {list(shape)})")
+        return self
+
+
 class ModelConfig(Strict):
     """The content of ``config.json``."""
 
@@ -133,6 +148,8 @@ class ModelConfig(Strict):
     classes: list[str] = Field(min_length=1, max_length=MAX_CLASSES)
     """Labels, in the order of the logits."""
     serving: Serving = Serving()
+    learned_start: LearnedStartSpec | None = Field(default=None, exclude_if=lambda value: value is None)
+    """Left out of the file if there is none."""
     provenance: dict[str, Any] = {}
     """Where the model comes from, for people: recipe, seed, data, library versions, date."""
 

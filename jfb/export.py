@@ -44,7 +44,7 @@ def export(folder: Path, *, parts: bool = False) -> list[Path]:
     maps = trace(network, config.input.shape)
     graphs = {WHOLE: assemble(maps, config.serving.residual_norm, mixing)}
     if parts:
-        starts_at_zeros = type(network).initial_state is ImplicitNetwork.initial_state
+        starts_at_zeros = network.learned_start is None and type(network).initial_state is ImplicitNetwork.initial_state
         graphs |= {f"{name}.onnx": maps[name] for name in MAPS if not (name == "initial_state" and starts_at_zeros)}
     facts = _facts(folder, config)
     for name, graph in graphs.items():

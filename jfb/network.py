@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from jfb.config import ResidualNorm
 from jfb.folding import fold_batch_norms
+from jfb.learned_start import LearnedStart
 
 
 class ImplicitNetwork(nn.Module, ABC):
@@ -27,10 +28,15 @@ class ImplicitNetwork(nn.Module, ABC):
     network can be trained with any gradient and served with any solver.
 
     Attributes:
+        learned_start: guesses the fixed point, so that the iteration begins near it; None unless it was trained.
         bound_norm: in which ``contraction_bound`` and ``readout_lipschitz`` measure states: ``absolute`` (L2) or ``max``.
     """
 
     bound_norm: ResidualNorm = ResidualNorm.ABSOLUTE
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.learned_start: LearnedStart | None = None
 
     @abstractmethod
     def inject(self, inputs: Tensor) -> Tensor:
@@ -45,8 +51,20 @@ class ImplicitNetwork(nn.Module, ABC):
         """Read logits ``[n, classes]`` from states ``[n, *state_shape]``."""
 
     def initial_state(self, injection: Tensor) -> Tensor:
-        """Return the states that the iteration starts at: zeros, shaped like the injection, unless overridden."""
+        """Return the states that training starts at, and without a learned start every iteration.
+
+        Zeros, shaped like the injection, unless overridden.
+        """
         return torch.zeros_like(injection)
+
+    def first_state(self, injection: Tensor) -> Tensor:
+        """Return the states that an iteration starts at: what the learned start guesses if there is one, else ``initial_state``.
+
+        A learned start is for inputs of one size; those of other sizes start at ``initial_state``.
+        """
+        if self.learned_start is None or injection.shape[1:] != self.learned_start.injection_shape:
+            return self.initial_state(injection)
+        return self.learned_start(injection)  # type: ignore[no-any-return]
 
     def constrain(self) -> None:
         """Project the weights of ``step`` so that it is a contraction.

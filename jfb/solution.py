@@ -57,7 +57,7 @@ def solve(
         max_iterations: K, at least 1: a number, or one per row, shape ``[n]``.
         residual_norm: the norm of the residual.
         solver: Picard iteration by default.
-        start: initial states ``[n, *state_shape]``; ``network.initial_state(injection)`` by default.
+        start: initial states ``[n, *state_shape]``; ``network.first_state(injection)`` by default.
         label_stop: decides when a label cannot change any more; without it rows do not stop for that.
         low_precision: the same network in bfloat16. Rows start in it, and ``jfb.mixed_precision`` decides when a row goes on in
             full precision, in which every row ends. Not used with label stops, or with solvers that split the map.
@@ -72,7 +72,7 @@ def solve(
     solver = solver or Picard()
     solver.check(type(network))
     rows = injection.shape[0]
-    state = network.initial_state(injection) if start is None else start.clone()
+    state = network.first_state(injection) if start is None else start.clone()
     index = torch.arange(rows, device=state.device)
     tolerance = per_row("tolerance", tolerance, rows, like=state)
     max_iterations = per_row("max_iterations", max_iterations, rows, like=index)

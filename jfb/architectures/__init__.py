@@ -115,7 +115,7 @@ def build(name: str, input_shape: Sequence[int], classes: int, arguments: Mappin
         inspect.signature(architecture).bind(tuple(input_shape), classes, **arguments)
     except (TypeError, ValueError) as error:
         raise ValueError(f"architecture.arguments{'.' if isinstance(error, ValueError) else f': {name}: '}{error}") from error
-    return architecture(tuple(input_shape), classes, **arguments)
+    return architecture(tuple(input_shape), classes, **arguments)  # type: ignore[call-arg]  # bound above
 
 
 def check_arguments(architecture: type[ImplicitNetwork], arguments: Mapping[str, Any]) -> None:

@@ -114,6 +114,7 @@ class FoldedAuthorsResNet(ImplicitNetwork):
     def __init__(self, network: AuthorsResNet) -> None:
         super().__init__()
         self.network = network = deepcopy(network).eval().requires_grad_(False)
+        self.learned_start = network.learned_start
         if network.stem == "plain":
             _fold(network, ("conv_d1", "bn_1"), ("conv_d2", "bn_2"))
         else:

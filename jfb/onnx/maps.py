@@ -27,7 +27,8 @@ MAPS = {
     "step": Signature(("state", "injection"), "next_state"),
     "readout": Signature(("state",), "logits"),
 }
-"""The graphs of a network, each in a file ``<name>.onnx``. Without ``initial_state`` the iteration starts at zeros."""
+"""The graphs of a network, each in a file ``<name>.onnx``. Without ``initial_state``, which is
+``ImplicitNetwork.first_state``, the iteration starts at zeros."""
 
 
 def trace(network: ImplicitNetwork, input_shape: Sequence[int]) -> dict[str, ModelProto]:
@@ -40,10 +41,10 @@ def trace(network: ImplicitNetwork, input_shape: Sequence[int]) -> dict[str, Mod
     inputs = torch.zeros(2, *input_shape)  # two rows, because the exporter makes a single one a constant
     with torch.no_grad():
         injection = network.inject(inputs)
-        state = network.initial_state(injection)
+        state = network.first_state(injection)
     return {
         "inject": _export(network, network.inject, MAPS["inject"], inputs),
-        "initial_state": _export(network, network.initial_state, MAPS["initial_state"], injection),
+        "initial_state": _export(network, network.first_state, MAPS["initial_state"], injection),
         "step": _export(network, network.step, MAPS["step"], state, injection),
         "readout": _export(network, network.readout, MAPS["readout"], state),
     }

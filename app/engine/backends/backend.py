@@ -89,7 +89,7 @@ class TorchBackend(Backend):
         return self._network.inject(inputs)
 
     def initial_state(self, injection: Tensor) -> Tensor:
-        return self._network.initial_state(injection)
+        return self._network.first_state(injection)
 
     def step(self, state: Tensor, injection: Tensor) -> Tensor:
         return self._step(state, injection)
