@@ -25,6 +25,7 @@ class RunningBatch:
         label_stop: judges the rows that end by their label; none do if it is None.
         low_precision: computes ``step`` while rows are far from their tolerance. Not for rows that end by their label, which is
             settled long before they are near.
+        has_learned_start: whether the states that rows start at are worth reading out.
 
     Attributes:
         lanes: those in which rows end come before those from which rows are handed over to them.
@@ -41,7 +42,9 @@ class RunningBatch:
         slots: int,
         label_stop: LabelStop | None = None,
         low_precision: Backend | None = None,
+        has_learned_start: bool = False,
     ) -> None:
+        self.has_learned_start = has_learned_start
         self.solvers = dict(solvers)
         self.input_shape = input_shape
         self.slots = slots
@@ -89,6 +92,13 @@ class RunningBatch:
             return self._backend.initial_state(injection)
         except Exception as error:
             return one_by_one(error, self._backend.initial_state, self.lanes[0].table.point, requests, fail, injection)
+
+    def first_logits(self, inputs: NDArray[np.float32]) -> NDArray[np.floating]:
+        """The logits ``[n, classes]`` of rows where they start."""
+        tensor = torch.from_numpy(inputs).to(self._backend.device, self._backend.dtype)
+        logits = self._backend.readout(self._backend.initial_state(self._backend.inject(tensor)))
+        found: NDArray[np.floating] = logits.cpu().numpy()
+        return found
 
     def admit(self, solvers: Sequence[str | None], point: Tensor, injection: Tensor, **host: Sequence[Any]) -> None:
         """Write rows into free slots, each into its lane: ``host`` names what the slot table keeps on the host."""

@@ -83,7 +83,13 @@ def make_batch(found: Checkpoint, folder: Path, device: torch.device, config: En
     log.debug("backends measured", **choice.table, microseconds_per_row=microseconds, refused=choice.refused)
     norm, stop = found.config.serving.residual_norm, LabelStop.of(found.network, found.config.serving)
     network = choice.backend, found.solvers, norm, found.config.input.shape
-    batch = RunningBatch(*network, slots=slots, low_precision=choice.low_precision, label_stop=stop)
+    batch = RunningBatch(
+        *network,
+        slots=slots,
+        low_precision=choice.low_precision,
+        label_stop=stop,
+        has_learned_start=found.config.learned_start is not None,
+    )
     if device.type == "cpu":  # elsewhere the host works while the device iterates
         batch.measure(time.perf_counter)
     return batch
@@ -106,7 +112,7 @@ def _described(batch: RunningBatch, serving: Serving) -> messages.LabelStop | No
 def _max_rows(found: Checkpoint, device: torch.device) -> int:
     """How many rows may be tried together, as a power of two: models whose rows are large must not take all memory."""
     inputs = _probe(found, 1).to(device)
-    numbers = max(inputs.numel(), found.network.initial_state(found.network.inject(inputs)).numel())
+    numbers = max(inputs.numel(), found.network.first_state(found.network.inject(inputs)).numel())
     return 1 << (max(1, MAX_PROBE_NUMBERS // numbers).bit_length() - 1)
 
 

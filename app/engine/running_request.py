@@ -23,7 +23,8 @@ class RunningRequest:
         inputs: float32 ``[rows, *input_shape]``.
         tolerance, max_iterations: one per row.
         deadline: one per row, infinite where there is none.
-        logits: ``[rows, classes]``, NaN for rows without an iteration; the scheduler makes room for them.
+        logits: ``[rows, classes]``, NaN for rows without an iteration, unless a learned start was read out; the scheduler makes
+            room for them.
         margin, bound: one per row, as in ``jfb.label_stop.Stability``; NaN without an iteration. None unless it has label stops.
         failure: why there is no result; None if there is one.
         start: where its rows start, ``[rows, *state_shape]``; None where the network says.

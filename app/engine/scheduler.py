@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable
 
 import numpy as np
+import structlog
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -17,6 +18,8 @@ from app.engine.trace import trace
 from app.engine.warm_starts import WarmStarts
 from app.engine_client.messages import Iteration
 from jfb import Status
+
+log = structlog.get_logger(__name__)
 
 
 class Scheduler:
@@ -104,6 +107,7 @@ class Scheduler:
         if self._queue.first_deadline <= now:
             for request, late in self._queue.take_late(now):
                 request.expire(late)
+                self._answer_from_start(request, late)
                 self.rows_ended += len(late)
                 self._finish(request, now)
         retired = self._retire(now)
@@ -219,6 +223,17 @@ class Scheduler:
                 point[begin : begin + len(rows)] = request.start[rows]
             begin += len(rows)
         return point
+
+    def _answer_from_start(self, request: RunningRequest, rows: list[int]) -> None:
+        """Take the logits of rows without an iteration from a learned start, if there is one that can be computed."""
+        for begin in range(0, len(rows) if self._batch.has_learned_start else 0, self._batch.slots):
+            some = rows[begin : begin + self._batch.slots]
+            try:
+                request.logits[some] = self._batch.first_logits(request.inputs[some])
+            except torch.AcceleratorError:
+                raise
+            except Exception as error:
+                log.warning("learned start failed", error=repr(error), rows=len(some))
 
     def _finish(self, request: RunningRequest, now: float) -> None:
         """Hand a request out if all of its rows have ended."""

@@ -94,7 +94,7 @@ class Timings(Struct):
 
 class _Rows(Struct, frozen=True):
     id: int
-    logits: bytes  # float32 `[n, classes]`; NaN for rows without an iteration
+    logits: bytes  # float32 `[n, classes]`; NaN for rows without an iteration, unless a learned start was read out
     iterations: list[int]
     residual: list[float]  # NaN or infinity for rows that diverged, NaN for rows without an iteration
 
@@ -112,6 +112,11 @@ class Result(_Rows, frozen=True, tag="result"):
     """Of requests with label stops, one per row: the lead of the label's logit (``jfb.label_stop``)."""
     bound: list[float] | None = None
     """Of the same: how far that lead can still shrink; infinite while unknown, NaN without an iteration."""
+
+    @property
+    def answered(self) -> bool:
+        """Whether any row had an iteration, or an answer without one."""
+        return any(self.iterations) or bool(np.isfinite(self.logits_array()).any())
 
 
 class Magnitude(Struct, frozen=True):

@@ -15,7 +15,7 @@ MAX_FEW_NUMBERS = 64
 
 
 def predict_response(model: ServedVersion, result: Result) -> dict[str, Any]:
-    """A ``PredictResponse``: labels and probabilities from logits; nulls for rows that diverged or had no iteration."""
+    """A ``PredictResponse``: labels and probabilities from logits; nulls for rows that diverged or have no answer."""
     classes = model.config.classes
     logits = result.logits_array()
     few = logits.size <= MAX_FEW_NUMBERS
@@ -23,14 +23,14 @@ def predict_response(model: ServedVersion, result: Result) -> dict[str, Any]:
     rounded = [_rounded_softmax(row) for row in rows] if few else _float32_digits(softmax(logits)).tolist()
     predictions = []
     for row, (iterations, status) in enumerate(zip(result.iterations, result.status, strict=True)):
-        valid = iterations > 0 and status != "diverged" and isfinite(rounded[row][0])
+        valid = status != "diverged" and isfinite(rounded[row][0])
         index = max(range(len(classes)), key=rows[row].__getitem__)
         prediction: dict[str, Any] = {
             "label": classes[index] if valid else None,
             "index": index if valid else None,
             "probabilities": rounded[row] if valid else None,
             "iterations": iterations,
-            "residual": float(f"{result.residual[row]:.9g}") if valid else None,
+            "residual": float(f"{result.residual[row]:.9g}") if valid and iterations else None,
             "status": status,
         }
         if result.margin is not None and result.bound is not None and model.label_stop is not None:

@@ -48,7 +48,7 @@ async def predict(http: HttpRequest, decode: Decode) -> tuple[ServedVersion, Res
     """Have the engine compute a request; the version that did, and its result. ``ClientDisconnect`` as soon as the client leaves.
 
     A request for an unknown model, or one that would be queued in vain, is rejected before its body is read; 504 if no row
-    had an iteration before its deadline.
+    has an answer at its deadline.
     """
     return await _with_model(http, decode, _predict)
 
@@ -142,7 +142,7 @@ def observe(histogram: RowHistogram, labels: tuple[str, str], values: Sequence[f
 
 
 def _in_time(result: Result) -> Result:
-    if not any(result.iterations):
+    if not result.answered:
         raise ApiError(504, "deadline_ms: deadline passed before any row completed an iteration")
     return result
 

@@ -35,7 +35,7 @@ MEANINGS = {
     500: "The engine could not compute these rows.",
     503: "The models are being loaded, the engine is being restarted, or too many large bodies or images wait; retry after "
     "Retry-After seconds.",
-    504: "The deadline passed before any row completed an iteration.",
+    504: "The deadline passed before any row completed an iteration, and the model has no learned start to answer with.",
 }
 PATH_PARAMETERS: dict[str, Any] = {
     "name": {"description": "Name of the model; see GET /models.", "schema": {"type": "string"}},

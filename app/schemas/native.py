@@ -102,13 +102,15 @@ class Stability(Model):
 
 
 class Prediction(Model):
-    """The prediction for one row; nulls if it diverged or had no time for an iteration."""
+    """The prediction for one row; nulls if it diverged or had no time for an answer."""
 
     label: str | None = Field(description="Name of the most likely class.")
     index: Count | None = Field(description="Of the label in the model's classes.")
     probabilities: list[Number] | None = Field(description="One per class, in the model's order.")
-    iterations: Count = Field(description="Evaluations of the model's step: the cost of this row.")
-    residual: NonNegative | None = Field(description="Size of the last change of the state.")
+    iterations: Count = Field(
+        description="Evaluations of the model's step: the cost of this row. 0 if the deadline left no time for one."
+    )
+    residual: NonNegative | None = Field(description="Size of the last change of the state; null without an iteration.")
     status: EndStatus = Field(description="Why the iteration ended.")
     stability: Stability | MISSING = Field(MISSING, description="Only with stop: label.")
 

@@ -17,9 +17,9 @@ from jfb.onnx.iteration import iteration
 from jfb.onnx.network import OnnxNetwork
 from jfb.solvers import Memory, Mixing, Picard, Solver
 
-Map = Literal["inject", "step", "readout"]
+Map = Literal["inject", "initial_state", "step", "readout"]
 Compute = Callable[..., Tensor]
-MAPS: tuple[Map, ...] = ("inject", "step", "readout")
+MAPS: tuple[Map, ...] = ("inject", "initial_state", "step", "readout")
 
 
 class Backend(ABC):
@@ -140,10 +140,10 @@ class FastestBackend(Backend):
     """Hands each call to one of several backends of the same network.
 
     Args:
-        backends: by name; the first computes what is not in the table, such as initial states and maps that a solver splits.
+        backends: by name; the first computes what is not in the table, such as maps that a solver splits.
         table: for each map, the names for at most 1, 2, 4, 8, ... rows; the last holds for more, too.
-        in_pairs: whether a single row is injected as two. Kernels for one row are often others, and round otherwise, which low
-            precision makes visible.
+        in_pairs: whether what a single row needs once is computed for two. Kernels for one row are often others, and round
+            otherwise, which low precision makes visible.
     """
 
     def __init__(self, backends: Mapping[str, Backend], table: Mapping[Map, list[str]], *, in_pairs: bool = False) -> None:
@@ -155,12 +155,10 @@ class FastestBackend(Backend):
         self._table = {name: [backends[fastest] for fastest in names] for name, names in table.items()}
 
     def inject(self, inputs: Tensor) -> Tensor:
-        if self._in_pairs and len(inputs) == 1:
-            return self._for("inject", inputs).inject(inputs.expand(2, *inputs.shape[1:]).contiguous())[:1]
-        return self._for("inject", inputs).inject(inputs)
+        return self._once("inject", inputs)
 
     def initial_state(self, injection: Tensor) -> Tensor:
-        return self._first.initial_state(injection)
+        return self._once("initial_state", injection)
 
     def step(self, state: Tensor, injection: Tensor) -> Tensor:
         return self._for("step", state).step(state, injection)
@@ -176,6 +174,13 @@ class FastestBackend(Backend):
     ) -> FusedIteration | None:
         found = (backend.fused(tensors, solver, residual_norm, stop_norm) for backend in self._backends)
         return next((one for one in found if one is not None), None)
+
+    def _once(self, name: Map, rows: Tensor) -> Tensor:
+        """Compute a map that a row needs once, before it iterates."""
+        compute: Compute = getattr(self._for(name, rows), name)
+        if self._in_pairs and len(rows) == 1:
+            return compute(rows.expand(2, *rows.shape[1:]).contiguous())[:1]
+        return compute(rows)
 
     def _for(self, name: Map, rows: Tensor) -> Backend:
         row = self._table[name]

@@ -70,10 +70,21 @@ def choose(
     reference = next(iter(candidates.values()))
     inputs = inputs.to(reference.device, reference.dtype)
     injection = reference.inject(inputs)
-    state = reference.step(reference.initial_state(injection), injection).clone()
+    first = reference.initial_state(injection).clone()
+    state = reference.step(first, injection).clone()
     next_state = reference.step(state, injection).clone()
-    arguments: dict[Map, tuple[Tensor, ...]] = {"inject": (inputs,), "step": (state, injection), "readout": (next_state,)}
-    expected: dict[Map, Tensor] = {"inject": injection, "step": next_state, "readout": reference.readout(next_state).clone()}
+    arguments: dict[Map, tuple[Tensor, ...]] = {
+        "inject": (inputs,),
+        "initial_state": (injection,),
+        "step": (state, injection),
+        "readout": (next_state,),
+    }
+    expected: dict[Map, Tensor] = {
+        "inject": injection,
+        "initial_state": first,
+        "step": next_state,
+        "readout": reference.readout(next_state).clone(),
+    }
 
     backends, refused = dict(candidates), {}
     for name, backend in list(candidates.items())[1:]:
@@ -100,9 +111,14 @@ def choose(
     if low_precision is not None:
         reason = _difference(low_precision.step, arguments["step"], next_state, LOW_PRECISION_AGREEMENT)
         reason = reason or _dependence(low_precision.step, arguments["step"], sizes)
-        alike = [name for name, backend in measured.items() if not _dependence(backend.inject, (inputs,), sizes[1:])]
+        alike = [
+            name
+            for name, backend in measured.items()
+            if not _dependence(backend.inject, (inputs,), sizes[1:])
+            and not _dependence(backend.initial_state, (injection,), sizes[1:])
+        ]
         if not reason and not alike:
-            reason = "injections are rounded differently in batches of different sizes"
+            reason = "injections or initial states are rounded differently in batches of different sizes"
         if not reason and precision == "auto":
             times = _seconds({"full": fastest.step, "low": low_precision.step}, arguments["step"], clock)
             share = times["low"] / times["full"]
@@ -110,7 +126,8 @@ def choose(
         if reason:
             refused["bfloat16"], low_precision = reason, None
         else:
-            table["inject"] = [table["inject"][-1] if table["inject"][-1] in alike else alike[0]] * len(sizes)
+            once: tuple[Map, ...] = ("inject", "initial_state")
+            table |= {name: [table[name][-1] if table[name][-1] in alike else alike[0]] * len(sizes) for name in once}
             fastest = FastestBackend(backends, table, in_pairs=True)
     if precision == "mixed" and low_precision is None:
         reason = refused.get("bfloat16", "there is no bfloat16 here")

@@ -14,11 +14,14 @@ from app.engine.batch import RunningBatch
 from app.engine.loading import make_batch
 from app.engine.running_request import RunningRequest
 from app.engine.scheduler import Scheduler
+from app.engine.warm_starts import WarmStarts
 from app.engine_client.messages import Stop
 from app.settings import BackendName, EngineConfig, Precision
 from jfb import LabelStop, ResidualNorm, Status, checkpoint, predict
+from jfb.config import LearnedStartSpec
 from jfb.export import export
 from jfb.label_stop import Kind
+from jfb.learned_start import LearnedStart
 from jfb.solvers import Mixing
 from tests.app.engine.geometric import tick_until_idle
 from tests.app.engine.requests import running_request
@@ -33,14 +36,16 @@ pytestmark = pytest.mark.slow  # exports to ONNX
 
 @pytest.fixture(scope="module")
 def version(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A version's folder with the graphs that ONNX Runtime needs."""
+    """A version's folder with the graphs that ONNX Runtime needs, and with a learned start, where every row starts."""
     folder = tmp_path_factory.mktemp("store") / "digits" / "1"
     folder.mkdir(parents=True)
     network = network_of(DIGITS, 1)
     network.latent.weight.data[:, :, 1, 1] += 3 * torch.eye(8)  # type: ignore[index, union-attr]
     network.constrain()
     mixing = Mixing(1.2 * torch.eye(8) + 0.05 * torch.randn(8, 8), torch.full((8,), 0.05), 0.85)
-    checkpoint.save(folder, DIGITS, network, mixing)
+    start = LearnedStartSpec(injection_shape=(8, 4, 4), state_shape=(8, 4, 4), bottleneck=3)
+    network.learned_start = LearnedStart(**dict(start))
+    checkpoint.save(folder, DIGITS.model_copy(update={"learned_start": start}), network, mixing)
     export(folder, parts=True)
     return folder
 
@@ -190,3 +195,28 @@ def test_an_iteration_that_one_call_cannot_compute_is_computed_in_parts(version:
     )
     assert np.count_nonzero(request.iterations - expected.solution.iterations.numpy()) <= 1
     assert request.logits == pytest.approx(expected.logits.numpy(), abs=1e-4)
+
+
+@pytest.mark.parametrize("backend", ["torch", "folded", "onnx"])
+def test_a_row_whose_deadline_passes_first_is_answered_with_the_readout_of_its_start(version: Path, backend: BackendName) -> None:
+    found = jfb.load(version)
+    batch = make_batch(found, version, torch.device("cpu"), EngineConfig(slots=4, backend=backend))
+    scheduler = Scheduler(batch, max_waiting_rows=ROWS)
+    inputs = np.random.default_rng(3).integers(0, 17, (11, 1, 8, 8)).astype(np.float32)
+    (late,) = answers(scheduler, [running_request(1, inputs, [1e-4] * 11, [100] * 11, [-1.0] * 11, session="a")])
+    assert (late.iterations, late.status) == ([0] * 11, [Status.DEADLINE] * 11)
+    network = found.network
+    expected = network.readout(network.first_state(network.inject(torch.from_numpy(inputs))))
+    assert late.logits == pytest.approx(expected.numpy(), abs=1e-4)
+    assert scheduler.step_evaluations == 0
+
+
+def test_the_rows_of_a_session_start_where_it_ended_and_not_at_the_learned_start(version: Path) -> None:
+    found = jfb.load(version)
+    batch = make_batch(found, version, torch.device("cpu"), EngineConfig(slots=4, backend="torch"))
+    scheduler = Scheduler(batch, max_waiting_rows=ROWS, warm_starts=WarmStarts(10**6, 60))
+    inputs = np.random.default_rng(3).integers(0, 17, (1, 1, 8, 8)).astype(np.float32)
+    cold, warm = (
+        answers(scheduler, [running_request(number, inputs, [1e-4], [100], [None], session="a")])[0] for number in (1, 2)
+    )
+    assert warm.iterations[0] == 1 < cold.iterations[0]

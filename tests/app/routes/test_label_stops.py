@@ -1,6 +1,7 @@
 """``"stop": "label"`` over a real socket: what it answers, alone and in company, and what it says of itself."""
 
 import io
+import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -13,7 +14,8 @@ import torch
 
 import jfb
 from jfb import ModelConfig, checkpoint
-from jfb.config import LabelCalibration
+from jfb.config import LabelCalibration, LearnedStartSpec
+from jfb.learned_start import LearnedStart
 from jfb.store import new_version
 from tests.app.running import RunningServer, running_server
 from tests.app.store import network_of
@@ -38,16 +40,22 @@ ANYBODYS = ModelConfig.model_validate(
 )
 """A network that is no contraction by construction."""
 UNKNOWN = ANYBODYS.model_copy(update={"serving": ANYBODYS.serving.model_copy(update={"label_calibration": None})})
+START = LearnedStartSpec(injection_shape=(32, 4, 4), state_shape=(32, 4, 4), bottleneck=3)
 ACCELERATED = ANYBODYS.model_copy(update={"serving": ANYBODYS.serving.model_copy(update={"solver": "anderson"})})
+STARTED = ANYBODYS.model_copy(update={"learned_start": START})
 INPUTS = np.random.default_rng(5).integers(0, 256, (30, 1, 12, 12)).astype(np.float32)
 
 
 @pytest.fixture(scope="module")
 def own_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     store = tmp_path_factory.mktemp("store")
-    for name, config in (("anybodys", ANYBODYS), ("unknown", UNKNOWN), ("accelerated", ACCELERATED)):
+    for name, config in (("anybodys", ANYBODYS), ("unknown", UNKNOWN), ("accelerated", ACCELERATED), ("started", STARTED)):
         with new_version(store, name) as folder:
-            checkpoint.save(folder, config, network_of(config, 4))
+            network = network_of(config, 4)
+            if config.learned_start is not None:
+                torch.manual_seed(0)
+                network.learned_start = LearnedStart(**dict(START))
+            checkpoint.save(folder, config, network)
     return store
 
 
@@ -122,6 +130,31 @@ def test_label_stops_use_the_models_own_solver_and_every_solver_gives_the_same_l
     by_picard = own_server.predict(body).json()["predictions"]
     assert [row["index"] for row in own] == [row["index"] for row in by_picard]
     assert sum(row["iterations"] for row in own) < sum(row["iterations"] for row in by_picard)
+
+
+def test_a_deadline_that_passes_before_the_first_iteration_is_answered_from_the_learned_start(
+    own_server: RunningServer, own_store: Path
+) -> None:
+    network = jfb.load(own_store / "started" / "1").network
+    expected = network.readout(network.first_state(network.inject(torch.from_numpy(INPUTS))))
+    body = {"inputs": INPUTS.tolist(), "deadline_ms": 1e-6}
+    rows = own_server.predict(body, "/models/started/predict").json()["predictions"]
+    assert {(row["iterations"], row["status"], row["residual"]) for row in rows} == {(0, "deadline", None)}
+    assert [row["index"] for row in rows] == expected.argmax(1).tolist()
+    assert [row["probabilities"] for row in rows] == pytest.approx(expected.softmax(1).numpy(), abs=1e-5)
+    assert own_server.client.post("/models/anybodys/predict", json=body).status_code == 504
+
+    headers = {"accept": "text/event-stream"}
+    streamed = own_server.client.post("/models/started/predict", json=body, headers=headers)
+    assert streamed.status_code == 200
+    assert "event: iteration" not in streamed.text
+    assert json.loads(streamed.text.split("data: ")[1])["predictions"] == rows
+
+    tensor = {"name": "inputs", "datatype": "FP32", "shape": list(INPUTS.shape), "data": INPUTS.ravel().tolist()}
+    infer = {"inputs": [tensor], "parameters": {"deadline_ms": 1e-6}, "outputs": [{"name": "logits"}, {"name": "iterations"}]}
+    logits, iterations = own_server.client.post("/v2/models/started/infer", json=infer).json()["outputs"]
+    assert logits["data"] == pytest.approx(expected.flatten().numpy(), abs=1e-4)
+    assert set(iterations["data"]) == {0}
 
 
 def test_a_tolerance_that_is_named_ends_rows_too(own_server: RunningServer) -> None:
