@@ -19,7 +19,7 @@ from training.errors import ModelError
 
 MAX_CHANNELS = 512
 """Of a state: A has one row and one column per channel."""
-STEPS = 300
+STEPS = 120
 BATCH_SIZE = 48
 UNROLLED = 20
 """Iterations per training step; the loss starts at ``COUNTED_FROM``."""
@@ -27,7 +27,7 @@ COUNTED_FROM = 5
 LEARNING_RATE = 0.01
 MAX_GRADIENT = 1.0
 FIRST_GAIN, FIRST_MOMENTUM = 1.45, 0.18
-MAX_SECONDS = 100.0
+MAX_SECONDS = 25.0
 """The learning rate falls with the steps or with the time, whichever is used up first."""
 FLOOR = 1e-6
 """Of a residual, in sizes of its state: below it, only float32 rounding remains."""
@@ -43,8 +43,9 @@ def fit_mixing(
     *,
     device: torch.device,
     console: Console,
+    refine: Mixing | None = None,
     seed: int = 0,
-    clock: Callable[[], float] = time.monotonic,
+    clock: Callable[[], float] = time.process_time,
 ) -> Mixing:
     """Fit A and b to a network by the residuals of unrolled mixing, and the safeguard's rate by those of Picard iteration.
 
@@ -54,14 +55,20 @@ def fit_mixing(
     Args:
         network: in evaluation mode, on the device; its weights are left as they are.
         inputs: raw, unlabelled, shape ``[n, *input_shape]``.
-        clock: seconds.
+        refine: coefficients to begin with, from which half of the steps and of the time suffice.
+        clock: seconds, by default of processor time, so that the result does not depend on what else the machine does.
 
     Raises:
         ModelError: for networks that mixing is not for, and where the fit fails.
     """
     channels = check_network(network, inputs[:1].to(device, torch.float32))
-    matrix = (FIRST_GAIN * torch.eye(channels, device=device)).requires_grad_()
-    momentum = torch.full((channels,), FIRST_MOMENTUM, device=device).requires_grad_()
+    if refine is None:
+        matrix, momentum = FIRST_GAIN * torch.eye(channels, device=device), torch.full((channels,), FIRST_MOMENTUM, device=device)
+    else:
+        matrix, momentum = refine.matrix.clone(), refine.momentum.clone()
+    matrix.requires_grad_()
+    momentum.requires_grad_()
+    share = 1.0 if refine is None else 0.5
     optimiser = torch.optim.Adam([matrix, momentum], LEARNING_RATE)
     generator = torch.Generator().manual_seed(seed)
     columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
@@ -79,7 +86,7 @@ def fit_mixing(
                 optimiser.step()  # a batch in which a row diverged teaches nothing
                 _keep_in_range(matrix, momentum)
             step += 1
-            used = max(step / STEPS, (clock() - began) / MAX_SECONDS)
+            used = max(step / STEPS, (clock() - began) / MAX_SECONDS) / share
             progress.update(task, completed=used)
     return Mixing(matrix.detach(), momentum.detach(), picard_rate(network, inputs, device=device))
 
@@ -93,7 +100,7 @@ def picard_rate(network: ImplicitNetwork, inputs: Tensor, *, device: torch.devic
     """
     generator = torch.Generator().manual_seed(0)
     injection = _injection(network, inputs, generator, device, rows)
-    channels = network.initial_state(injection).shape[1]
+    channels = network.first_state(injection).shape[1]
     identity, zeros = torch.eye(channels, device=device), torch.zeros(channels, device=device)
     logs = _log_residuals(network, injection, identity, zeros)
     rate = float(((logs[-1] - logs[COUNTED_FROM - 1]) / (UNROLLED - COUNTED_FROM)).exp().median())
@@ -112,7 +119,7 @@ def check_network(network: ImplicitNetwork, inputs: Tensor) -> int:
         )
     with torch.enable_grad():
         injection = network.inject(inputs)
-        state = network.initial_state(injection).detach().requires_grad_()
+        state = network.first_state(injection).detach().requires_grad_()
         if not network.step(state, injection).requires_grad:
             raise ModelError(f"mixing is fitted by gradients, and the step of {type(network).__name__} has none")
     channels = state.shape[1]
@@ -131,7 +138,7 @@ def _injection(
 
 def _log_residuals(network: ImplicitNetwork, injection: Tensor, matrix: Tensor, momentum: Tensor) -> Tensor:
     """``log ‖T(u_k) − u_k‖₂`` for ``UNROLLED`` iterations without a safeguard: ``[UNROLLED, n]``."""
-    point = previous = network.initial_state(injection)
+    point = previous = network.first_state(injection).detach()
     per_channel = momentum.view(-1, *(1,) * (point.dim() - 2))
     found = []
     for _ in range(UNROLLED):

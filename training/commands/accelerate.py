@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.table import Table
 from typer import Argument, Option
 
-from training.acceleration.accelerate import Accelerated, accelerate_version
+from training.acceleration.accelerate import MAX_START_RATIO, Accelerated, accelerate_version
 from training.data import load_parts
 from training.device import choose_device
 from training.evaluation.solver_times import MAX_TIME_RATIO
@@ -22,6 +22,9 @@ def accelerate(
     data: Annotated[
         Path | None, Option(exists=True, file_okay=False, help="Read the data from this folder instead of the recipe's source.")
     ] = None,
+    start: Annotated[
+        bool, Option("--start", help="Also train a network that guesses the fixed point, where the iteration then starts.")
+    ] = False,
     store: Annotated[Path, Option(envvar="JFB_MODEL_STORE", help="Model store.")] = Path("model_store"),
     device: Annotated[str, Option(envvar="JFB_DEVICE", help="auto (CUDA if available), cpu, cuda, cuda:1, ...")] = "auto",
 ) -> None:
@@ -35,7 +38,7 @@ def accelerate(
     checkpoint = load_version(folder, on)
     chosen = recipe_of(checkpoint.config, folder, recipe).changed({} if data is None else {"data.source": str(data)})
     parts = load_parts(chosen.data, console)
-    new, accelerated, _ = accelerate_version(checkpoint, folder, parts, store, device=on, console=console)
+    new, accelerated, _ = accelerate_version(checkpoint, folder, parts, store, start=start, device=on, console=console)
     console.print(_table(accelerated, checkpoint.config.serving.solver))
     verdict = (
         "mixing is now the default solver"
@@ -43,6 +46,10 @@ def accelerate(
         else f"the default solver is still {accelerated.config.serving.solver}, because mixing takes more than "
         f"{MAX_TIME_RATIO:g} of its time, or is not the fastest"
     )
+    if accelerated.start_ratio is not None:
+        ratio = f"with the learned start inputs take {accelerated.start_ratio:.2f} of their time without it"
+        kept = accelerated.config.learned_start is not None
+        console.print(ratio if kept else f"{ratio}, so it was left out: it must be at most {MAX_START_RATIO:g}", soft_wrap=True)
     console.print(f"fitted in {accelerated.seconds:.0f} s; {verdict}: {new}", soft_wrap=True)
 
 

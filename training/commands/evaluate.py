@@ -69,6 +69,8 @@ def evaluate(
     write_config(folder, with_serving(config, **changes))
     write_card(folder, name)
     console.print(_table(evaluation))
+    answers = ", ".join(f"{outcome.iterations}: {outcome.accuracy:.2%}" for outcome in evaluation.anytime)
+    console.print(f"accuracy after this many iterations: {answers}", soft_wrap=True)
     for measure in dict.fromkeys(outcome.measure for outcome in evaluation.difficulty):
         console.print(_difficulty_table(evaluation, measure))
     console.print(

@@ -93,14 +93,14 @@ def train(
     if folder is None or not processes.first:
         return
 
-    config, mixing = model_config(trained, parts), None
+    config, mixing, times = model_config(trained, parts), None, None
     if chosen.serving.accelerate:
         try:
             accelerated = accelerate_network(trained.network, config, parts, device=on, console=console)
-            config, mixing = accelerated.config, accelerated.mixing
+            config, mixing, times = accelerated.config, accelerated.mixing, accelerated.times
         except ModelError as error:
             console.print(f"not accelerated: {error}", style="yellow", soft_wrap=True)
-    evaluation = evaluate(trained.network, config, parts, mixing=mixing, device=on, console=console)
+    evaluation = evaluate(trained.network, config, parts, mixing=mixing, solver_times=times, device=on, console=console)
     config = with_serving(config, label_calibration=evaluation.label_stops.calibration)
     new = new_version(store, chosen.name)
     with new as version:  # a hidden folder, which becomes the version when all files are written

@@ -20,6 +20,8 @@ from training.evaluation.trajectories import Trajectories, record
 
 TOLERANCES = (1.0, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001, 0.0003, 0.0001)
 CAPS = (1, 2, 5, 10, 20, 50)
+FEW_ITERATIONS = (0, 1, 2, 3, 5, 8)
+"""After which the anytime answers are reported."""
 MAX_ACCURACY_LOSS = 0.0005
 """Accuracy that the recommended tolerance may lose against the tightest."""
 
@@ -44,6 +46,16 @@ class Outcome:
 
 
 @dataclass(frozen=True)
+class AnytimeOutcome:
+    """Accuracy if every input is answered after a few iterations, however far it is from its fixed point."""
+
+    iterations: int
+    """0 is the readout of the state that the iteration starts at, which means something for a learned start."""
+    accuracy: float
+    """In [0, 1]."""
+
+
+@dataclass(frozen=True)
 class Evaluation:
     """The content of ``evaluation.json`` and, per class, of ``evaluation.csv``."""
 
@@ -54,6 +66,8 @@ class Evaluation:
     validation_inputs: int
     outcomes: list[Outcome]
     """On the test part, for all inputs and for each class, at every tolerance and cap."""
+    anytime: list[AnytimeOutcome]
+    """On the test part."""
     difficulty: list[DifficultyOutcome]
     """At the model's cap: on the test part, for data that says how hard an input is, and on the test parts of other sizes."""
     label_stops: LabelStops
@@ -67,6 +81,7 @@ def evaluate(
     data: Data,
     *,
     mixing: Mixing | None = None,
+    solver_times: SolverTimes | None = None,
     device: torch.device,
     console: Console,
     tolerances: tuple[float, ...] = TOLERANCES,
@@ -81,6 +96,7 @@ def evaluate(
     Args:
         network: in evaluation mode, on the device.
         mixing: the network's learned solver, if it has one.
+        solver_times: if they were measured already.
         tolerances: positive, in any order.
         caps: at least 1, in any order.
 
@@ -116,9 +132,11 @@ def evaluate(
             for max_iterations in caps
             for outcome in outcomes(test, data.test.labels, config.classes, tolerance, max_iterations)
         ],
+        anytime=anytime(test, data.test.labels, tolerances[-1]),
         difficulty=[*by_difficulty(test, data.test, tolerances, cap), *by_width(sizes, tolerances, cap)],
         label_stops=calibrate(network, config, data, mixing=mixing, device=device, console=console),
-        solver_times=time_solvers(network, config, data.validation.inputs, tolerances[-1], mixing=mixing, device=device),
+        solver_times=solver_times
+        or time_solvers(network, config, data.validation.inputs, tolerances[-1], mixing=mixing, device=device),
     )
 
 
@@ -146,6 +164,13 @@ def outcomes(part: Trajectories, labels: Tensor, classes: list[str], tolerance: 
             )
         )
     return found
+
+
+def anytime(part: Trajectories, labels: Tensor, tightest: float) -> list[AnytimeOutcome]:
+    """Return the accuracy after each of ``FEW_ITERATIONS``, or fewer where an input reaches the tightest tolerance earlier."""
+    most = part.residual.shape[1]
+    found = {count: part.answers(tightest, min(count, most)).index if count else part.first_index for count in FEW_ITERATIONS}
+    return [AnytimeOutcome(count, int((index == labels).sum()) / len(labels)) for count, index in found.items()]
 
 
 def recommend(part: Trajectories, labels: Tensor, tolerances: tuple[float, ...], max_iterations: int) -> float:

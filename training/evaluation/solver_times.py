@@ -13,7 +13,11 @@ from jfb.checkpoint import solvers_of
 from jfb.solvers import Mixing, solvers_for
 
 ROUNDS = 5
+MIN_ROUNDS = 2
+MAX_SECONDS = 10.0
+"""After these no further round begins."""
 INPUTS = 256
+WITHOUT_START = " without start"
 BATCH_SIZE = 64
 """Rows that iterate together, about as many as in a server on a CPU."""
 MAX_TIME_RATIO = 0.9
@@ -38,6 +42,8 @@ class SolverTimes:
     """Per input and solver: the mean over tolerances."""
     recommended: str
     """The fastest if it is clearly faster than the model's own, else the model's own."""
+    start_ratio: float | None = None
+    """The least time with the learned start, divided by the least without; None for a model that has no learned start."""
 
 
 @torch.no_grad()
@@ -48,16 +54,20 @@ def time_solvers(
     tightest: float,
     *,
     mixing: Mixing | None = None,
+    mixing_without_start: Mixing | None = None,
     device: torch.device,
     clock: Callable[[], float] = time.perf_counter,
 ) -> SolverTimes:
     """Time every solver that the network supports on the same inputs, in turn, over several rounds.
+
+    A network with a learned start is also timed without it, under names that end in ``WITHOUT_START``.
 
     Args:
         network: in evaluation mode, on the device; a folded copy is timed, as in the server.
         inputs: raw, shape ``[n, *input_shape]``; the first 256 are used.
         tightest: tolerance, in addition to the model's default.
         mixing: the network's learned solver, if it has one.
+        mixing_without_start: the one to take without the learned start; ``mixing`` by default.
         clock: returns seconds.
     """
     serving = config.serving
@@ -66,14 +76,19 @@ def time_solvers(
     tolerances = sorted({serving.tolerance, tightest}, reverse=True)
     of_both = solvers_for(type(folded))
     solvers = {name: solver for name, solver in solvers_of(network, config, mixing).items() if solver.learned or name in of_both}
+    variants = {name: (solver, True) for name, solver in solvers.items()}
+    if folded.learned_start is not None:
+        others = solvers if mixing_without_start is None else solvers | {"mixing": mixing_without_start}
+        variants |= {name + WITHOUT_START: (solver, False) for name, solver in others.items()}
     counts: dict[str, list[Tensor]] = {}
 
     def solve_all(name: str) -> list[float]:
         """The seconds at each tolerance."""
         seconds = []
         counts[name] = []
+        solver, started = variants[name]
         for tolerance in tolerances:
-            started = clock()
+            begin = clock()
             found = [
                 solve(
                     folded,
@@ -81,34 +96,40 @@ def time_solvers(
                     tolerance=tolerance,
                     max_iterations=serving.max_iterations,
                     residual_norm=serving.residual_norm,
-                    solver=solvers[name],
+                    solver=solver,
+                    start=None if started else folded.initial_state(injection),
                 ).iterations
                 for injection in injections
             ]
             if device.type == "cuda":
                 torch.cuda.synchronize(device)
-            seconds.append(clock() - started)
+            seconds.append(clock() - begin)
             counts[name].append(torch.cat(found))
         return seconds
 
-    for name in solvers:
+    for name in variants:
         solve_all(name)  # warm-up
-    runs = [{name: solve_all(name) for name in solvers} for _ in range(ROUNDS)]
+    began = clock()
+    runs: list[dict[str, list[float]]] = []
+    while len(runs) < MIN_ROUNDS or (len(runs) < ROUNDS and clock() - began < MAX_SECONDS):
+        runs.append({name: solve_all(name) for name in variants})
     inputs_timed = sum(len(injection) for injection in injections)
     microseconds_at = {
         name: [1e6 * statistics.median(times) / inputs_timed for times in zip(*(run[name] for run in runs), strict=True)]
-        for name in solvers
+        for name in variants
     }
     microseconds = {name: statistics.mean(found) for name, found in microseconds_at.items()}
-    iterations_at = {name: [float(found.double().mean()) for found in counts[name]] for name in solvers}
-    fastest = min(microseconds, key=microseconds.__getitem__)
+    iterations_at = {name: [float(found.double().mean()) for found in counts[name]] for name in variants}
+    fastest = min(solvers, key=microseconds.__getitem__)
     clearly = serving.solver not in microseconds or microseconds[fastest] <= MAX_TIME_RATIO * microseconds[serving.solver]
+    without = [microseconds[name] for name, (_, started) in variants.items() if not started]
     return SolverTimes(
         tolerances=tolerances,
         microseconds_at=microseconds_at,
         iterations_at=iterations_at,
-        max_iterations_at={name: [int(found.max()) for found in counts[name]] for name in solvers},
+        max_iterations_at={name: [int(found.max()) for found in counts[name]] for name in variants},
         microseconds=microseconds,
         iterations={name: statistics.mean(found) for name, found in iterations_at.items()},
         recommended=fastest if clearly else serving.solver,
+        start_ratio=microseconds[fastest] / min(without) if without else None,
     )

@@ -38,6 +38,8 @@ class Trajectories:
     """``r_k``, shape ``[n, max_iterations]``; NaN after the row's last iteration."""
     index: Tensor
     """Class with the largest logit after iteration k, int64, of the same shape; ``NO_ANSWER`` where logits are not finite."""
+    first_index: Tensor
+    """Class with the largest logit at the first state, before any iteration, int64 ``[n]``."""
 
     def answers(self, tolerance: float, max_iterations: int) -> Answers:
         """Return the answers if every row stops at its first residual at or below the tolerance, or at the cap.
@@ -82,16 +84,23 @@ def record(
     batches = []
     for batch in track(torch.split(inputs, batch_size), "iterating", console=console, transient=True):
         recorder = Recorder(solver or SOLVERS[serving.solver](), network, serving.residual_norm, len(batch), max_iterations)
+        injection = network.inject(batch.to(device, torch.float32))
+        first_index = predicted_class(network.readout(network.first_state(injection))).cpu()
         solve(
             network,
-            network.inject(batch.to(device, torch.float32)),
+            injection,
             tolerance=tolerance,
             max_iterations=max_iterations,
             residual_norm=serving.residual_norm,
             solver=recorder,
         )
-        batches.append((recorder.residual, recorder.index))
+        batches.append((recorder.residual, recorder.index, first_index))
     return Trajectories(*(torch.cat(columns) for columns in zip(*batches, strict=True)))
+
+
+def predicted_class(logits: Tensor) -> Tensor:
+    """Return the class with the largest logit, int64 ``[n]``; ``NO_ANSWER`` where logits ``[n, classes]`` are not finite."""
+    return torch.where(logits.isfinite().all(1), logits.argmax(1), NO_ANSWER)
 
 
 class Recorder(Solver):
@@ -114,9 +123,7 @@ class Recorder(Solver):
 
     def propose(self, memory: Memory, state: Tensor, next_state: Tensor) -> Tensor:
         rows = memory["row"].cpu()
-        logits = self._network.readout(next_state)
-        index = torch.where(logits.isfinite().all(1), logits.argmax(1), NO_ANSWER)
         self.residual[rows, self._column] = residual(state, next_state, self._norm).cpu()
-        self.index[rows, self._column] = index.cpu()
+        self.index[rows, self._column] = predicted_class(self._network.readout(next_state)).cpu()
         self._column += 1
         return self._solver.propose(memory, state, next_state)

@@ -27,6 +27,7 @@ def write_evaluation_report(folder: Path, name: str, evaluation: Evaluation) -> 
         "validation_inputs": evaluation.validation_inputs,
         "label_stops": asdict(evaluation.label_stops) | {"offered": evaluation.label_stops.offered},
         "solver_times": asdict(evaluation.solver_times),
+        "anytime": [asdict(outcome) for outcome in evaluation.anytime],
         "difficulty": [asdict(outcome) for outcome in evaluation.difficulty],
         "outcomes": [asdict(outcome) for outcome in evaluation.outcomes if outcome.label is None],
     }

@@ -30,6 +30,7 @@ def write_card(folder: Path, name: str) -> None:
         _pictures(folder, {CURVES: "loss, accuracy and iterations over the epochs"}),
         _metrics(config, recipe, read_metrics(folder)),
         _tolerances(evaluation),
+        _anytime(config, evaluation),
         _difficulty(evaluation),
         _pictures(folder, {DIFFICULTY_PLOT: "accuracy and iterations of easy and hard inputs"}),
         _solvers(evaluation),
@@ -129,6 +130,21 @@ def _tolerances(evaluation: dict[str, Any] | None) -> str:
         f"`{serving['residual_norm']}`. Recommended, by the {evaluation['validation_inputs']:,} inputs of the validation part: "
         f"**{evaluation['recommended_tolerance']:g}**, the loosest that loses at most 0.05 percentage points of accuracy against "
         f"the tightest.\n\n{table}"
+    )
+
+
+def _anytime(config: ModelConfig, evaluation: dict[str, Any] | None) -> str:
+    if evaluation is None or "anytime" not in evaluation:  # an evaluation by an earlier version of this project
+        return ""
+    outcomes = evaluation["anytime"]
+    start = "of the learned start" if config.learned_start is not None else "of the state that the iteration starts at"
+    table = markdown_table(
+        ("iterations", *(str(outcome["iterations"]) for outcome in outcomes)),
+        [("accuracy", *(f"{outcome['accuracy']:.2%}" for outcome in outcomes))],
+    )
+    return (
+        "## Answers after a few iterations\n\nOn the test part, with the default solver, if every input is answered then; 0 is "
+        f"the readout {start}.\n\n{table}"
     )
 
 

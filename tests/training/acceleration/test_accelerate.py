@@ -13,7 +13,7 @@ from jfb.architectures import build
 from jfb.checkpoint import save
 from jfb.config import ArchitectureSpec, InputSpec, ModelConfig
 from training.__main__ import main
-from training.acceleration import accelerate, fit
+from training.acceleration import accelerate, fit, start
 from training.errors import RecipeError
 from training.evaluation.solver_times import SolverTimes, time_solvers
 from training.recipe import load_recipe
@@ -47,29 +47,34 @@ def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
     return int(ended.value.code or 0)
 
 
-def recommending(solver: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def recommending(solver: str, monkeypatch: pytest.MonkeyPatch, start_ratio: float = 1.0) -> None:
     def times(*arguments: object, **keywords: object) -> SolverTimes:
         found = time_solvers(*arguments, **keywords)  # type: ignore[arg-type]
-        return SolverTimes(**{**vars(found), "recommended": solver})
+        ratio = None if found.start_ratio is None else start_ratio
+        return SolverTimes(**{**vars(found), "recommended": solver, "start_ratio": ratio})
 
     monkeypatch.setattr(accelerate, "time_solvers", times)
     monkeypatch.setattr(fit, "STEPS", 20)
+    monkeypatch.setattr(start, "MAX_STEPS", 20)
 
 
 def test_the_new_version_has_the_same_weights_and_the_faster_solver(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = model(tmp_path)
-    recommending("mixing", monkeypatch)
-    assert run(monkeypatch, "accelerate", "digits", "--store", str(tmp_path)) == 0
+    recommending("mixing", monkeypatch, start_ratio=0.8)
+    assert run(monkeypatch, "accelerate", "digits", "--start", "--store", str(tmp_path)) == 0
     after = tmp_path / "digits" / "2"
     printed = capsys.readouterr().out
     assert f"mixing is now the default solver: {after}" in printed
     assert "picard (default before)" in printed
+    assert "with the learned start inputs take 0.80 of their time without it" in printed
 
     old, new = jfb.load(before), jfb.load(after)
     one, two = (load_file(folder / "model.safetensors") for folder in (before, after))
     assert all(torch.equal(one[name], two[name]) for name in one)
+    assert {name.split(".")[0] for name in two.keys() - one.keys()} == {"learned_start"}
+    assert new.network.learned_start is not None
     assert new.mixing is not None
     assert new.solver is new.mixing
     unchanged = {"solver": "picard", "label_calibration": None}
@@ -79,22 +84,31 @@ def test_the_new_version_has_the_same_weights_and_the_faster_solver(
     assert (after / "samples.json").exists()
     report = json.loads((after / "evaluation.json").read_text())
     assert report["serving"]["solver"] == "mixing"
-    assert report["solver_times"]["iterations_at"].keys() == {"mixing", "picard", "anderson"}
+    assert report["solver_times"]["iterations_at"].keys() == {
+        name + suffix for name in ("mixing", "picard", "anderson") for suffix in ("", " without start")
+    }
+    assert [row["iterations"] for row in report["anytime"]] == [0, 1, 2, 3, 5, 8]
     card = (after / "README.md").read_text()
     assert "| tolerance | solver | mean iterations | slowest input | microseconds per input |" in card
     assert "mixing (default)" in card
+    assert "| iterations | 0 | 1 | 2 | 3 | 5 | 8 |" in card
+    assert "0 is the readout of the learned start" in card
 
 
 def test_it_is_not_made_the_default_where_it_is_not_faster(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     model(tmp_path)
-    recommending("picard", monkeypatch)
-    assert run(monkeypatch, "accelerate", "digits", "--store", str(tmp_path)) == 0
+    recommending("picard", monkeypatch, start_ratio=0.98)
+    assert run(monkeypatch, "accelerate", "digits", "--start", "--store", str(tmp_path)) == 0
     new = jfb.load(tmp_path / "digits" / "2")
     assert new.config.serving.solver == "picard"
     assert list(new.solvers) == ["picard", "anderson", "mixing"]
-    assert "the default solver is still picard" in capsys.readouterr().out
+    assert new.network.learned_start is None
+    assert new.config.learned_start is None
+    printed = capsys.readouterr().out
+    assert "the default solver is still picard" in printed
+    assert "take 0.98 of their time without it, so it was left out: it must be at most 0.97" in printed
 
 
 def test_a_monotone_network_is_rejected_with_the_reason_and_nothing_is_written(

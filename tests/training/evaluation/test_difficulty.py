@@ -31,7 +31,8 @@ def part(difficulty: list[int], right_after: list[int]) -> tuple[Trajectories, S
     rows, iterations = len(difficulty), 10
     right = torch.arange(1, iterations + 1) >= torch.tensor(right_after)[:, None]
     split = Split(torch.zeros(rows, 1), torch.zeros(rows, dtype=torch.int64), {"depth": torch.tensor(difficulty)})
-    return Trajectories(torch.where(right, 0.05, 0.5), (~right).long()), split
+    wrong = (~right).long()
+    return Trajectories(torch.where(right, 0.05, 0.5), wrong, wrong[:, 0]), split
 
 
 def test_each_range_has_its_own_accuracy_and_iterations() -> None:

@@ -17,7 +17,7 @@ from jfb.solvers import SOLVERS, solvers_for
 from tests.jfb.networks import small_monotone_mlp
 from training.data import Data, Split
 from training.errors import ModelError
-from training.evaluation.evaluate import Evaluation, evaluate, outcomes, recommend
+from training.evaluation.evaluate import Evaluation, anytime, evaluate, outcomes, recommend
 from training.evaluation.trajectories import NO_ANSWER, Trajectories, record
 from training.reports.evaluation_report import write_evaluation_report
 
@@ -78,6 +78,7 @@ def test_a_row_that_diverges_has_no_answer_from_then_on_and_counts_as_wrong_and_
     part = Trajectories(
         residual=torch.tensor([[1.0, 0.1, 0.01], [1.0, torch.inf, nan], [0.01, nan, nan]]),
         index=torch.tensor([[0, 1, 1], [1, NO_ANSWER, NO_ANSWER], [1, NO_ANSWER, NO_ANSWER]]),
+        first_index=torch.tensor([0, 1, 0]),
     )
     answers = part.answers(0.01, 3)
     assert answers.index.tolist() == [1, NO_ANSWER, 1]
@@ -87,12 +88,16 @@ def test_a_row_that_diverges_has_no_answer_from_then_on_and_counts_as_wrong_and_
     assert overall.accuracy == pytest.approx(2 / 3)
     assert overall.unconverged == pytest.approx(1 / 3)
     assert part.answers(0.01, 1).index.tolist() == [0, 1, 1], "at a cap of one it had not diverged yet"
+    accuracy = {outcome.iterations: outcome.accuracy for outcome in anytime(part, torch.tensor([1, 1, 1]), 0.01)}
+    one, two = pytest.approx(1 / 3), pytest.approx(2 / 3)
+    assert accuracy == {0: one, 1: two, 2: two, 3: two, 5: two, 8: two}
 
 
 def test_outcomes_are_means_over_all_inputs_and_over_each_class_that_has_any() -> None:
     part = Trajectories(
         residual=torch.tensor([[0.5, 0.1], [0.1, torch.nan], [0.5, 0.4], [0.1, torch.nan]]),
         index=torch.tensor([[0, 0], [0, -1], [0, 1], [1, -1]]),
+        first_index=torch.zeros(4, dtype=torch.int64),
     )
     found = {outcome.label: outcome for outcome in outcomes(part, torch.tensor([0, 0, 1, 0]), ["a", "b", "none"], 0.2, 2)}
     assert set(found) == {None, "a", "b"}
@@ -106,7 +111,7 @@ def test_95_percent_of_the_inputs_take_at_most_the_percentile() -> None:
     residual = torch.full((100, 30), 1.0)
     for row, iterations in enumerate([3] * 94 + [7] * 2 + [25] * 4):
         residual[row, iterations - 1 :] = 0.0
-    part = Trajectories(residual, torch.zeros(100, 30, dtype=torch.int64))
+    part = Trajectories(residual, torch.zeros(100, 30, dtype=torch.int64), torch.zeros(100, dtype=torch.int64))
     (overall, *_) = outcomes(part, torch.zeros(100, dtype=torch.int64), ["a"], 0.5, 30)
     assert overall.p95_iterations == 7
 
@@ -120,7 +125,7 @@ def test_the_recommended_tolerance_is_the_loosest_that_costs_at_most_a_twentieth
         index = torch.zeros(rows, 4, dtype=torch.int64)
         for column, count in enumerate(wrong):
             index[:count, column] = 1
-        return Trajectories(residual, index)
+        return Trajectories(residual, index, index[:, 0])
 
     tolerances = (1.0, 0.1, 0.01, 0.001)
     assert recommend(part(500, 105, 102, 100), labels, tolerances, 4) == 0.1
