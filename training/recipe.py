@@ -152,7 +152,7 @@ class AugmentRecipe(Strict):
 class ServingRecipe(Serving):
     """How the trained model is served."""
 
-    accelerate: bool = False
+    accelerate: bool = True
     """Whether to fit learned mixing after training, which becomes the model's solver if it is clearly faster than ``solver``."""
 
     export: bool = False

@@ -125,7 +125,7 @@ def test_a_monotone_network_is_rejected_with_the_reason_and_nothing_is_written(
     assert [path.name for path in (tmp_path / "digits").iterdir()] == ["1"]
 
 
-def test_train_accelerates_at_the_end_where_the_recipe_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_train_accelerates_at_the_end_unless_the_recipe_says_otherwise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recommending("mixing", monkeypatch)
     recipe = tmp_path / "quick.yaml"
     recipe.write_text(
@@ -133,7 +133,6 @@ def test_train_accelerates_at_the_end_where_the_recipe_says_so(tmp_path: Path, m
         "network: {name: implicit_resnet, arguments: {channels: [4], pool: [4]}}\n"
         "search: {max_iterations: 10}\n"
         "optimisation: {epochs: 1}\n"
-        "serving: {accelerate: true}\n"
     )
     assert run(monkeypatch, "train", str(recipe), "--store", str(tmp_path), "--runs", str(tmp_path / "runs")) == 0
     found = jfb.load(tmp_path / "quick" / "1")

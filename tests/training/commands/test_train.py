@@ -153,6 +153,7 @@ network:
   name: implicit_resnet
   arguments: {channels: [8], pool: [2]}
 optimisation: {epochs: 8, batch_size: 8, learning_rate: 0.01}
+serving: {accelerate: false}
 """)
     finished = run(
         *("train", str(tmp_path / "sides.yaml"), "--data", str(tmp_path / "pictures"), "--store", str(tmp_path / "store")),

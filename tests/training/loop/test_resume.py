@@ -179,6 +179,7 @@ def test_a_run_that_is_killed_and_resumed_publishes_the_same_bytes(tmp_path: Pat
 data: {source: sklearn/digits, test: 0.2}
 network: {name: implicit_resnet, arguments: {channels: [8], pool: [2]}}
 optimisation: {epochs: 10}
+serving: {accelerate: false}
 """)
 
     def publish(name: str, *, resume: bool) -> Path:
@@ -222,6 +223,7 @@ data: {source: sklearn/digits, test: 0.2, validation: 0.1}
 network: {name: implicit_resnet, arguments: {channels: [16], pool: [2], blocks: 1}}
 optimisation: {epochs: 2, batch_size: 51, averaging: 0.9}
 augment: {rotate: 8, shift: 0.06, scale: 0.06}
+serving: {accelerate: false}
 """)
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     finished = subprocess.run(
