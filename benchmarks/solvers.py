@@ -1,9 +1,9 @@
-"""Every solver of a model on the same inputs: iterations, processor time and labels, by tolerance.
+"""Every solver of a model on the same inputs, from its learned start and without: iterations, processor time and labels.
 
 Inputs are solved in batches of 64 by a folded copy of the network, as in the server. The solvers alternate. Times are medians
 over the rounds, of processor time, inject and readout included. A label differs if it is not that of a fixed point at 1e-6.
 
-    python -m training accelerate authors_mnist --recipe mnist --data DIR
+    python -m training accelerate authors_mnist --start --recipe mnist --data DIR
     OMP_NUM_THREADS=1 python -m benchmarks.solvers model_store/authors_mnist/2 --data DIR
     OMP_NUM_THREADS=1 python -m benchmarks.solvers model_store/digits/2 --data sklearn/digits --split train
 """
@@ -32,16 +32,18 @@ CAP = 500
 
 
 def solve_all(
-    network: ImplicitNetwork, checkpoint: Checkpoint, inputs: Tensor, solver: Solver, tolerance: float
+    network: ImplicitNetwork, checkpoint: Checkpoint, inputs: Tensor, solver: Solver, tolerance: float, *, started: bool = False
 ) -> tuple[float, Tensor, Tensor]:
     """Milliseconds of processor time per input, iterations ``[n]`` and labels ``[n]``."""
     norm = checkpoint.config.serving.residual_norm
-    start = time.process_time()
+    learned, network.learned_start = network.learned_start, network.learned_start if started else None
+    begin = time.process_time()
     found = [
         jfb.predict(network, batch, tolerance=tolerance, max_iterations=CAP, residual_norm=norm, solver=solver)
         for batch in torch.split(inputs, BATCH_SIZE)
     ]
-    milliseconds = 1000 * (time.process_time() - start) / len(inputs)
+    milliseconds = 1000 * (time.process_time() - begin) / len(inputs)
+    network.learned_start = learned
     iterations = torch.cat([prediction.solution.iterations for prediction in found])
     return milliseconds, iterations, torch.cat([prediction.logits.argmax(1) for prediction in found])
 
@@ -60,15 +62,20 @@ def unusual_inputs(inputs: Tensor, low: float, high: float) -> dict[str, Tensor]
 def rows_of(
     network: ImplicitNetwork, checkpoint: Checkpoint, inputs: Tensor, tolerances: Iterable[float], rounds: int
 ) -> Iterable[tuple[str, ...]]:
-    """Yield one row of the table per tolerance and solver."""
-    solvers = checkpoint.solvers
+    """Yield one row of the table per tolerance and solver, and those with a learned start if there is one."""
+    plain = {name: (solver, False) for name, solver in checkpoint.solvers.items()}
+    learned = {f"start, {name}": (solver, True) for name, solver in checkpoint.solvers.items() if network.learned_start}
+    solvers = plain | learned
     reference = solve_all(network, checkpoint, inputs, Picard(), 1e-6)[2]
     for tolerance in tolerances:
-        runs = {name: solve_all(network, checkpoint, inputs, solver, tolerance) for name, solver in solvers.items()}
+        runs = {
+            name: solve_all(network, checkpoint, inputs, solver, tolerance, started=started)
+            for name, (solver, started) in solvers.items()
+        }
         times: dict[str, list[float]] = {name: [] for name in solvers}
         for _ in range(rounds):
-            for name, solver in solvers.items():
-                times[name].append(solve_all(network, checkpoint, inputs, solver, tolerance)[0])
+            for name, (solver, started) in solvers.items():
+                times[name].append(solve_all(network, checkpoint, inputs, solver, tolerance, started=started)[0])
         for name, (_, iterations, labels) in runs.items():
             ordered = iterations.sort().values
             yield (

@@ -22,7 +22,7 @@ FORBIDDEN = {
 
 LAYERS = (
     ("jfb.config", "jfb.status"),
-    ("jfb.store", "jfb.images", "jfb.norms", "jfb.rows", "jfb.folding"),
+    ("jfb.store", "jfb.images", "jfb.norms", "jfb.rows", "jfb.folding", "jfb.learned_start"),
     ("jfb.network",),
     ("jfb.contraction", "jfb.mixed_precision"),
     ("jfb.monotone_network",),
