@@ -35,7 +35,7 @@ EVALUATION_SECONDS = 20.0
 """Of processor time, about, for the evaluation of an accelerated version."""
 EVALUATION_COST = 6.0
 """Of evaluating an input of each part, in times of solving it with every solver at the tightest tolerance."""
-MIN_EVALUATED = 500
+MIN_EVALUATED = 1000
 """Inputs of each part."""
 
 

@@ -27,7 +27,7 @@ COUNTED_FROM = 5
 LEARNING_RATE = 0.01
 MAX_GRADIENT = 1.0
 FIRST_GAIN, FIRST_MOMENTUM = 1.45, 0.18
-MAX_SECONDS = 25.0
+MAX_SECONDS = 22.0
 """The learning rate falls with the steps or with the time, whichever is used up first."""
 FLOOR = 1e-6
 """Of a residual, in sizes of its state: below it, only float32 rounding remains."""

@@ -10,7 +10,7 @@ from typer import Argument, Option
 from training.acceleration.accelerate import MAX_START_RATIO, Accelerated, accelerate_version
 from training.data import load_parts
 from training.device import choose_device
-from training.evaluation.solver_times import MAX_TIME_RATIO
+from training.evaluation.solver_times import MAX_TIME_RATIO, WITHOUT_START
 from training.store import find_version, load_version, recipe_of
 
 
@@ -55,6 +55,8 @@ def accelerate(
 
 def _table(accelerated: Accelerated, before: str) -> Table:
     times = accelerated.times
+    if before + WITHOUT_START in times.iterations_at:
+        before += WITHOUT_START
     table = Table("tolerance", "solver", "mean iterations", "slowest input", "µs per input")
     for place, tolerance in enumerate(times.tolerances):
         for name in times.iterations_at:

@@ -89,7 +89,7 @@ class Continuous(litserve.LitAPI):
             del self.joining[uid]
         images = np.concatenate([np.asarray(body["inputs"], np.float32) for _, body in joining])
         injection = network.inject(torch.from_numpy(images))
-        state = network.initial_state(injection)
+        state = network.first_state(injection)
         rows.ids += [uid for uid, _ in joining]
         rows.tolerance = torch.cat([rows.tolerance, torch.tensor([body["tolerance"] for _, body in joining])])
         rows.iterations = torch.cat([rows.iterations, torch.zeros(len(joining), dtype=torch.int64)])

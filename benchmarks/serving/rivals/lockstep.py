@@ -30,7 +30,7 @@ class Lockstep:
         """Return one prediction per body."""
         tolerance = min(body["tolerance"] for body in bodies)
         injection = self.network.inject(torch.from_numpy(np.concatenate([np.asarray(b["inputs"], np.float32) for b in bodies])))
-        state = self.network.initial_state(injection)
+        state = self.network.first_state(injection)
         for iterations in range(1, self.max_iterations + 1):  # noqa: B007
             previous, state = state, self.network.step(state, injection)
             moved = residual(previous, state, self.norm)

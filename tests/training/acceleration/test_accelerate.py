@@ -67,7 +67,7 @@ def test_the_new_version_has_the_same_weights_and_the_faster_solver(
     after = tmp_path / "digits" / "2"
     printed = capsys.readouterr().out
     assert f"mixing is now the default solver: {after}" in printed
-    assert "picard (default before)" in printed
+    assert "picard without start (default before)" in printed
     assert "with the learned start inputs take 0.80 of their time without it" in printed
 
     old, new = jfb.load(before), jfb.load(after)

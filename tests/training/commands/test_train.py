@@ -98,8 +98,16 @@ def test_a_version_holds_history_curves_and_a_card(digits_version: Path) -> None
 @pytest.mark.slow
 def test_a_server_of_another_user_can_read_every_file(digits_version: Path) -> None:
     modes = {path.name: path.stat().st_mode & 0o777 for path in digits_version.iterdir()}
-    files = ("config.json", "model.safetensors", "metrics.json", "history.csv", "curves.png", "samples.json", "README.md")
-    evaluation = ("evaluation.json", "evaluation.csv", "evaluation.png")
+    files = (
+        "config.json",
+        "model.safetensors",
+        "solver.safetensors",
+        "metrics.json",
+        "history.csv",
+        "curves.png",
+        "samples.json",
+    )
+    evaluation = ("README.md", "evaluation.json", "evaluation.csv", "evaluation.png")
     graphs = ("model.onnx", "inject.onnx", "initial_state.onnx", "step.onnx", "readout.onnx")
     assert modes == dict.fromkeys(files + evaluation + graphs, 0o644)
 
