@@ -45,14 +45,8 @@ def checkpoint(digits_store: Path) -> jfb.Checkpoint:
 
 @pytest.fixture(scope="module")
 def offline(checkpoint: jfb.Checkpoint, images: np.ndarray[Any, Any]) -> list[dict[str, Any]]:
-    """What ``jfb.predict`` computes, in the form of the server's answers."""
-    found = jfb.predict(
-        checkpoint.network,
-        torch.from_numpy(images).float(),
-        tolerance=torch.tensor(TOLERANCES),
-        max_iterations=100,
-        residual_norm=checkpoint.config.serving.residual_norm,
-    )
+    """What the loaded model computes, in the form of the server's answers."""
+    found = checkpoint.predict(images, tolerance=torch.tensor(TOLERANCES), max_iterations=100)
     return [
         {"label": checkpoint.config.classes[row.argmax()], "probabilities": row.tolist(), "iterations": k, "status": status}
         for row, k, status in zip(
