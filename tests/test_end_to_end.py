@@ -23,7 +23,7 @@ from training.recipe import DataRecipe
 
 README = Path(__file__).resolve().parents[1] / "README.md"
 ROWS = 200
-TOLERANCES = [1e-1, 1e-4] * (ROWS // 2)
+TOLERANCES = [1e-1, 1e-2, 1e-3, 1e-4] * (ROWS // 4)
 
 
 @pytest.fixture(scope="module")
