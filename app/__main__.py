@@ -9,4 +9,4 @@ if __name__ == "__main__":
         predict.program(args=sys.argv[2:], prog_name="python -m app predict")
     if sys.argv[1:2] == ["alias"]:
         alias.program(args=sys.argv[2:], prog_name="python -m app alias")
-    serve.main()
+    serve.main("python -m app", sys.argv[1:])

@@ -44,11 +44,9 @@ class EngineConfig(BaseModel, frozen=True, use_attribute_docstrings=True, extra=
 
 
 class Settings(BaseSettings, EngineConfig):
-    """Serve the implicit networks of a model store over HTTP. Every flag is also an environment variable: --port is JFB_PORT."""
+    """The settings of a server: those of its engines, and its own."""
 
-    model_config = SettingsConfigDict(
-        env_prefix="JFB_", cli_prog_name="python -m app", cli_kebab_case=True, cli_hide_none_type=True
-    )
+    model_config = SettingsConfigDict(env_prefix="JFB_")
 
     host: str = "127.0.0.1"
     """Address to listen on; 0.0.0.0 is every network."""

@@ -7,6 +7,7 @@ from importlib.metadata import version
 SERVING = {
     "serve": "Serve a model store over HTTP.",
     "predict": "Send images to a running server.",
+    "alias": "Name a version of a model, such as stable.",
 }
 TRAINING = {
     "train": "Train a model and publish it in the model store.",
@@ -42,12 +43,15 @@ def _run(command: str, arguments: list[str]) -> None:
     if command == "serve":
         from app.cli import serve
 
-        sys.argv = ["jfb serve", *arguments]
-        serve.main()
+        serve.main("jfb serve", arguments)
     elif command == "predict":
         from app.cli import predict
 
         predict.program(args=arguments, prog_name="jfb predict")
+    elif command == "alias":
+        from app.cli import alias
+
+        alias.program(args=arguments, prog_name="jfb alias")
     else:
         from training.__main__ import main as train
 

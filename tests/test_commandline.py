@@ -1,5 +1,6 @@
 """``jfb``: one command for both sides."""
 
+import os
 import subprocess
 import sys
 
@@ -36,10 +37,31 @@ def test_a_typo_is_one_line_with_the_nearest_command() -> None:
 
 
 @pytest.mark.slow
+def test_the_help_of_every_command_names_it_and_fits_80_columns() -> None:
+    program = (
+        "import sys, commandline\n"
+        "for command in commandline.COMMANDS:\n"
+        "    sys.argv = ['jfb', command, '--help']\n"
+        "    try:\n        commandline.main()\n"
+        "    except SystemExit as ended:\n        assert ended.code == 0\n"
+    )
+    environment = {**os.environ, "COLUMNS": "80"}
+    said = subprocess.run(
+        [sys.executable, "-c", program], env=environment, check=True, capture_output=True, text=True, timeout=60
+    )
+    for command in commandline.COMMANDS:
+        assert f"sage: jfb {command} " in said.stdout
+    assert max(map(len, said.stdout.splitlines())) <= 80
+    assert "null" not in said.stdout
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "status", "part"),
     [
         (["predict"], 2, "Usage: jfb predict"),
+        (["alias", "digits"], 2, "Usage: jfb alias"),
+        (["serve", "--prot", "1"], 2, "flag: must be one that jfb serve --help lists (got --prot; did you mean --port?)"),
         (["serve", "--port", "99999"], 2, "--port must be at most 65535 (got 99999)"),
         (["serve", "--model-store", "nowhere"], 2, "--model-store must be a folder of models (got nowhere: No such file"),
         (["serve", "--device", "nonsense", "--model-store", "."], 2, "--device must be one that PyTorch can use here"),

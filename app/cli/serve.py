@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Sequence
 from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
@@ -16,8 +17,8 @@ import structlog
 import typer
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
-from pydantic_settings import CliApp
 
+from app.cli.flags import read_settings
 from app.engine_client.catalogue import Catalogue
 from app.engine_client.client import Engines
 from app.http.auth import ApiKeyError, ApiKeys
@@ -38,9 +39,10 @@ class StoreError(Exception):
     """The model store is not a folder that can be read."""
 
 
-def main() -> None:
+def main(program: str, arguments: Sequence[str]) -> None:
+    """Serve until SIGTERM or SIGINT; what can never succeed is one line and exit status 2 or 3. The help names the program."""
     try:
-        settings = CliApp.run(Settings)
+        settings = read_settings(program, arguments)
     except ValidationError as error:
         sys.stderr.writelines(f"{_describe(problem)}\n" for problem in error.errors())
         sys.exit(2)

@@ -25,6 +25,8 @@ def test_help_lists_every_setting_with_its_description_and_default() -> None:
         assert field.description
         assert " ".join(field.description.split()) in said
     assert "(default: 8000)" in said
+    assert "(default: 67108864, 64 MiB)" in said
+    assert "(default: 30)" in said
     assert "(default: model_store)" in said
 
 

@@ -296,7 +296,7 @@ def test_messages_have_the_limit_of_bodies(client: triton.InferenceServerClient,
 @pytest.mark.long
 def test_a_port_that_cannot_be_served_ends_the_server_before_it_starts(fleet: RunningServer, address: str) -> None:
     def start(setup: str) -> "subprocess.CompletedProcess[str]":
-        program = f"import sys; {setup}; from app.cli.serve import main; main()"
+        program = f"import sys; {setup}; from app.cli.serve import main; main('python -m app', sys.argv[1:])"
         command = [sys.executable, "-c", program, "--port", "0", "--grpc-port", address.rpartition(":")[2]]
         return subprocess.run(command, check=False, capture_output=True, text=True, timeout=60)
 
