@@ -54,8 +54,8 @@ def test_the_images_install_extras_that_exist() -> None:
     dockerfile = (ROOT / "docker" / "Dockerfile").read_text()
     packages = [set(found.split()) for found in re.findall(r"requirements\.py ([a-z ]+) \|", dockerfile)]
     project = [set(found.split(",")) for found in re.findall(r'"/source\[(.+)\]"', dockerfile)]
-    assert packages == project == [{"serve", "otel"}, {"train"}]
-    assert PROJECT["optional-dependencies"].keys() >= {"serve", "otel", "train"}
+    assert packages == project == [{"serve", "otel", "grpc"}, {"train"}]
+    assert PROJECT["optional-dependencies"].keys() >= {"serve", "otel", "grpc", "train"}
 
 
 def test_image_and_makefile_install_the_same_torch() -> None:
