@@ -29,7 +29,8 @@ CELL = re.compile(r"^\|.*\| `(curl [^`]*)` \|$", re.MULTILINE)
 """A curl command in the last cell of a table's row."""
 PAGES = ["tutorial.md", *(f"guides/{path.name}" for path in sorted((DOCS / "guides").glob("*.md")))]
 LONG = {"tutorial.md"} | {
-    f"guides/{name}.md" for name in ("coming_from", "tolerance", "export", "iterations_matter", "fewer_iterations", "own_network")
+    f"guides/{name}.md"
+    for name in ("coming_from", "tolerance", "export", "iterations_matter", "fewer_iterations", "other_clients", "own_network")
 }
 MAY_BE_LEFT_OUT = {
     "guides/deploy.md": 1,
