@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from jfb.architectures import build
+from jfb import architectures
+from jfb.architectures import ImplicitResNet, build
 from training.errors import RecipeError, TrainingError
 from training.loop.network import check_before_data
 from training.recipe import AugmentRecipe, load_recipe, shipped_recipes
@@ -122,6 +123,20 @@ def test_a_recipe_is_checked_whole_before_data_is_read(tmp_path: Path, data: str
     path.write_text(f"data: {{{data}, test: 0.2}}\nnetwork: {{name: {network}}}\n{more}\n")
     with pytest.raises(TrainingError, match=expected):
         check_before_data(load_recipe(str(path)))
+
+
+class NeedsMean(ImplicitResNet):
+    """An own network, whose mean and standard deviation have no default."""
+
+    def __init__(self, input_shape: tuple[int, ...], classes: int, *, mean: list[float], std: list[float]) -> None:
+        super().__init__(input_shape, classes, mean=mean, std=std)
+
+
+def test_mean_and_std_may_be_left_to_the_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(architectures._registered, "needs_mean", NeedsMean)
+    path = tmp_path / "mine.yaml"
+    path.write_text(MINIMAL.replace("implicit_resnet", "needs_mean"))
+    check_before_data(load_recipe(str(path)))
 
 
 @pytest.mark.parametrize("text", ["", "just words", "- a\n- list", "data: {source: [unclosed"])

@@ -39,7 +39,8 @@ def check_before_data(recipe: Recipe) -> None:
     for changes in ({}, *(stage.data for stage in recipe.curriculum), *recipe.generalisation):
         shape = check(recipe.changed_data(changes))
         if shape is not None:
-            build_network(recipe, InputSpec(shape=shape, kind="vector"), 2, torch.device("cpu"))
+            assumed = _normalised(recipe, [0.0], [1.0])  # until the data is read
+            build_network(assumed, InputSpec(shape=shape, kind="vector"), 2, torch.device("cpu"))
         if shape is not None and recipe.augment.symmetries and shape[1] != shape[2]:
             raise RecipeError(f"augment.symmetries: must be false for images that are not square (got {shape[1]}x{shape[2]})")
 
@@ -65,7 +66,10 @@ def with_normalisation(recipe: Recipe, part: Split) -> Recipe:
 
     Those that the recipe gives are kept.
     """
-    mean, std = measure_normalisation(part.inputs)
+    return _normalised(recipe, *measure_normalisation(part.inputs))
+
+
+def _normalised(recipe: Recipe, mean: list[float], std: list[float]) -> Recipe:
     arguments = {"mean": [*mean], "std": [*std], **recipe.network.arguments}
     return recipe.model_copy(update={"network": ArchitectureSpec(name=recipe.network.name, arguments=arguments)})
 
