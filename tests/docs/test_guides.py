@@ -30,7 +30,10 @@ CELL = re.compile(r"^\|.*\| `(curl [^`]*)` \|$", re.MULTILINE)
 PAGES = ["tutorial.md", *(f"guides/{path.name}" for path in sorted((DOCS / "guides").glob("*.md")))]
 LONG = {"tutorial.md"} | {
     f"guides/{name}.md"
-    for name in ("coming_from", "tolerance", "export", "iterations_matter", "fewer_iterations", "other_clients", "own_network")
+    for name in (
+        *("coming_from", "deploy", "export", "fewer_iterations", "iterations_matter", "other_clients", "own_network"),
+        "tolerance",
+    )
 }
 MAY_BE_LEFT_OUT = {
     "guides/deploy.md": 1,
