@@ -1,7 +1,7 @@
 """fixed_point(): the fixed point of any function, as a differentiable layer of any model."""
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, TypedDict, TypeVar, Unpack, overload
 
 import torch
 from torch import Tensor
@@ -15,56 +15,81 @@ from jfb.solvers import SOLVERS, Solver, solvers_for
 State = TypeVar("State", Tensor, tuple[Tensor, ...])
 
 
+class Settings(TypedDict, total=False):
+    """The settings of ``fixed_point``."""
+
+    gradient: str | Gradient
+    tolerance: float
+    max_iterations: int
+    residual_norm: ResidualNorm
+    solver: str | Solver | None
+    bfloat16: bool
+
+
+@overload
+def fixed_point(function: Callable[[State], State], start: State, **settings: Unpack[Settings]) -> tuple[State, Solution]: ...
+@overload
+def fixed_point(function: ImplicitNetwork, *, injection: Tensor, **settings: Unpack[Settings]) -> tuple[Tensor, Solution]: ...
 def fixed_point(
-    function: Callable[[State], State],
-    start: State,
+    function: Callable[..., object] | ImplicitNetwork,
+    start: object = None,
     *,
+    injection: Tensor | None = None,
     gradient: str | Gradient = "jfb",
     tolerance: float = 1e-3,
     max_iterations: int = 50,
     residual_norm: ResidualNorm = ResidualNorm.RELATIVE,
-    solver: str | Solver = "picard",
-) -> tuple[State, Solution]:
+    solver: str | Solver | None = None,
+    bfloat16: bool = False,
+) -> tuple[object, Solution]:
     """Find ``u = function(u)`` for every row, and make it differentiable in every tensor that the function uses.
 
-    Each row stops by itself. The function is still called with all rows, because it may use other tensors of the batch; a row
-    that has stopped keeps its last state.
+    Each row stops by itself. A function is still called with all rows, because it may use other tensors of the batch; a row
+    that has stopped keeps its last state. An ``ImplicitNetwork`` is called with the rows that still iterate.
 
     Args:
         function: maps a state to the next one, of the same shape. No row of it may depend on another row, so batch normalisation
-            must be in evaluation mode.
+            must be in evaluation mode. Or an ``ImplicitNetwork``, whose ``step`` is that function.
         start: where the iteration starts: a tensor ``[n, ...]``, or a tuple of tensors ``[n, ...]`` of one type, such as
             the scales of a multi-scale state. Gradients reach it with ``unrolled`` and ``explicit`` only: a fixed point does
-            not depend on it.
+            not depend on it. A network says itself where it starts.
+        injection: of a network and only of one: ``network.inject(inputs)``, which gradients reach.
         gradient: one of ``jfb.gradients.GRADIENTS``, or its name: ``jfb``, ``neumann``, ``jacobian``, ``unrolled`` or
             ``explicit``.
         tolerance: on the residual of a row; positive.
         max_iterations: evaluations of the function in the search, at least 1.
         residual_norm: over all entries of a row, those of all tensors of a tuple together.
-        solver: ``picard`` or ``anderson``, or a solver.
+        solver: a solver, or the name of one that needs no settings and can solve this; Picard iteration by default.
+        bfloat16: whether the search computes in bfloat16, as ``jfb.Search`` says.
 
     Returns:
         The state, like ``start``, with its graph; and the result of the search, whose ``fixed_point`` is the state without a
-        graph, each row as one vector.
+        graph. A function's is one vector per row.
 
     Raises:
         ValueError: for an unknown gradient or solver, for tensors of different batch sizes, types or devices, for a
             function that returns other shapes, and as ``jfb.solve``.
-        TypeError: for a function that does not return what ``start`` is: a tensor, or a tuple of as many tensors.
+        TypeError: for a function that does not return what ``start`` is: a tensor, or a tuple of as many tensors; for an
+            injection without a network, and a network without an injection.
     """
+    if isinstance(function, ImplicitNetwork) != (injection is not None) or (injection is not None and start is not None):
+        raise TypeError(f"injection: must be given for an ImplicitNetwork, in place of start (got {type(function).__name__})")
+    network = function if isinstance(function, ImplicitNetwork) else _Layer(function, start)
     if isinstance(gradient, str):
         if gradient not in GRADIENTS:
             raise ValueError(f"gradient: {must_be_one_of(GRADIENTS, gradient)}")
         gradient = GRADIENTS[gradient]()
     if isinstance(solver, str):
-        if solver not in (known := solvers_for(_Layer)):
+        if solver not in (known := solvers_for(type(network))):
             raise ValueError(f"solver: {must_be_one_of(known, solver)}")
         solver = SOLVERS[solver]()
-    layer = _Layer(function, start)
-    rows = torch.arange(len(layer.latest), device=layer.latest.device)
-    state, solution = gradient(layer, rows, Search(tolerance, max_iterations, residual_norm, solver))
-    result: State = layer.split(state)
-    return result, solution
+    search = Search(tolerance, max_iterations, residual_norm, solver, bfloat16)
+    if not isinstance(network, _Layer):
+        assert injection is not None
+        return gradient(network, injection, search)
+    rows = torch.arange(len(network.latest), device=network.latest.device)
+    state, solution = gradient(network, rows, search)
+    return network.split(state), solution
 
 
 class _Layer(ImplicitNetwork):
@@ -74,9 +99,9 @@ class _Layer(ImplicitNetwork):
         latest: the state of every row when it was last evaluated, shape ``[n, size]``.
     """
 
-    def __init__(self, function: Callable[[State], State], start: State) -> None:
+    def __init__(self, function: Callable[..., object], start: object) -> None:
         super().__init__()
-        self.function: Callable[..., object] = function
+        self.function = function
         self.is_tensor = isinstance(start, Tensor)
         self.start = _parts("start", start)
         first = self.start[0]

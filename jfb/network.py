@@ -95,5 +95,5 @@ class ImplicitNetwork(nn.Module, ABC):
         """Raise a ``TypeError``: an implicit network has no single pass."""
         raise TypeError(
             f"{type(self).__name__} has no single pass: call jfb.predict(network, inputs, tolerance=..., max_iterations=...), "
-            "or to train it a gradient such as jfb.JFB()(network, network.inject(inputs), jfb.Search()) and network.readout"
+            "or to train it network.readout of the state that jfb.fixed_point(network, injection=network.inject(inputs)) returns"
         )

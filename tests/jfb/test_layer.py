@@ -10,6 +10,7 @@ from torch import Tensor, nn
 import jfb
 from jfb.gradients import GRADIENTS, Jacobian, Neumann
 from jfb.status import Status
+from tests.jfb.networks import small_monotone_mlp, small_resnet
 
 EXACT: dict[str, Any] = {"tolerance": 1e-13, "max_iterations": 2000}
 
@@ -150,8 +151,40 @@ def test_wrong_use_is_a_sentence() -> None:
          lambda: jfb.fixed_point(lambda u: (u,), start)),  # type: ignore[arg-type,return-value]
         (TypeError, r"function's result: must be a tuple of 2 tensors, like start \(got tuple of 1\)",
          lambda: jfb.fixed_point(lambda u: u[:1], (start, start))),
+        (TypeError, r"injection: must be given for an ImplicitNetwork, in place of start \(got ImplicitResNet\)",
+         lambda: jfb.fixed_point(small_resnet(), start)),
         (ValueError, r"max_iterations: must be at least 1", lambda: jfb.fixed_point(lambda u: u, start, max_iterations=0)),
     ]  # fmt: skip
     for kind, message, call in wrong:
         with pytest.raises(kind, match=message):
             call()
+
+
+@pytest.mark.parametrize("gradient", GRADIENTS)
+def test_a_network_is_iterated_by_its_step_and_its_gradient_is_that_of_its_step_as_a_function(gradient: str) -> None:
+    network = small_resnet()
+    inputs = torch.rand(4, 1, 6, 6, dtype=torch.float64)
+
+    def found(as_function: bool) -> list[Tensor]:
+        injection = network.inject(inputs)
+        settings: Any = EXACT | {"gradient": gradient}
+        if as_function:
+            start = network.initial_state(injection)
+            state, solution = jfb.fixed_point(lambda u: network.step(u, injection), start, **settings)
+        else:
+            state, solution = jfb.fixed_point(network, injection=injection, **settings)
+        used = [one for one in network.parameters() if one.requires_grad]
+        gradients = torch.autograd.grad(state.square().sum(), used, allow_unused=True)
+        return [state, solution.iterations.double(), *(one for one in gradients if one is not None)]
+
+    expected = found(True)
+    assert len(expected) > 4, "gradients reach the injection and the step"
+    torch.testing.assert_close(found(False), expected)
+
+
+def test_a_network_takes_a_splitting_solver_by_name() -> None:
+    network = small_monotone_mlp()
+    injection = network.inject(torch.rand(3, 5, dtype=torch.float64))
+    picard, _ = jfb.fixed_point(network, injection=injection, **EXACT)
+    split, _ = jfb.fixed_point(network, injection=injection, solver="peaceman_rachford", **EXACT)
+    torch.testing.assert_close(split, picard, rtol=1e-6, atol=1e-8)

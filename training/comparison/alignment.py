@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from jfb import ImplicitNetwork
+from jfb import ImplicitNetwork, fixed_point
 from jfb.contraction import local_contraction_factor
 from jfb.gradients import JFB, Gradient, Jacobian, Search
 
@@ -83,7 +83,7 @@ def measure_alignment(network: ImplicitNetwork, inputs: Tensor, labels: Tensor, 
 def direction(network: ImplicitNetwork, gradient: Gradient, search: Search, inputs: Tensor, labels: Tensor) -> Tensor:
     """Return the gradient of the loss through the state only, over all parameters that it reaches, as one vector."""
     torch.manual_seed(0)  # the same dropout mask for every gradient
-    state, _ = gradient(network, network.inject(inputs), search)
+    state, _ = fixed_point(network, injection=network.inject(inputs), gradient=gradient, **vars(search))
     read = state.detach().requires_grad_()
     (pulled_back,) = torch.autograd.grad(F.cross_entropy(network.readout(read), labels), read)
     gradients = torch.autograd.grad(state, list(network.parameters()), pulled_back, allow_unused=True)

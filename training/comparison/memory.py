@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch.nn import functional as F
 
+from jfb import fixed_point
 from jfb.config import InputSpec
 from jfb.gradients import Search
 from training.loop.network import build_network
@@ -51,7 +52,7 @@ def memory_by_iterations(recipe: Recipe, spec: InputSpec, classes: int, device: 
     for iterations in ITERATIONS:
         search = Search(torch.finfo(torch.float32).tiny, iterations, recipe.search.residual_norm)
         for _ in range(3):  # warm-up of allocators and libraries
-            state, _ = gradient(network, network.inject(inputs), search)
+            state, _ = fixed_point(network, injection=network.inject(inputs), gradient=gradient, **vars(search))
             F.cross_entropy(network.readout(state), labels).backward()  # type: ignore[no-untyped-call]
             network.zero_grad()
         points.append(MemoryPoint(recipe.gradient.name, iterations, peak_memory(device)))

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from jfb import ImplicitNetwork
+from jfb import ImplicitNetwork, fixed_point
 from training.data import Split
 from training.loop.jacobian_penalty import jacobian_penalty
 from training.loop.network import Network
@@ -50,7 +50,7 @@ class FixedPointObjective(Objective[ImplicitNetwork]):
 
     def forward(self, inputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         injection = self.network.inject(inputs)
-        state, solution = self.gradient(self.network, injection, self.search)
+        state, solution = fixed_point(self.network, injection=injection, gradient=self.gradient, **vars(self.search))
         logits = self.network.readout(state)
         loss = F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing, reduction="sum")
         if self.jacobian_penalty:
