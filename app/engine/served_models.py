@@ -101,7 +101,8 @@ class ServedModels:
         versions, refused = dict(self._versions), dict(self._refused)
         models = frozenset({model} if model is not None else {*found, *(name for name, _ in (*versions, *refused))})
         present = frozenset((name, version) for name, numbers in found.items() for version in numbers)
-        changes = Changes(models, present, aliases={name: self._read_aliases(store / name) for name in found})
+        aliases = {name: self._read_aliases(store / name) for name, numbers in found.items() if numbers}
+        changes = Changes(models, present, aliases=aliases)
         for name, version in sorted(present):
             key, mark = (name, version), ""
             if model is None and name in self._unloaded:

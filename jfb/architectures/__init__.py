@@ -134,7 +134,8 @@ def check_arguments(architecture: type[ImplicitNetwork], arguments: Mapping[str,
         try:
             TypeAdapter(expected.get(argument, Any)).validate_python(value)
         except ValidationError as error:
-            raise ValueError(f"{argument}: {error.errors()[0]['msg']} (got {value!r})") from error
+            message = error.errors()[0]["msg"].replace("Input should be", "must be")
+            raise ValueError(f"{argument}: {message} (got {value!r})") from error
 
 
 __all__ = [

@@ -75,7 +75,7 @@ LARGE: dict[str, tuple[str, Callable[[], bytes], int, str]] = {
     ),
     "shape": (
         INFER,
-        lambda: filled(b'{"inputs": [{"name": "inputs", "datatype": "FP32", "shape": [', b"1,", b"1]}]}"),
+        lambda: filled(b'{"inputs": [{"name": "inputs", "datatype": "FP32", "data": [0], "shape": [', b"1,", b"1]}]}"),
         400,
         "inputs[0].shape: ",
     ),

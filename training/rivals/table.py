@@ -78,6 +78,7 @@ def rival_recipe(recipe: Recipe, name: str, spec: InputSpec, classes: int) -> Re
 
         arguments = {key: value for key, value in recipe.network.arguments.items() if key != "contraction"}
         changes["network"] = {"name": monotone, "arguments": fit_width(arguments, network_size(recipe, spec, classes), make)}
+        changes["serving.accelerate"] = False  # it has solvers of its own, which split the map
     changed = recipe.changed(changes | {"serving.export": False})  # a map that splits is not computed as graphs
     return with_gradient(changed, "explicit") if changed.gradient.name == "explicit" else changed
 

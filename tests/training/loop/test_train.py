@@ -90,9 +90,16 @@ def test_inputs_that_are_not_finite_have_an_error_of_their_own(quick: Recipe, di
         train(recipe, data, device=CPU, console=console)
 
 
-@pytest.mark.parametrize("arguments", [{"channels": 8}, {"chanels": [8]}, {"channels": [8], "pool": [20]}])
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [
+        ({"channels": 8}, r"digits: network\.arguments\.channels: must be "),
+        ({"chanels": [8]}, r"digits: network\.arguments\.chanels: unknown argument: must be one of .*did you mean 'channels'"),
+        ({"channels": [8], "pool": [20]}, r"digits: network: "),
+    ],
+)
 def test_arguments_that_the_architecture_rejects_are_an_error_of_the_recipe(
-    arguments: dict[str, object], quick: Recipe, digits: Data, console: Console
+    arguments: dict[str, object], error: str, quick: Recipe, digits: Data, console: Console
 ) -> None:
-    with pytest.raises(RecipeError, match=r"digits: network: "):
+    with pytest.raises(RecipeError, match=error):
         train(quick.changed({"network.arguments": arguments}), digits, device=CPU, console=console)
