@@ -46,6 +46,7 @@ from benchmarks.serving.requests import Request, encode, make_requests
 from benchmarks.serving.rows import ROWS, Row
 from jfb.export import export
 from training.data import read
+from training.data.sources import DIGITS
 from training.recipe import DataRecipe
 
 RAMP_SECONDS = 1.5
@@ -128,7 +129,8 @@ def main(
     os.sched_setaffinity(0, server_cores if both_cores else {load_core})
     server.adopt_orphans()
     checkpoint = jfb.load(version)
-    chosen = read(DataRecipe(source=data), ["test"], console).splits["test"].inputs[:images]
+    split = "train" if data == DIGITS else "test"  # digits has one split
+    chosen = read(DataRecipe(source=data), [split], console).splits[split].inputs[:images]
     requests = make_requests(checkpoint, chosen)
 
     with tempfile.TemporaryDirectory(prefix="jfb-serving-") as temporary:
