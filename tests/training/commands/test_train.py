@@ -135,7 +135,8 @@ def test_a_version_is_evaluated_again_and_its_default_tolerance_becomes_the_reco
     )
     assert again["accuracy"] == pytest.approx(metrics["accuracy"])
     assert again["iterations"] == pytest.approx(first["iterations"], abs=0.02)
-    assert again["iterations"] < metrics["iterations"]  # those of the solver in training; the default is the learned one
+    # The metrics are those of the solver in training. The default is the learned one where it was measured to be faster.
+    assert (again["iterations"] < metrics["iterations"]) == (before.serving.solver == "mixing")
     card = (tmp_path / "digits" / "1" / "README.md").read_text()
     assert f"| 1e-05 | {evaluation['outcomes'][-1]['accuracy']:.2%} |" in card
     assert not list((tmp_path / "digits" / "1").glob(".*"))
