@@ -279,6 +279,7 @@ def test_a_pickle_in_place_of_the_weights_is_rejected_and_not_run(folder: Path, 
     assert not (tmp_path / "executed").exists()
 
 
+@pytest.mark.slow
 def test_networks_are_built_for_their_shapes_without_importing_the_compiler() -> None:
     """Which ``load`` does first; the import takes five seconds of every server's start."""
     program = """

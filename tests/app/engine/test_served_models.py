@@ -122,6 +122,7 @@ def test_a_version_that_cannot_be_read_costs_itself_only(tmp_path: Path, at_star
     assert len(messages.encode([models.state()])) < 10**5, "it can be sent to the HTTP workers"
 
 
+@pytest.mark.slow
 def test_a_version_that_takes_too_long_is_refused_and_its_thread_ends(tmp_path: Path) -> None:
     store = tmp_path / "store"
     for model in ("endless", "digits"):

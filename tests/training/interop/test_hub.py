@@ -83,6 +83,7 @@ def test_a_learned_solver_is_saved_with_its_model(tmp_path: Path) -> None:
     assert loaded.config.serving.solver == "mixing"
 
 
+@pytest.mark.slow
 def test_the_card_of_a_trained_model_states_data_accuracy_tolerances_and_licence(published: Path) -> None:
     card = (published / "README.md").read_text()
     metrics = json.loads((published / "metrics.json").read_text())
@@ -97,11 +98,13 @@ def test_the_card_of_a_trained_model_states_data_accuracy_tolerances_and_licence
     assert f"**{evaluation['recommended_tolerance']:g}**" in card
 
 
+@pytest.mark.slow
 def test_the_cards_recipe_can_be_trained_again(published: Path) -> None:
     text = (published / "README.md").read_text().split("```yaml\n")[1].split("```")[0]
     assert Recipe.model_validate(yaml.safe_load(text)) == Recipe.model_validate(jfb.load(published).config.provenance["recipe"])
 
 
+@pytest.mark.slow
 def test_a_card_shows_only_what_is_in_the_folder(published: Path, tmp_path: Path) -> None:
     for name in ("config.json", "curves.png"):
         shutil.copy(published / name, tmp_path)
@@ -113,6 +116,7 @@ def test_a_card_shows_only_what_is_in_the_folder(published: Path, tmp_path: Path
     assert "What a tolerance costs" not in card
 
 
+@pytest.mark.slow
 def test_a_folder_as_the_hub_gives_it_becomes_the_next_version_with_all_its_files(published: Path, tmp_path: Path) -> None:
     shutil.copytree(published, tmp_path / "snapshot")
     (tmp_path / "snapshot" / "run.py").write_text("raise SystemExit")
@@ -123,6 +127,7 @@ def test_a_folder_as_the_hub_gives_it_becomes_the_next_version_with_all_its_file
     assert (folder / "model.safetensors").read_bytes() == (published / "model.safetensors").read_bytes()
 
 
+@pytest.mark.slow
 def test_a_folder_that_is_not_a_model_is_rejected_and_leaves_nothing_in_the_store(published: Path, tmp_path: Path) -> None:
     (tmp_path / "snapshot").mkdir()
     shutil.copy(published / "config.json", tmp_path / "snapshot")
