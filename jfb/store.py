@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic_core import from_json
@@ -360,11 +360,11 @@ def write_evaluation(folder: Path, evaluation: Mapping[str, Any]) -> None:
     _write_object(folder / EVALUATION, evaluation)
 
 
-Row = TypeVar("Row", bound="DataclassInstance")
+def write_table(path: Path, kind: "type[DataclassInstance]", rows: "Sequence[DataclassInstance]") -> None:
+    """Write a CSV file, such as ``history.csv``: a column for each field of a dataclass, a line for each row.
 
-
-def write_table(path: Path, kind: type[Row], rows: Sequence[Row]) -> None:
-    """Write a CSV file, such as ``history.csv``: a column for each field of a dataclass, a line for each instance."""
+    A row may be an instance of another class that has some of the fields; the others are empty.
+    """
     text = io.StringIO()
     writer = csv.DictWriter(text, [field.name for field in fields(kind)], lineterminator="\n")
     writer.writeheader()

@@ -28,7 +28,7 @@ async function show() {
     model = await get(`models/${encodeURIComponent(name)}${version ? `/versions/${encodeURIComponent(version)}` : ""}`);
     const texts = ["README.md", "evaluation.csv", "history.csv"].map(async (file) => (await read(file))?.text());
     const [card, outcomes, epochs] = await Promise.all(texts);
-    evaluation = outcomes ? readCsv(outcomes).filter((row) => row.label === "") : [];
+    evaluation = outcomes ? readCsv(outcomes).filter((row) => row.label === "" && !row.solver) : [];
     history = epochs ? readCsv(epochs) : [];
     $("error").hidden = true;
     $("model").hidden = false;

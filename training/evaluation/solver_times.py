@@ -45,6 +45,27 @@ class SolverTimes:
     start_ratio: float | None = None
     """The least time with the learned start, divided by the least without; None for a model that has no learned start."""
 
+    @property
+    def outcomes(self) -> "list[SolverOutcome]":
+        """Every solver at every tolerance."""
+        return [
+            SolverOutcome(solver, tolerance, iterations, microseconds)
+            for solver, times in self.microseconds_at.items()
+            for tolerance, iterations, microseconds in zip(self.tolerances, self.iterations_at[solver], times, strict=True)
+        ]
+
+
+@dataclass(frozen=True)
+class SolverOutcome:
+    """The cost of one solver at one tolerance."""
+
+    solver: str
+    tolerance: float
+    iterations: float
+    """Mean per input."""
+    microseconds: float
+    """Per input: mean over inputs, median over rounds."""
+
 
 @torch.no_grad()
 def time_solvers(

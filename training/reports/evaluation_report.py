@@ -1,6 +1,6 @@
 """The report of an evaluation: evaluation.json, evaluation.csv and evaluation.png, and difficulty.csv and difficulty.png."""
 
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from jfb.store import (
@@ -16,10 +16,19 @@ from training.evaluation.difficulty import DifficultyOutcome
 from training.evaluation.evaluate import Evaluation, Outcome
 
 
+@dataclass(frozen=True)
+class _Line(Outcome):
+    """A line of ``evaluation.csv``: an ``Outcome``, or a ``SolverOutcome``, whose other columns are empty."""
+
+    solver: str
+    microseconds: float
+
+
 def write_evaluation_report(folder: Path, name: str, evaluation: Evaluation) -> None:
     """Write ``evaluation.json``, ``evaluation.csv`` and ``evaluation.png`` into a version's folder.
 
-    For data that says how hard an input is, also ``difficulty.csv`` and ``difficulty.png``.
+    The table has the outcomes of the default solver, and then the iterations and the time of every solver, with and without a
+    learned start. For data that says how hard an input is, also ``difficulty.csv`` and ``difficulty.png``.
     """
     content = {
         "serving": evaluation.serving.model_dump(mode="json"),
@@ -32,7 +41,7 @@ def write_evaluation_report(folder: Path, name: str, evaluation: Evaluation) -> 
         "outcomes": [asdict(outcome) for outcome in evaluation.outcomes if outcome.label is None],
     }
     write_evaluation(folder, content)
-    write_table(folder / EVALUATION_TABLE, Outcome, evaluation.outcomes)
+    write_table(folder / EVALUATION_TABLE, _Line, [*evaluation.outcomes, *evaluation.solver_times.outcomes])
     _plot(folder / EVALUATION_PLOT, name, evaluation)
     if evaluation.difficulty:
         write_table(folder / DIFFICULTY_TABLE, DifficultyOutcome, evaluation.difficulty)

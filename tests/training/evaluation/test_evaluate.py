@@ -188,8 +188,20 @@ def test_the_report_is_a_table_of_every_class_and_a_picture(
     found: Evaluation = evaluate(network, config(), fruit(), device=CPU, console=console)
     write_evaluation_report(tmp_path, "fruit", found)
     with (tmp_path / "evaluation.csv").open() as file:
-        rows = list(csv.DictReader(file))
+        lines = list(csv.DictReader(file))
+    rows, times = ([line for line in lines if bool(line["solver"]) == of_solvers] for of_solvers in (False, True))
     assert len(rows) == len(found.outcomes)
+    assert {(row["solver"], float(row["tolerance"]), float(row["iterations"]), float(row["microseconds"])) for row in times} == {
+        (solver, *at)
+        for solver in found.solver_times.microseconds_at
+        for at in zip(
+            found.solver_times.tolerances,
+            found.solver_times.iterations_at[solver],
+            found.solver_times.microseconds_at[solver],
+            strict=True,
+        )
+    }
+    assert len(times) >= 4
     assert {row["label"] for row in rows} == {"", *CLASSES}
     content = json.loads((tmp_path / "evaluation.json").read_text())
     assert content["recommended_tolerance"] == found.recommended_tolerance
