@@ -293,13 +293,19 @@ async function start() {
 }
 
 async function choose() {
-  model = models.find((one) => one.name === $("model").value);
+  const chosen = models.find((one) => one.name === $("model").value);
+  model = chosen;
   inFlight?.abort();
+  $("numbers").disabled = true; // what is typed now would be lost
+  let found = [];
   try {
-    samples = await get(`models/${encodeURIComponent(model.name)}/samples`);
+    found = await get(`models/${encodeURIComponent(chosen.name)}/samples`);
   } catch (error) {
-    return showError(error, choose);
+    if (model === chosen) showError(error, choose);
+    return;
   }
+  if (model !== chosen) return; // another one was chosen in the meantime
+  samples = found;
   kind = samples.length && samples.every((one) => read(one.input)) ? "maze" : model.input.kind;
   $("picture-input").hidden = kind !== "image";
   $("maze-input").hidden = kind !== "maze";
@@ -310,6 +316,7 @@ async function choose() {
   $("heat-by").value = kind === "maze" ? "change" : "magnitude"; // the maze itself makes most of the magnitude
   $("number-hint").textContent = `${model.input.shape.join(" × ")} numbers`;
   $("numbers").value = "";
+  $("numbers").disabled = false;
   $("tolerance").value = Math.log10(model.tolerance);
   $("cap").max = Math.log10(model.max_iterations_limit);
   $("cap").value = Math.log10(model.max_iterations);
