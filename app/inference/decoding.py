@@ -70,15 +70,18 @@ async def decode_predict(http: HttpRequest, arrived: float, model: ServedVersion
         _decode_texts({name: query.getlist(name) for name in query}, parameters)
     decode = partial(_decode_body, body, content_type, kind, parameters, model.config.input, settings.max_rows_per_request)
     rows = await run.compute(http, len(body) * (multipart.PART_COST if kind == multipart.MEDIA_TYPE else 1), decode)
-    if isinstance(rows, ImageBatch):
-        rows = await run.unless_disconnected(http, IMAGES.run(rows.pixels, rows.decode))
-    request = build_request(rows, parameters, model, settings, arrived)
-    request.with_states = _traced(parameters.trace, len(rows), streamed=streamed)
+    request = await build_request(http, rows, parameters, model, arrived)
+    request.with_states = _traced(parameters.trace, request.rows, streamed=streamed)
     return request
 
 
-def build_request(rows: Rows, parameters: PredictParameters, model: ServedVersion, settings: Settings, arrived: float) -> Request:
-    """Validate parameters, and combine them with validated rows; the model's defaults hold for what is left out."""
+async def build_request(
+    http: HttpRequest, rows: "Rows | ImageBatch", parameters: PredictParameters, model: ServedVersion, arrived: float
+) -> Request:
+    """Decode images, if rows are images, and validate parameters; the model's defaults hold for what is left out."""
+    if isinstance(rows, ImageBatch):
+        rows = await run.unless_disconnected(http, IMAGES.run(rows.pixels, rows.decode))
+    settings: Settings = http.app.state.server.settings
     count, limit, serving = len(rows), settings.max_iterations_limit, model.config.serving
     stop = _stop(parameters.stop, model)
     solver = _solver(parameters.solver, stop, model)

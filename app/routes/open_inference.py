@@ -15,8 +15,7 @@ from app.http.errors import ApiError, unavailable
 from app.http.fast_route import FastRoute
 from app.http.state import State
 from app.inference import open_inference, run
-from app.inference.decoding import ImageBatch, build_request
-from app.inference.pool import IMAGES
+from app.inference.decoding import build_request
 from app.routes.openapi import errors, package_version
 from app.schemas import open_inference as schemas
 from app.settings import Settings
@@ -159,9 +158,7 @@ async def infer(request: Request) -> Response:
         outputs = open_inference.requested_outputs(body)
         decode_tensors = partial(open_inference.decode_infer, body, tail, model, settings)
         rows, parameters = await run.compute(request, cost, decode_tensors)
-        if isinstance(rows, ImageBatch):
-            rows = await run.unless_disconnected(request, IMAGES.run(rows.pixels, rows.decode))
-        return build_request(rows, parameters, model, settings, arrived)
+        return await build_request(request, rows, parameters, model, arrived)
 
     model, result = await run.predict(request, decode)
     encode = partial(open_inference.encode_infer, body, outputs, model, result)

@@ -125,7 +125,7 @@ def check_infer(content: bytes) -> None:
         open_inference.requested_outputs(infer)
         rows, parameters = open_inference.decode_infer(infer, tail, MODEL, SETTINGS)
         decoded = rows.decode(Event()) if isinstance(rows, ImageBatch) else rows
-        return build_request(decoded, parameters, MODEL, SETTINGS, 0.0)
+        return asyncio.run(build_request(posted(b"", "application/json", SETTINGS), decoded, parameters, MODEL, 0.0))
 
     check_request(decode)
 

@@ -117,7 +117,7 @@ def test_what_the_infer_decoder_accepts_is_valid_for_its_model(description: dict
         open_inference.requested_outputs(body)
         rows, parameters = open_inference.decode_infer(body, tail, MODEL, SETTINGS)
         assert isinstance(rows, np.ndarray)
-        build_request(rows, parameters, MODEL, SETTINGS, 0.0)
+        asyncio.run(build_request(posted(b"", "application/json", SETTINGS), rows, parameters, MODEL, 0.0))
     except ApiError:
         return
     assert is_valid(description, "InferRequest", content)
