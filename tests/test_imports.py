@@ -31,7 +31,15 @@ LAYERS = (
     ("jfb.solution",),
     ("jfb.prediction", "jfb.gradients", "jfb.theory"),
     ("jfb.layer",),
-    ("jfb.onnx.file", "jfb.onnx.iteration", "jfb.onnx.maps", "jfb.onnx.loop", "jfb.onnx.network", "jfb.onnx.fused"),
+    (
+        "jfb.onnx.file",
+        "jfb.onnx.iteration",
+        "jfb.onnx.maps",
+        "jfb.onnx.loop",
+        "jfb.onnx.network",
+        "jfb.onnx.fused",
+        "jfb.onnx.one_row",
+    ),
     ("jfb.checkpoint",),
     ("jfb.export", "jfb.hub"),
 )

@@ -1,18 +1,28 @@
 """RunningBatch: the rows that iterate together."""
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
+import structlog
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from app.engine.backends.backend import Backend
 from app.engine.isolation import Fail, one_by_one
-from app.engine.lane import Lane
+from app.engine.lane import TRIES, Lane
 from jfb import LabelStop, ResidualNorm
+from jfb.onnx.file import OnnxFileError
+from jfb.onnx.one_row import Lived, OneRow
 from jfb.solvers import Solver
+
+log = structlog.get_logger(__name__)
+
+TRIED_ITERATIONS = 4
+"""To find out what computes a row that is alone fastest."""
 
 
 class RunningBatch:
@@ -63,6 +73,8 @@ class RunningBatch:
                 if low_precision is not None and not lane.solver.splits
             }
             self.classes = backend.readout(point).shape[1]
+        self._one_row: dict[str, OneRow] = {}
+        self._residual_norm = residual_norm
         self.lanes = [*self._full_precision.values(), *self._low_precision.values()]
         self._default = next(iter(solvers))
 
@@ -118,11 +130,75 @@ class RunningBatch:
         name = solver or self._default
         return lanes.get(name) or self._full_precision[name]
 
+    def has_one_row(self, solver: str | None) -> bool:
+        """Whether there is one call for the whole life of a row, and it is faster than its parts."""
+        return (solver or self._default) in self._one_row
+
+    def live(self, inputs: NDArray[np.float32], solver: str | None, tolerance: float, max_iterations: int) -> Lived | None:
+        """Inject a row, iterate it until it ends or it is time to look at what has arrived, and read it out, in one call.
+
+        For a row ``[1, *input_shape]`` that is alone, where there is such a call. None if it fails.
+        """
+        name = solver or self._default
+        try:
+            most = min(max_iterations, self._full_precision[name].iterations_between_looks(1))
+            return self._one_row[name](inputs, tolerance, most)
+        except Exception as error:  # ONNX Runtime's exceptions have no common type
+            log.warning("one call for a row failed, computing its parts", error=repr(error))
+            return None
+
+    def go_on(self, lived: Lived, solver: str | None, **host: Sequence[Any]) -> None:
+        """Write a row into a slot that was computed in one call and has not ended; ``host`` as for ``admit``."""
+        lane = self._full_precision[solver or self._default]
+        rest = {name: torch.from_numpy(array) for name, array in lived.rest.items()}
+        point, injection = rest.pop("point"), rest.pop("injection")
+        memory = lane.start(point) | rest
+        lane.table.admit(point=point, injection=injection, memory=memory, iterations=[lived.iterations], **host)
+
     def measure(self, clock: Callable[[], float]) -> None:
-        """Let each lane find out what computes its iterations fastest, and how many of them fit between two looks."""
+        """Find out what computes iterations and rows that are alone fastest, and how many iterations fit between two looks."""
         with torch.inference_mode():
-            for lane in self._full_precision.values():
+            for name, lane in self._full_precision.items():
                 lane.measure(clock)
+                self._measure_one_row(name, lane, clock)
+
+    def _measure_one_row(self, name: str, lane: Lane, clock: Callable[[], float]) -> None:
+        """Use one call for rows that are alone if there is one, and it is faster."""
+        try:
+            one_row = self._backend.one_row(lane.solver, self._residual_norm)
+        except OnnxFileError as error:
+            log.warning("no call for a whole row", reason=str(error))
+            return
+        if one_row is None:
+            return
+        inputs = np.zeros((1, *self.input_shape), np.float32)
+        seconds = []
+        for live in (partial(self._live_in_parts, inputs, lane), partial(one_row, inputs, 0.0, TRIED_ITERATIONS)):
+            times = [clock()]
+            for _ in range(TRIES):
+                live()
+                times.append(clock())
+            seconds.append(min(end - begin for begin, end in pairwise(times)))
+        if seconds[1] < seconds[0]:
+            self._one_row[name] = one_row
+
+    def _live_in_parts(self, inputs: NDArray[np.float32], lane: Lane) -> None:
+        """What a row does that is alone, without one call for it."""
+        injection = self._backend.inject(torch.from_numpy(inputs))
+        point = self._backend.initial_state(injection)
+        host = {
+            "request": 0,
+            "row": 0,
+            "tolerance": 0.0,
+            "max_iterations": TRIED_ITERATIONS,
+            "deadline": np.inf,
+            "by_label": False,
+        }
+        lane.table.admit(point=point, injection=injection, memory=lane.start(point), **host)
+        while lane.table.iterations[0] < TRIED_ITERATIONS:
+            lane.advance(lambda *_: None)
+        lane.read_out(np.array([0]), lambda *_: None)
+        lane.table.remove(np.array([True]))
 
     def advance(self, fail: Fail, *, once: bool = False) -> list[tuple[int, int]]:
         """Iterate all rows, each lane until one of its rows has ended or it is time to look at what has arrived.

@@ -17,6 +17,7 @@ from app.engine.slots import SlotTable
 from jfb import LabelStop, ResidualNorm, residual
 from jfb.label_stop import Stability
 from jfb.mixed_precision import needs_full_precision, size_in
+from jfb.onnx.file import OnnxFileError
 from jfb.onnx.fused import FusedIteration
 from jfb.solvers import Memory, Solver
 
@@ -94,7 +95,10 @@ class Lane:
         point, injection = (as_parts.tensors[name].contiguous() for name in ("point", "injection"))
         self.table = SlotTable(point, injection, self.start(point))
         stop_norm = self.label_stop.norm if self.label_stop is not None else self._residual_norm
-        self._fused = self._backend.fused(self.table.tensors, self.solver, self._residual_norm, stop_norm)
+        try:
+            self._fused = self._backend.fused(self.table.tensors, self.solver, self._residual_norm, stop_norm)
+        except OnnxFileError as error:
+            log.warning("no fused iteration", reason=str(error))
         if self._fused is not None and math.prod(seconds := self._measured(clock)) < math.prod(self.iteration_seconds):
             self.iteration_seconds = seconds
         else:
@@ -114,6 +118,10 @@ class Lane:
         self._settle()
         return found
 
+    def iterations_between_looks(self, rows: int) -> int:
+        """How many iterations of that many rows fit between two looks, at least 1; measured."""
+        return max(1, int(MAX_SECONDS_BETWEEN_LOOKS / self.iteration_seconds[(rows - 1).bit_length()]))
+
     def advance(self, fail: Fail, *, once: bool = False) -> int:
         """Iterate all rows until one of them has ended, or until it is time to look at what has arrived; return how often.
 
@@ -122,8 +130,7 @@ class Lane:
         """
         table, most = self.table, 1
         if self.iteration_seconds and not once:
-            seconds = self.iteration_seconds[(table.active - 1).bit_length()]
-            most = min(int(MAX_SECONDS_BETWEEN_LOOKS / seconds), int((table.max_iterations - table.iterations).min()))
+            most = min(self.iterations_between_looks(table.active), int((table.max_iterations - table.iterations).min()))
         judging = self.label_stop is not None and bool(table.by_label.any())
         done = 0
         while not done or (done < most and not self._some_ended()):

@@ -2,7 +2,8 @@
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import structlog
@@ -59,6 +60,7 @@ class Scheduler:
         self._streamed_iterations: list[tuple[RunningRequest, Iteration]] = []
         self._finished: list[RunningRequest] = []
         self._last_tick: float | None = None
+        self._ended_alone = 0  # rows, in the last tick
 
     @property
     def active_rows(self) -> int:
@@ -100,6 +102,7 @@ class Scheduler:
         """Retire the rows that have ended, admit waiting ones, advance all; return what has finished or failed.
 
         Rows are advanced until one of them has ended, or until it is time to look at what has arrived; once if any is streamed.
+        A row that is alone is injected, advanced and read out in one call, where there is such a call.
 
         An error in the network does not come out of here: it fails the request whose rows it belongs to. Only a lost device does,
         as ``torch.AcceleratorError``. ``now`` is in seconds of the clock that deadlines refer to.
@@ -110,17 +113,20 @@ class Scheduler:
                 self._answer_from_start(request, late)
                 self.rows_ended += len(late)
                 self._finish(request, now)
-        retired = self._retire(now)
-        self._admit(now)
-        for rows, times in self._batch.advance(self._fail, once=bool(self._streamed)):
-            self.ticks += times
-            self.step_evaluations += rows * times
-            self.batch_sizes[(rows - 1).bit_length()] += times
+        retired, self._ended_alone = self._retire(now) + self._ended_alone, 0
+        lived = self._admit(now)
+        for rows, times in self._batch.advance(self._fail, once=lived or bool(self._streamed)):
+            self._count(rows, times)
         if self._last_tick is not None:
             self._queue.record_throughput(retired, now - self._last_tick)
         self._last_tick = now if self.busy else None
         finished, self._finished = self._finished, []
         return finished
+
+    def _count(self, rows: int, times: int) -> None:
+        self.ticks += times
+        self.step_evaluations += rows * times
+        self.batch_sizes[(rows - 1).bit_length()] += times
 
     def take_iterations(self) -> list[tuple[RunningRequest, Iteration]]:
         """The iterations of streamed requests that the last tick saw the end of."""
@@ -183,14 +189,17 @@ class Scheduler:
                 iteration = Iteration(request.id, logits[own].astype("<f4").tobytes(), counts, residuals, rows, pictures)
                 self._streamed_iterations.append((request, iteration))
 
-    def _admit(self, now: float) -> None:
-        """Move waiting rows into free slots."""
+    def _admit(self, now: float) -> bool:
+        """Move waiting rows into free slots; return whether they have been iterated already."""
         admitted = self._queue.take(self._batch.slots - self._batch.active) if len(self._queue) else []
         if not admitted:
-            return
+            return False
 
         by_row = [(request, row) for request, rows in admitted for row in rows]
-        numbers = np.array([request.number for request, _ in by_row])
+        if len(by_row) == 1 and not self._batch.active and self._live(*by_row[0], now):
+            return True
+        host = _host(by_row)
+        numbers = np.array(host["request"])
         admitted_at = self._clock()
         inputs = np.concatenate([request.inputs[row : row + 1] for request, row in by_row])
         injection = self._batch.inject(inputs, numbers, self._fail)
@@ -200,17 +209,38 @@ class Scheduler:
         point = self._batch.initial_state(injection, numbers, self._fail)
         if any(request.session is not None for request, _ in admitted):
             point = self._warm(point, admitted, now)
-        self._batch.admit(
-            [request.solver for request, _ in by_row],
-            point,
-            injection,
-            request=numbers.tolist(),
-            row=[row for _, row in by_row],
-            tolerance=[request.tolerance[row] for request, row in by_row],
-            max_iterations=[request.max_iterations[row] for request, row in by_row],
-            deadline=[request.deadline[row] for request, row in by_row],
-            by_label=[request.stop == "label" for request, _ in by_row],
-        )
+        self._batch.admit([request.solver for request, _ in by_row], point, injection, **host)
+        return False
+
+    def _live(self, request: RunningRequest, row: int, now: float) -> bool:
+        """Compute a row that is alone in one call, if that can be; return whether it was. If it has not ended, it has a slot."""
+        if (
+            request.streamed
+            or request.stop == "label"
+            or request.session is not None
+            or not self._batch.has_one_row(request.solver)
+        ):
+            return False
+        cap, started_at = request.max_iterations[row], self._clock()
+        lived = self._batch.live(request.inputs[row : row + 1], request.solver, request.tolerance[row], cap)
+        if lived is None:
+            return False
+        timings = request.timings
+        if timings.admitted is None:
+            timings.admitted = timings.injected = started_at  # what injection took counts as iteration
+        self._count(1, lived.iterations)
+        capped = lived.iterations >= cap
+        if not (capped or lived.converged) and math.isfinite(lived.residual):
+            self._batch.go_on(lived, request.solver, **_host([(request, row)]))
+            return True
+        self.iterations += lived.iterations
+        self.rows_ended += 1
+        self._ended_alone = 1
+        timings.ended = timings.read_out = self._clock()
+        status = _status(lived.residual, lived.converged, False, capped)
+        request.end(row, lived.logits[0], (lived.iterations, lived.residual, status, math.nan, math.nan))
+        self._finish(request, now)
+        return True
 
     def _warm(self, point: Tensor, admitted: Rows, now: float) -> Tensor:
         """Replace the starts of the rows whose session is remembered."""
@@ -253,6 +283,18 @@ class Scheduler:
         if request := self.cancel(number):
             request.failure = reason
             self._finished.append(request)
+
+
+def _host(rows: Sequence[tuple[RunningRequest, int]]) -> dict[str, list[Any]]:
+    """What the slot table keeps of rows on the host."""
+    return {
+        "request": [request.number for request, _ in rows],
+        "row": [row for _, row in rows],
+        "tolerance": [request.tolerance[row] for request, row in rows],
+        "max_iterations": [request.max_iterations[row] for request, row in rows],
+        "deadline": [request.deadline[row] for request, row in rows],
+        "by_label": [request.stop == "label" for request, _ in rows],
+    }
 
 
 def _status(residual: float, converged: bool, stable: bool, capped: bool) -> Status:

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
-import onnxruntime
 import torch
 from numpy.typing import NDArray
 from onnx import ModelProto
+from onnxruntime import InferenceSession
 from torch import Tensor
 
 from jfb.onnx.network import new_session
@@ -67,14 +67,17 @@ class FusedIteration:
     Args:
         tensors: contiguous, of float32, on the CPU: ``point``, ``injection``, and what the solver remembers.
         mixing: whether the graph is one of learned mixing.
-        graph: makes the graph, with logits and movement or without; of both a session is made when it is first needed.
+        graph: makes the graph, with logits and movement or without; the former when it is first needed.
         classes: how many logits a row has.
+
+    Raises:
+        OnnxFileError: if there is no such graph.
     """
 
     def __init__(self, tensors: Mapping[str, Tensor], mixing: bool, graph: Callable[[bool], ModelProto], classes: int) -> None:
         self._inputs, self._outputs, self._next = MIXING if mixing else PICARD
         self._graph = graph
-        self._sessions: dict[bool, onnxruntime.InferenceSession] = {}
+        self._sessions = {False: new_session(graph(False))}
         self._turns: dict[tuple[int, Order, bool], _Turn] = {}
         self._injection, point = tensors["injection"], tensors["point"]
         like = {name: tensors[name] for name in self._inputs}
@@ -101,7 +104,7 @@ class FusedIteration:
         self._settled_order = self._order
         return {name: self._buffers[place] for name, place in zip(self._inputs, self._order, strict=False)}
 
-    def _session(self, logits: bool) -> onnxruntime.InferenceSession:
+    def _session(self, logits: bool) -> InferenceSession:
         if logits not in self._sessions:
             self._sessions[logits] = new_session(self._graph(logits))
         return self._sessions[logits]

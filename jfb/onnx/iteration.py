@@ -3,10 +3,12 @@
 import onnx
 import onnx.inliner
 import onnx.parser
+import onnx.version_converter
 from onnx import FunctionProto, ModelProto, OperatorSetIdProto, TensorProto
 
 from jfb.config import ResidualNorm
-from jfb.onnx.file import OPSET, check, shape
+from jfb.onnx.file import OPSET, OnnxFileError, check, shape
+from jfb.onnx.maps import MAPS
 from jfb.solvers import Mixing
 from jfb.solvers.mixing import SLACK
 
@@ -75,9 +77,7 @@ mix (state, next_state, length, previous, accepted, allowed) => (proposal, next_
     pushed = Add (state, push)
     mixed = Add (pushed, mixed_movement)
 
-    numbers = Cast <to = {int32}> (within)
-    fewest = ReduceMin <keepdims = 0> (numbers)
-    all_within = Cast <to = {bool}> (fewest)
+    {all_within}
     proposal = If (all_within) <
         then_branch = followed () => (float[n,{state}] all_mixed) {{ all_mixed = Identity (mixed) }},
         else_branch = selected () => (float[n,{state}] some_mixed) {{
@@ -96,6 +96,10 @@ mix (state, next_state, length, previous, accepted, allowed) => (proposal, next_
     next_allowed = Where (within, smaller, zero)
 }}
 """
+
+ALL_WITHIN = f"""numbers = Cast <to = {TensorProto.INT32}> (within)
+    fewest = ReduceMin <keepdims = 0> (numbers)
+    all_within = Cast <to = {TensorProto.BOOL}> (fewest)"""
 
 ITERATION = """
 <ir_version: {ir_version}, opset_import: ["": {opset}, "{domain}": 1]>
@@ -131,8 +135,7 @@ def iteration(
         readout: the map, as in ``MAPS``, if logits are wanted.
         movement_norm: of ``movement``, if that is wanted.
     """
-    state = sides(step.graph.output[0])
-    injection = next(value for value in step.graph.input if value.name == "injection")
+    state = sides(step, "next_state")
     functions = [as_function("step", step), residual_function(residual_norm, state)]
     inputs, outputs, rest = "", "", []
     if mixing is not None:
@@ -142,7 +145,7 @@ def iteration(
         rest.append(f"proposal, next_allowed = {DOMAIN}.mix (point, next_state, length, previous, accepted, allowed)")
     if readout is not None:
         functions.append(as_function("readout", readout))
-        outputs += f", float[n,{sides(readout.graph.output[0])}] logits"
+        outputs += f", float[n,{sides(readout, 'logits')}] logits"
         rest.append(f"logits = {DOMAIN}.readout (next_state)")
     if movement_norm is not None:
         functions.append(residual_function(movement_norm, state, name="movement"))
@@ -153,7 +156,7 @@ def iteration(
         opset=OPSET,
         domain=DOMAIN,
         state=state,
-        injection=sides(injection),
+        injection=sides(step, "injection"),
         inputs=inputs,
         outputs=outputs,
         rest="\n    ".join(rest),
@@ -173,12 +176,14 @@ def residual_function(norm: ResidualNorm, state: str, name: str = "residual") ->
     return function
 
 
-def mix_function(mixing: Mixing, state: str) -> FunctionProto:
+def mix_function(mixing: Mixing, state: str, *, one_row: bool = False) -> FunctionProto:
     """``Mixing.propose`` as a function ``(state, next_state, length, previous, accepted, allowed) => (proposal, next_allowed)``.
 
     Args:
         state: the shape of a row, as ``sides`` returns it.
+        one_row: whether it is only called with one row.
     """
+    all_within = "all_within = Identity (within)" if one_row else ALL_WITHIN
     channels, positions = len(mixing.momentum), state.count(",")
     # A matrix product at every position is a convolution of size 1; for vectors it is one product.
     product = f"Conv <kernel_shape = [{','.join(['1'] * positions)}]>" if positions else "MatMul"
@@ -190,8 +195,7 @@ def mix_function(mixing: Mixing, state: str) -> FunctionProto:
         rate=mixing.rate,
         slack=SLACK,
         product=product,
-        int32=TensorProto.INT32,
-        bool=TensorProto.BOOL,
+        all_within=all_within,
     )
     function: FunctionProto = onnx.parser.parse_function(text)
     matrix = mixing.matrix.reshape(channels, channels, *(1,) * positions) if positions else mixing.matrix.T
@@ -203,14 +207,25 @@ def mix_function(mixing: Mixing, state: str) -> FunctionProto:
 
 
 def as_function(name: str, model: ModelProto) -> FunctionProto:
-    """Make a graph a function to call. Functions have no initialisers, so weights become constants."""
+    """Make one of ``MAPS`` a function to call, with its arguments in that order, which need not be the file's.
+
+    Functions have no initialisers, so weights become constants.
+
+    Raises:
+        OnnxFileError: for operators that cannot be expressed in the version of all other graphs.
+    """
+    if any(imported.version != OPSET for imported in model.opset_import):
+        try:
+            model = onnx.version_converter.convert_version(model, OPSET)
+        except Exception as error:  # its C++ code raises undocumented types
+            raise OnnxFileError(f"{name}: must be convertible to opset {OPSET}: {error}") from error
     graph = model.graph
     weights = [onnx.helper.make_node("Constant", [], [weight.name], value=weight) for weight in graph.initializer]
     return onnx.helper.make_function(
         DOMAIN,
         name,
-        [value.name for value in graph.input],
-        [value.name for value in graph.output],
+        MAPS[name].inputs,
+        [MAPS[name].output],
         [*weights, *graph.node],
         list(model.opset_import),
     )
@@ -227,9 +242,9 @@ def inline(text: str, functions: list[FunctionProto]) -> ModelProto:
     return model
 
 
-def sides(value: onnx.ValueInfoProto) -> str:
-    """The shape of a row, as in ONNX's text format: ``4,6,6``."""
-    found = shape(value)
+def sides(model: ModelProto, name: str) -> str:
+    """The shape of a row of an input or output, as in ONNX's text format: ``4,6,6``."""
+    (found,) = (shape(value) for value in (*model.graph.input, *model.graph.output) if value.name == name)
     assert found is not None
     return ",".join(map(str, found[1:]))
 

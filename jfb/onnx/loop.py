@@ -104,16 +104,16 @@ def assemble(maps: dict[str, ModelProto], residual_norm: ResidualNorm, mixing: M
         residual_norm: the norm that tolerances are in.
         mixing: the solver; Picard iteration without.
     """
-    state = sides(maps["step"].graph.input[0])
+    state = sides(maps["step"], "state")
     functions = [*(as_function(name, graph) for name, graph in maps.items()), residual_function(residual_norm, state)]
     if mixing is not None:
         functions.append(mix_function(mixing, state))
     text = LOOP.format(
         ir_version=maps["step"].ir_version,
         opset=OPSET,
-        inputs=sides(maps["inject"].graph.input[0]),
+        inputs=sides(maps["inject"], "inputs"),
         state=state,
         solver={name: text.format(state=state) for name, text in (MIXING if mixing else PICARD).items()},
-        logits=sides(maps["readout"].graph.output[0]),
+        logits=sides(maps["readout"], "logits"),
     )
     return inline(text, functions)

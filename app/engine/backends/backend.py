@@ -15,6 +15,7 @@ from jfb.onnx.file import read
 from jfb.onnx.fused import FusedIteration
 from jfb.onnx.iteration import iteration
 from jfb.onnx.network import OnnxNetwork
+from jfb.onnx.one_row import OneRow
 from jfb.solvers import Memory, Mixing, Picard, Solver
 
 Map = Literal["inject", "initial_state", "step", "readout"]
@@ -63,6 +64,10 @@ class Backend(ABC):
 
         None if there is no such thing for the solver.
         """
+        return None
+
+    def one_row(self, solver: Solver, residual_norm: ResidualNorm) -> OneRow | None:
+        """What computes the whole life of a row that is alone in one call; None if there is no such thing for the solver."""
         return None
 
 
@@ -135,6 +140,13 @@ class OnnxBackend(TorchBackend):
 
         return FusedIteration(tensors, mixing is not None, graph, self._classes)
 
+    def one_row(self, solver: Solver, residual_norm: ResidualNorm) -> OneRow | None:
+        if not isinstance(solver, Picard | Mixing):
+            return None
+        files = {name: self._folder / f"{name}.onnx" for name in MAPS}
+        maps: dict[str, ModelProto] = {name: read(file) for name, file in files.items() if file.exists()}
+        return OneRow(maps, residual_norm, solver if isinstance(solver, Mixing) else None)
+
 
 class FastestBackend(Backend):
     """Hands each call to one of several backends of the same network.
@@ -173,6 +185,10 @@ class FastestBackend(Backend):
         self, tensors: Mapping[str, Tensor], solver: Solver, residual_norm: ResidualNorm, stop_norm: ResidualNorm
     ) -> FusedIteration | None:
         found = (backend.fused(tensors, solver, residual_norm, stop_norm) for backend in self._backends)
+        return next((one for one in found if one is not None), None)
+
+    def one_row(self, solver: Solver, residual_norm: ResidualNorm) -> OneRow | None:
+        found = (backend.one_row(solver, residual_norm) for backend in self._backends)
         return next((one for one in found if one is not None), None)
 
     def _once(self, name: Map, rows: Tensor) -> Tensor:

@@ -172,6 +172,51 @@ def test_one_call_into_onnx_runtime_per_iteration_answers_as_predict_does(
         assert logits[same] == pytest.approx(expected.logits.numpy()[same], abs=1e-4)
 
 
+@pytest.mark.parametrize("norm", list(ResidualNorm))
+@pytest.mark.parametrize("solver", ["picard", "mixing"])
+def test_a_row_that_is_alone_lives_in_one_call_and_goes_on_in_company_if_that_is_not_enough(
+    version: Path, solver: str, norm: ResidualNorm
+) -> None:
+    found = jfb.load(version)
+    inputs = np.random.default_rng(4).integers(0, 17, (8, 1, 8, 8)).astype(np.float32)
+    batch = RunningBatch(OnnxBackend(version, found.config), found.solvers, norm, (1, 8, 8), slots=4)
+    batch.measure(faster_and_faster())
+    scheduler = Scheduler(batch, max_waiting_rows=8)
+    looks = batch.lanes[0].iterations_between_looks(1)
+    tolerance, caps = [1.0, 1.0] + [1e-4] * 6, [60, 1, 60, looks, looks + 1, 60, 60, 60]
+
+    def submit(row: int) -> None:
+        scheduler.submit(
+            running_request(row, inputs[row : row + 1], tolerance[row : row + 1], caps[row : row + 1], [None], solver=solver)
+        )
+
+    answered = []
+    for row in range(5):  # each alone
+        submit(row)
+        answered += scheduler.tick(0.0)
+        assert scheduler.busy == (scheduler.step_evaluations != scheduler.iterations), "what has ended is answered at once"
+        answered += tick_until_idle(scheduler)
+    submit(5)
+    scheduler.tick(0.0)
+    assert scheduler.active_rows == 1
+    submit(6)
+    submit(7)
+    answered += tick_until_idle(scheduler)
+    assert scheduler.step_evaluations == scheduler.iterations
+    expected = predict(
+        found.network,
+        torch.from_numpy(inputs),
+        tolerance=torch.tensor(tolerance),
+        max_iterations=torch.tensor(caps),
+        residual_norm=norm,
+        solver=found.solvers[solver],
+    )
+    rows = sorted(answered, key=lambda request: request.number)
+    assert [request.iterations[0] for request in rows] == expected.solution.iterations.tolist()
+    assert [request.status[0] for request in rows] == expected.solution.status
+    assert np.concatenate([request.logits for request in rows]) == pytest.approx(expected.logits.numpy(), abs=1e-4)
+
+
 def test_an_iteration_that_one_call_cannot_compute_is_computed_in_parts(version: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """ONNX Runtime begins to raise after a few iterations: nothing is lost or counted twice."""
     found = jfb.load(version)
