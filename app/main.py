@@ -20,7 +20,7 @@ from app.http.auth import AccessRoute, ApiKeys
 from app.http.fast_route import FastRoute, FastRoutes
 from app.http.middleware import RequestMiddleware
 from app.http.state import AppState
-from app.observability.metrics import Metrics, RowHistograms
+from app.observability.metrics import AllWorkers, Metrics
 from app.observability.tracing import Tracing
 from app.routes import health, metrics, model_statistics, models, open_inference, openapi, pages, predict, repository
 from app.settings import Settings
@@ -42,6 +42,7 @@ def create_app(settings: Settings | None = None, run_folder: RunFolder | None = 
             if supervisor is not None:
                 await stack.enter_async_context(supervisor)
             await stack.enter_async_context(state.engines)
+            stack.callback(state.metrics.flush)
             if state.tracing is not None:
                 stack.push_async_callback(asyncio.to_thread, state.tracing.close)
             if settings.grpc_port is not None:
@@ -104,7 +105,7 @@ def _create_state(settings: Settings, run_folder: RunFolder) -> AppState:
     engines = Engines(run_folder.sockets, settings.default_model)
     tracing = Tracing(settings.otlp_endpoint) if settings.otlp_endpoint else None
     state = AppState(settings, engines, run_folder, ApiKeys(settings), registry, Metrics(counted), tracing)
-    registry.register(RowHistograms(source, [state.metrics.row_iterations, state.metrics.row_residual]))
+    registry.register(AllWorkers(source, state.metrics))
     registry.register(metrics.EngineCollector(state))
     return state
 

@@ -86,12 +86,17 @@ class BoundedConnection(HttpToolsProtocol):
     """A connection with limits on the time and size of heads and trailers, and on the time of unread bodies and responses.
 
     A request beyond a limit is answered first. A client that has sent its request may close its side and still gets the answer.
+    It is in the ``scope`` of its requests as ``connection``.
+
+    Attributes:
+        left: done when the connection is lost.
     """
 
     seconds: float
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        self.left: asyncio.Future[None] = self.loop.create_future()
         self._transport = _LingeringTransport(transport, self.seconds)
         self.transport = cast("asyncio.Transport", self._transport)
         transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, MAX_UNSENT_BYTES)
@@ -110,6 +115,12 @@ class BoundedConnection(HttpToolsProtocol):
         if self._probe is not None:
             self._probe.cancel()
         super().connection_lost(exc)
+        self.left.set_result(None)
+
+    @property
+    def receiving(self) -> bool:
+        """Whether more of a request is to come."""
+        return self._transport.receiving
 
     def data_received(self, data: bytes) -> None:
         for start in range(0, len(data), FED_BYTES):
@@ -161,6 +172,7 @@ class BoundedConnection(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         self._progressed = True
         self._check_head()
+        cast("dict[str, Any]", self.scope)["connection"] = self
         super().on_headers_complete()
         self._in_head = False
         self._stop_timer()

@@ -11,6 +11,9 @@ from app.engine_client.errors import EngineError
 from app.http.auth import AccessRoute
 from app.http.errors import ApiError, respond
 
+MAX_PATHS_REMEMBERED = 128
+"""Clients name models, and there is no end of names."""
+
 
 class FastRoute(AccessRoute):
     """A route whose endpoint takes a request only, and which depends on its access decision only."""
@@ -36,13 +39,24 @@ class FastRoutes:
     def __init__(self, app: ASGIApp, routes: Sequence[FastRoute]) -> None:
         self._app = app
         self._routes = routes
+        self._found: dict[tuple[str, str], Scope] = {}  # what matching adds to the scope, by root path and path
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and scope["method"] == "POST":
-            for route in self._routes:
-                match, matched = route.matches(scope)
-                if match == Match.FULL:
-                    scope.update(matched)
-                    await route.answer(Request(scope, receive, send), receive, send)
-                    return
+            matched = self._found.get((scope["root_path"], scope["path"])) or self._match(scope)
+            if matched:
+                scope.update(matched)
+                await scope["route"].answer(Request(scope, receive, send), receive, send)
+                return
         await self._app(scope, receive, send)
+
+    def _match(self, scope: Scope) -> Scope:
+        """What the first route that matches adds to a scope; nothing if none does."""
+        for route in self._routes:
+            match, matched = route.matches(scope)
+            if match == Match.FULL:
+                if len(self._found) >= MAX_PATHS_REMEMBERED:
+                    self._found.clear()
+                self._found[scope["root_path"], scope["path"]] = matched
+                return dict(matched)
+        return {}

@@ -12,7 +12,7 @@ import structlog
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.engine_client.messages import Timings
+from app.engine_client.messages import Result
 from app.http.errors import ApiError, error_response, unavailable
 from app.http.state import AppState
 from app.observability.tracing import TraceStep
@@ -46,7 +46,7 @@ class RequestLog:
     model: str = ""
     version: str = ""
     rows: int | None = None
-    timings: Timings | None = None
+    result: Result | None = None
     steps: list[TraceStep] = field(default_factory=list)
 
 
@@ -86,7 +86,7 @@ class RequestMiddleware:
         structlog.contextvars.clear_contextvars()  # a pipelined request inherits those of the previous one
         structlog.contextvars.bind_contextvars(request_id=request_id, **({"trace_id": trace_id} if trace_id else {}))
         try:
-            await self._app(scope, _bounded(receive, headers, self._state.settings), send_with_id)
+            await self._app(scope, _bounded(receive, scope, headers, self._state.settings), send_with_id)
         except asyncio.CancelledError:  # uvicorn cancels what is still in flight when the time to shut down is over
             if status is None:
                 await error_response(unavailable("server: shutting down"))(scope, receive, send_with_id)
@@ -98,9 +98,7 @@ class RequestMiddleware:
             # Unknown paths share one label, or clients could make up any number of labels.
             route = getattr(scope.get("route"), "path", "unknown")
             seconds = time.perf_counter() - started
-            metrics = self._state.metrics
-            metrics.requests(request.model, request.version, method, route, str(status)).inc()
-            metrics.request_seconds(request.model, route).observe(seconds)
+            self._state.metrics.count(request.model, request.version, method, route, status, seconds, request.result)
             write = log.debug if route in QUIET_ROUTES else log.info
             ms = round(seconds * 1e3, 2)
             write("request", method=method, route=route, model=request.model, status=status, rows=request.rows, ms=ms)
@@ -113,13 +111,15 @@ class RequestMiddleware:
                     "jfb.rows": request.rows or 0,
                     "jfb.request_id": request_id,
                 }
-                tracing.end(span, f"{method} {route}", attributes, request.timings, request.steps)
+                tracing.end(
+                    span, f"{method} {route}", attributes, request.result.timings if request.result else None, request.steps
+                )
 
 
-def _bounded(receive: Receive, headers: Mapping[bytes, bytes], settings: Settings) -> Receive:
+def _bounded(receive: Receive, scope: Scope, headers: Mapping[bytes, bytes], settings: Settings) -> Receive:
     """The body of a request; ``receive`` raises an ``ApiError`` for one that is late (408), or known to be too large (413)."""
     limit, seconds = settings.max_body_bytes, settings.body_timeout
-    declared = headers.get(b"content-length", b"0")
+    declared, connection = headers.get(b"content-length", b"0"), scope.get("connection")
     deadline: float | None = None
     size, complete = 0, False
 
@@ -131,12 +131,15 @@ def _bounded(receive: Receive, headers: Mapping[bytes, bytes], settings: Setting
             deadline = asyncio.get_running_loop().time() + seconds
             if declared.isdigit() and int(declared) > limit:
                 raise ApiError(413, f"body: must have at most {limit} bytes (got {declared.decode()})")
-        try:
-            async with asyncio.timeout_at(deadline):
-                message = await receive()
-        except TimeoutError as error:
-            text = f"body: must arrive within {seconds:g} s (got {size} bytes)"
-            raise ApiError(408, text, {"connection": "close"}) from error  # or the rest would be waited for
+        if connection is not None and not connection.receiving:  # it is there, and a timer would cost more than to take it
+            message = await receive()
+        else:
+            try:
+                async with asyncio.timeout_at(deadline):
+                    message = await receive()
+            except TimeoutError as error:
+                text = f"body: must arrive within {seconds:g} s (got {size} bytes)"
+                raise ApiError(408, text, {"connection": "close"}) from error  # or the rest would be waited for
         size += len(message.get("body", b""))
         if size > limit:
             raise ApiError(413, f"body: must have at most {limit} bytes (got more)")

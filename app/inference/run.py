@@ -3,10 +3,9 @@
 import asyncio
 import re
 import time
-from bisect import bisect_left
-from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
 from contextlib import aclosing, suppress
-from math import isfinite
+from functools import partial
 from typing import Any, TypeVar
 
 from starlette.requests import ClientDisconnect
@@ -20,7 +19,6 @@ from app.http.middleware import RequestLog
 from app.http.state import AppState
 from app.inference.numbers import MAX_INLINE_BYTES
 from app.inference.pool import BODIES
-from app.observability.metrics import RowHistogram
 from app.observability.tracing import MAX_EVENTS
 from jfb.store import is_alias
 
@@ -44,13 +42,14 @@ async def find_model(http: HttpRequest) -> ServedVersion:
     return engines.found.get(wanted) or engines.find(*wanted)
 
 
-async def predict(http: HttpRequest, decode: Decode) -> tuple[ServedVersion, Result]:
-    """Have the engine compute a request; the version that did, and its result. ``ClientDisconnect`` as soon as the client leaves.
+async def predict(http: HttpRequest, decode: Decode, encode: Callable[[ServedVersion, Result], Value]) -> Value:
+    """Have the engine compute a request, and encode its result. ``ClientDisconnect`` as soon as the client leaves.
 
     A request for an unknown model, or one that would be queued in vain, is rejected before its body is read; 504 if no row
     has an answer at its deadline.
     """
-    return await _with_model(http, decode, _predict)
+    model, result = await _with_model(http, decode, _predict)
+    return await compute(http, 4 * len(result.logits), partial(encode, model, result))
 
 
 async def stream(http: HttpRequest, decode: Decode) -> tuple[ServedVersion, Events]:
@@ -85,9 +84,8 @@ async def _predict(http: HttpRequest, request: Request) -> Result:
     log: RequestLog = http.scope["request_log"]
     if log.traced:
         return _in_time(await unless_disconnected(http, _last(_reported(state, log, request))))
-    result = await unless_disconnected(http, state.engines.predict(request))
-    _report(state, log, request, result)
-    return _in_time(result)
+    log.result = await unless_disconnected(http, state.engines.predict(request))
+    return _in_time(log.result)
 
 
 async def _stream(http: HttpRequest, request: Request) -> Events:
@@ -107,7 +105,7 @@ async def _reported(state: AppState, log: RequestLog, request: Request) -> Async
     async with aclosing(state.engines.stream(request)) as events:
         async for event in events:
             if isinstance(event, Result):
-                _report(state, log, request, event)
+                log.result = event
             elif log.traced and len(log.steps) < MAX_EVENTS:
                 worst = {"jfb.iteration": max(event.iterations), "jfb.residual": max(event.residual)}
                 log.steps.append((time.time_ns(), worst | {"jfb.rows": len(event.rows)}))
@@ -118,27 +116,6 @@ async def _last(events: AsyncGenerator[Iteration | Result, None]) -> Result:
     async with aclosing(events):
         (result,) = [event async for event in events if isinstance(event, Result)]
     return result
-
-
-def _report(state: AppState, log: RequestLog, request: Request, result: Result) -> None:
-    log.timings = result.timings
-    metrics, labels = state.metrics, (request.model, str(request.version))
-    for phase, (start, end) in result.timings.phases().items():
-        metrics.phase_seconds[phase](*labels).observe(end - start)
-    for status in set(result.status):
-        metrics.rows(*labels, status).inc(sum(one == status for one in result.status))
-    observe(metrics.row_iterations, labels, result.iterations)
-    observe(metrics.row_residual, labels, result.residual)
-
-
-def observe(histogram: RowHistogram, labels: tuple[str, str], values: Sequence[float]) -> None:
-    """Count values, except those that are not finite."""
-    finite = [value for value in values if isfinite(value)]
-    # Most requests have one row, for which NumPy would take ten times as long.
-    buckets = [bisect_left(histogram.bounds, value) for value in finite]
-    for bucket in set(buckets):
-        histogram.buckets(*labels, str(bucket)).inc(buckets.count(bucket))
-    histogram.sums(*labels).inc(sum(finite))
 
 
 def _in_time(result: Result) -> Result:
@@ -160,8 +137,9 @@ async def unless_disconnected(http: HttpRequest, computing: Coroutine[Any, Any, 
             disconnected = True
             task.cancel()
 
-    watching = asyncio.create_task(_disconnect(http))
-    watching.add_done_callback(stop)
+    connection = http.scope.get("connection")  # there is none in a server other than ours
+    left: asyncio.Future[None] = asyncio.create_task(_disconnect(http)) if connection is None else connection.left
+    left.add_done_callback(stop)
     try:
         return await computing
     except asyncio.CancelledError:
@@ -170,7 +148,9 @@ async def unless_disconnected(http: HttpRequest, computing: Coroutine[Any, Any, 
         raise
     finally:
         waiting = False
-        watching.cancel()
+        left.remove_done_callback(stop)
+        if connection is None:
+            left.cancel()
 
 
 async def _disconnect(http: HttpRequest) -> None:

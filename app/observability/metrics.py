@@ -1,25 +1,34 @@
 """Metrics: what an HTTP worker counts for Prometheus."""
 
+import asyncio
 import os
+from bisect import bisect_left
+from collections import Counter as Counts
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import cache
 from itertools import accumulate
+from math import isfinite
 from pathlib import Path
 
 import structlog
-from prometheus_client import CollectorRegistry, Counter, Histogram, values
+from prometheus_client import CollectorRegistry, Counter, values
 from prometheus_client.core import HistogramMetricFamily, Metric
 from prometheus_client.mmap_dict import MmapedDict
 from prometheus_client.registry import Collector
+
+from app.engine_client.messages import Result
 
 RESERVED_BYTES = 2**16
 MAX_ENTRY_OVERHEAD_BYTES = 32  # of a value in a file, next to its key
 
 log = structlog.get_logger(__name__)
 
+FLUSH_SECONDS = 0.05
+"""How long what a worker has counted is in its own memory only."""
 LABELS = ["model", "version"]
+BUCKET = "bucket"
 SECONDS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 PHASES = {
     "queue": "Time that a request waited for its first slot.",
@@ -72,60 +81,129 @@ class ReservedFile(MmapedDict):
 values.MmapedDict = ReservedFile  # type: ignore[attr-defined]  # there is no other way; a test fails if it moves
 
 
-class RowHistogram:
-    """A histogram that counts many values at once; ``bounds`` are upper bounds of the buckets, without infinity."""
+class BatchedCounter:
+    """A counter that ``flush`` writes."""
 
-    def __init__(self, name: str, documentation: str, bounds: Sequence[float], registry: CollectorRegistry) -> None:
-        self.name, self.documentation = name, documentation
+    def __init__(self, name: str, documentation: str, labels: Sequence[str], registry: CollectorRegistry) -> None:
+        self._child = cache(Counter(name, documentation, labels, registry=registry).labels)
+        self._unwritten: defaultdict[tuple[str, ...], float] = defaultdict(float)
+
+    def add(self, labels: tuple[str, ...], amount: float = 1.0) -> None:
+        """Count, for values of the labels."""
+        self._unwritten[labels] += amount
+
+    def flush(self) -> None:
+        """Write what has been counted to where the registry, and the other workers, find it."""
+        for labels, amount in self._unwritten.items():
+            self._child(*labels).inc(amount)
+        self._unwritten.clear()
+
+
+class BatchedHistogram:
+    """A histogram that ``flush`` writes; ``bounds`` are upper bounds of the buckets, without infinity."""
+
+    def __init__(
+        self, name: str, documentation: str, labels: Sequence[str], bounds: Sequence[float], registry: CollectorRegistry
+    ) -> None:
+        self.name, self.documentation, self.labels = name, documentation, labels
         self.bounds = [float(bound) for bound in bounds]
-        self.buckets = cache(Counter(f"{name}_bucket", "", [*LABELS, "bucket"], registry=registry).labels)
-        """By model, version and index of the bucket (``bisect_left(bounds, value)``); each counts its own values only."""
-        self.sums = cache(Counter(f"{name}_sum", "", LABELS, registry=registry).labels)
+        self._buckets = BatchedCounter(f"{name}_bucket", "", [*labels, BUCKET], registry)  # by index, with its own values only
+        self._sums = BatchedCounter(f"{name}_sum", "", labels, registry)
+        self._unwritten: defaultdict[tuple[str, ...], list[float]] = defaultdict(list)
+
+    def observe(self, labels: tuple[str, ...], values: Iterable[float]) -> None:
+        """Count values, except those that are not finite."""
+        self._unwritten[labels] += values
+
+    def flush(self) -> None:
+        """Write what has been counted."""
+        for labels, observed in self._unwritten.items():
+            finite = [value for value in observed if isfinite(value)]
+            for bucket, count in Counts(bisect_left(self.bounds, value) for value in finite).items():
+                self._buckets.add((*labels, str(bucket)), count)
+            self._sums.add(labels, sum(finite))
+        self._unwritten.clear()
+        self._buckets.flush()
+        self._sums.flush()
 
 
 class Metrics:
-    """Metrics as cached functions from label values to a child, which the client library would look up under a lock."""
+    """What is counted of requests. It is written within ``FLUSH_SECONDS``, and to write each count by itself would take an eighth
+    of the time of a request."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
-        def seconds(name: str, meaning: str, labels: list[str]) -> Callable[..., Histogram]:
-            return cache(Histogram(name, meaning, labels, buckets=SECONDS, registry=registry).labels)
+        def histogram(name: str, meaning: str, bounds: Sequence[float], labels: Sequence[str] = LABELS) -> BatchedHistogram:
+            return BatchedHistogram(name, meaning, labels, bounds, registry)
 
         answered = ["model", "version", "method", "route", "status"]
-        self.requests = cache(Counter("jfb_http_requests", "Requests answered.", answered, registry=registry).labels)
+        self.requests = BatchedCounter("jfb_http_requests", "Requests answered.", answered, registry)
         meaning = "Time from the first byte of a request to the last of its response."
-        self.request_seconds = seconds("jfb_http_request_seconds", meaning, ["model", "route"])
-        self.phase_seconds = {phase: seconds(f"jfb_{phase}_seconds", meaning, LABELS) for phase, meaning in PHASES.items()}
-        self.rows = cache(Counter("jfb_rows", "Rows answered, by status.", [*LABELS, "status"], registry=registry).labels)
+        self.request_seconds = histogram("jfb_http_request_seconds", meaning, SECONDS, ["model", "route"])
+        self.phase_seconds = {phase: histogram(f"jfb_{phase}_seconds", meaning, SECONDS) for phase, meaning in PHASES.items()}
+        self.rows = BatchedCounter("jfb_rows", "Rows answered, by status.", [*LABELS, "status"], registry)
         powers, tens = [2.0**power for power in range(11)], [10.0**power for power in range(-8, 3)]
-        self.row_iterations = RowHistogram("jfb_row_iterations", "Iterations of a row.", powers, registry)
-        self.row_residual = RowHistogram("jfb_row_residual", "Residual of a row's last iteration.", tens, registry)
+        self.row_iterations = histogram("jfb_row_iterations", "Iterations of a row.", powers)
+        self.row_residual = histogram("jfb_row_residual", "Residual of a row's last iteration.", tens)
+        self.histograms = [self.request_seconds, *self.phase_seconds.values(), self.row_iterations, self.row_residual]
+        self._timer: asyncio.TimerHandle | None = None
+
+    def count(
+        self, model: str, version: str, method: str, route: str, status: int | None, seconds: float, result: Result | None
+    ) -> None:
+        """Count a request that has been answered, and what the engine returned for it."""
+        self.requests.add((model, version, method, route, str(status)))
+        self.request_seconds.observe((model, route), [seconds])
+        if result is not None:
+            labels = model, version
+            for phase, (start, end) in result.timings.phases().items():
+                self.phase_seconds[phase].observe(labels, [end - start])
+            for row_status in result.status:
+                self.rows.add((*labels, row_status))
+            self.row_iterations.observe(labels, result.iterations)
+            self.row_residual.observe(labels, result.residual)
+        if self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(FLUSH_SECONDS, self.flush)
+
+    def flush(self) -> None:
+        """Write what has been counted."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        for counter in (self.requests, self.rows):
+            counter.flush()
+        for histogram in self.histograms:
+            histogram.flush()
 
 
-class RowHistograms(Collector):
-    """What a registry, or the collector that adds up those of all HTTP workers, has counted; histograms in Prometheus's form."""
+class AllWorkers(Collector):
+    """What is counted here, or by all HTTP workers if ``source`` adds up theirs; histograms in Prometheus's form."""
 
-    def __init__(self, source: Collector, histograms: Sequence[RowHistogram]) -> None:
+    def __init__(self, source: Collector, metrics: Metrics) -> None:
         self._source = source
-        self._histograms = histograms
+        self._metrics = metrics
 
     def collect(self) -> Iterator[Metric]:
+        self._metrics.flush()
         families = {family.name: family for family in self._source.collect()}
-        for histogram in self._histograms:
+        for histogram in self._metrics.histograms:
             sums, buckets = families.pop(f"{histogram.name}_sum", None), families.pop(f"{histogram.name}_bucket", None)
             if sums is not None and buckets is not None:
                 yield _histogram_family(histogram, buckets, sums)
         yield from families.values()
 
 
-def _histogram_family(histogram: RowHistogram, buckets: Metric, sums: Metric) -> HistogramMetricFamily:
+def _histogram_family(histogram: BatchedHistogram, buckets: Metric, sums: Metric) -> HistogramMetricFamily:
+    def key_of(labels: Mapping[str, str]) -> tuple[str, ...]:
+        return tuple(labels[name] for name in histogram.labels)
+
     counts: defaultdict[tuple[str, ...], list[float]] = defaultdict(lambda: [0.0] * (len(histogram.bounds) + 1))
     for sample in buckets.samples:
         if sample.name.endswith("_total"):
-            counts[sample.labels["model"], sample.labels["version"]][int(sample.labels["bucket"])] += sample.value
-    family = HistogramMetricFamily(histogram.name, histogram.documentation, labels=LABELS)
+            counts[key_of(sample.labels)][int(sample.labels[BUCKET])] += sample.value
+    family = HistogramMetricFamily(histogram.name, histogram.documentation, labels=histogram.labels)
     for sample in sums.samples:
         if sample.name.endswith("_total"):
-            key = sample.labels["model"], sample.labels["version"]
+            key = key_of(sample.labels)
             add_histogram(family, key, histogram.bounds, counts[key], sample.value)
     return family
 

@@ -9,7 +9,7 @@ from fastapi import APIRouter, Depends, Request, Response
 from pydantic import MISSING
 
 from app.engine_client import messages
-from app.engine_client.messages import ServedVersion
+from app.engine_client.messages import Result, ServedVersion
 from app.http.auth import AccessRoute, user
 from app.http.errors import ApiError, unavailable
 from app.http.fast_route import FastRoute
@@ -160,7 +160,8 @@ async def infer(request: Request) -> Response:
         rows, parameters = await run.compute(request, cost, decode_tensors)
         return await build_request(request, rows, parameters, model, arrived)
 
-    model, result = await run.predict(request, decode)
-    encode = partial(open_inference.encode_infer, body, outputs, model, result)
-    content, headers = await run.compute(request, 4 * len(result.logits), encode)
+    def encode(model: ServedVersion, result: Result) -> tuple[bytes, dict[str, str]]:
+        return open_inference.encode_infer(body, outputs, model, result)
+
+    content, headers = await run.predict(request, decode, encode)
     return Response(content, headers=headers)

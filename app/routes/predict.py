@@ -61,6 +61,5 @@ async def predict(request: Request) -> Response:
     decode = partial(decode_predict, request, arrived, streamed=wants_events)
     if wants_events:
         return EventStream(*await run.stream(request, decode))
-    model, result = await run.predict(request, decode)
-    content = await run.compute(request, 4 * len(result.logits), lambda: msgspec.json.encode(predict_response(model, result)))
+    content = await run.predict(request, decode, lambda model, result: msgspec.json.encode(predict_response(model, result)))
     return Response(content, media_type="application/json")

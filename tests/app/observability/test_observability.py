@@ -20,8 +20,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from app.engine_client.messages import Timings
-from app.inference.run import observe
-from app.observability.metrics import RowHistogram, RowHistograms
+from app.observability.metrics import AllWorkers, Metrics
 from tests.app.running import RunningServer, running_server, wait_until
 
 TRACE = "0af7651916cd43dd8448eb211c80319c"
@@ -30,22 +29,21 @@ PARENT = {"traceparent": f"00-{TRACE}-b7ad6b7169203331-01"}
 
 def test_a_histogram_counts_values_at_their_bounds_between_them_and_beyond() -> None:
     counted, registry = CollectorRegistry(), CollectorRegistry()
-    histogram = RowHistogram("rows", "Some.", [1, 2, 4], counted)
-    registry.register(RowHistograms(counted, [histogram]))
-    observe(histogram, ("m", "1"), [1, 2, 3, 4, 5, 100, float("nan"), float("inf")])
-    observe(histogram, ("m", "1"), [0.5])
-    observe(histogram, ("all rows diverged", "1"), [float("nan")])
-    (family,) = text_string_to_metric_families(generate_latest(registry).decode())
+    metrics = Metrics(counted)
+    registry.register(AllWorkers(counted, metrics))
+    metrics.row_iterations.observe(("m", "1"), [1, 2, 3, 4, 5])
+    metrics.row_iterations.observe(("m", "1"), [100, float("nan"), float("inf")])
+    metrics.flush()
+    metrics.row_iterations.observe(("m", "1"), [0.5])
+    metrics.row_iterations.observe(("all rows diverged", "1"), [float("nan")])
+    families = {family.name: family for family in text_string_to_metric_families(generate_latest(registry).decode())}
+    family = families["jfb_row_iterations"]
     samples = [sample for sample in family.samples if sample.labels["model"] == "m"]
-    values = {sample.name + sample.labels.get("le", ""): sample.value for sample in samples}
+    values = {sample.name.removeprefix("jfb_row_iterations_") + sample.labels.get("le", ""): sample.value for sample in samples}
     assert {sample.value for sample in family.samples if sample.labels["model"] != "m"} == {0}
     assert values == {
-        "rows_bucket1.0": 2,
-        "rows_bucket2.0": 3,
-        "rows_bucket4.0": 5,
-        "rows_bucket+Inf": 7,
-        "rows_count": 7,
-        "rows_sum": 115.5,
+        **{"bucket1.0": 2, "bucket2.0": 3, "bucket4.0": 5, "bucket8.0": 6, "bucket16.0": 6, "bucket32.0": 6, "bucket64.0": 6},
+        **{"bucket128.0": 7, "bucket256.0": 7, "bucket512.0": 7, "bucket1024.0": 7, "bucket+Inf": 7, "count": 7, "sum": 115.5},
     }
 
 
