@@ -32,7 +32,7 @@ async function show() {
     history = epochs ? readCsv(epochs) : [];
     $("error").hidden = true;
     $("model").hidden = false;
-    showFacts();
+    showFacts(version);
     showCard(card);
     draw();
   } catch (error) {
@@ -50,12 +50,17 @@ function showError(error) {
   if ([0, 429, 503].includes(error.status)) setTimeout(show, 1000 * (error.retryAfter || RETRY));
 }
 
-function showFacts() {
+// version: a number or an alias, as the page's address has it, or null.
+function showFacts(version) {
   document.title = `${name} · implicit networks`;
   $("name").textContent = name;
-  $("version").replaceChildren(...model.versions.map((one) => new Option(one === model.versions.at(-1) ? `${one} (latest)` : one, one)));
-  $("version").value = model.version;
-  $("version").disabled = model.versions.length < 2;
+  const aliases = Object.entries(model.aliases).filter(([, number]) => model.versions.includes(number));
+  $("version").replaceChildren(
+    ...model.versions.map((one) => new Option(one === model.versions.at(-1) ? `${one} (latest)` : one, one)),
+    ...aliases.map(([alias, number]) => new Option(`${alias} (version ${number})`, alias)),
+  );
+  $("version").value = aliases.some(([alias]) => alias === version) ? version : model.version;
+  $("version").disabled = $("version").length < 2;
   $("try").href = new URL(`./?${new URLSearchParams({ model: name })}`, ROOT);
   const { metrics, input } = model;
   const range = input.low === null ? "" : `, ${input.low} to ${input.high}`;

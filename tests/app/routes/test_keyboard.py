@@ -16,7 +16,8 @@ FOCUSED = f"""() => {{
     const focused = document.activeElement, ring = getComputedStyle(focused.closest(".button") ?? focused);
     const {{ left, top, bottom }} = (focused.closest(".button, label") ?? focused).getBoundingClientRect();
     return {{
-        place: ({CONTROLS})().indexOf(focused), panel: (focused.closest(".panel, header") ?? document.body).outerHTML.slice(0, 80),
+        place: ({CONTROLS})().indexOf(focused),
+        panel: (focused.closest(".panel, header") ?? document.body).outerHTML.slice(0, 80),
         ring: ring.outlineStyle === "none" ? 0 : parseFloat(ring.outlineWidth),
         left, top: top + scrollY, bottom: bottom + scrollY, inView: bottom > 0 && top < innerHeight,
     }};

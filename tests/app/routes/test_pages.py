@@ -18,6 +18,7 @@ import pytest
 from PIL import Image
 from playwright.sync_api import Browser, Page, expect
 
+from jfb.store import ModelVersion, remove_alias, set_alias
 from tests.app.routes.browsing import PHONE, page_of
 from tests.app.running import ENDLESS, RunningServer, connection, rows, running_server, wait_until
 
@@ -554,6 +555,22 @@ def test_the_version_is_selected(browser: Browser, strict_server: RunningServer)
         page.reload()
         expect(page.locator("#facts")).to_contain_text("10.00%")
         assert said == []
+
+
+def test_an_alias_is_selected_as_a_version_is(browser: Browser, strict_server: RunningServer, store: Path) -> None:
+    set_alias(store, "stable", ModelVersion("digits", 1))
+    strict_server.client.post("/v2/repository/models/digits/load")  # scans the store; it also has a version that is refused
+    with page_of(browser, f"{strict_server.url}/models/digits") as (page, said):
+        expect(page.locator("#version option")).to_have_text(["1", "2 (latest)", "stable (version 1)"])
+        expect(page.locator("#version")).to_have_value("2")
+        page.locator("#version").select_option("stable")
+        expect(page.locator("#facts")).to_contain_text("10.00%")
+        assert page.url == f"{strict_server.url}/models/digits?version=stable"
+        page.reload()
+        expect(page.locator("#version")).to_have_value("stable")
+        assert said == []
+    remove_alias(store / "digits", "stable")
+    strict_server.client.post("/v2/repository/models/digits/load")
 
 
 def test_a_model_that_is_not_served_is_an_error(browser: Browser, strict_server: RunningServer) -> None:
