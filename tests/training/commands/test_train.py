@@ -91,6 +91,7 @@ def test_a_version_holds_history_curves_and_a_card(digits_version: Path) -> None
     card = (digits_version / "README.md").read_text()
     metrics = json.loads((digits_version / "metrics.json").read_text())
     assert f"{metrics['accuracy']:.2%}" in card
+    assert f"| mean iterations of picard at tolerance 0.001 (relative), at most 100 | {metrics['iterations']:.1f} |" in card
     config = jfb.load(digits_version).config
     assert config.provenance["recipe"] == recipe.model_dump(mode="json", exclude_none=True)
     assert config.classes == list("0123456789")
