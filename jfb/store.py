@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic_core import from_json
 
-from jfb.config import FORMAT_VERSION, ModelConfig
+from jfb.config import FORMAT_VERSION, ModelConfig, must_be_one_of
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -310,6 +310,21 @@ def set_alias(store: Path, alias: str, version: ModelVersion) -> int | None:
         raise ValueError(f"alias: must be one of at most {MAX_ALIASES} of {version.name} (got one more, {alias!r})")
     _write_object(model / ALIASES, dict(sorted(aliases.items())))
     return before
+
+
+def remove_alias(model: Path, alias: str) -> int:
+    """Remove an alias from the folder of a model, and return the number of its version.
+
+    Raises:
+        ValueError: if the model has no such alias.
+        CheckpointError: if ``aliases.json`` cannot be read.
+    """
+    aliases = read_aliases(model)
+    if alias not in aliases:
+        raise ValueError(f"alias: {must_be_one_of(aliases or ['none'], alias[:200])}")
+    number = aliases.pop(alias)
+    _write_object(model / ALIASES, aliases)
+    return number
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """``jfb``: one command for both sides."""
 
 import os
+import re
 import subprocess
 import sys
 
@@ -40,8 +41,8 @@ def test_a_typo_is_one_line_with_the_nearest_command() -> None:
 def test_the_help_of_every_command_names_it_and_fits_80_columns() -> None:
     program = (
         "import sys, commandline\n"
-        "for command in commandline.COMMANDS:\n"
-        "    sys.argv = ['jfb', command, '--help']\n"
+        "for command in [*commandline.COMMANDS, 'import authors', 'import hub']:\n"
+        "    sys.argv = ['jfb', *command.split(), '--help']\n"
         "    try:\n        commandline.main()\n"
         "    except SystemExit as ended:\n        assert ended.code == 0\n"
     )
@@ -52,7 +53,10 @@ def test_the_help_of_every_command_names_it_and_fits_80_columns() -> None:
     for command in commandline.COMMANDS:
         assert f"sage: jfb {command} " in said.stdout
     assert max(map(len, said.stdout.splitlines())) <= 80
-    assert "null" not in said.stdout
+    assert "…" not in said.stdout  # no default is cut
+    defaults = re.findall(r"default: ([^])]*)", re.sub(r"[│\s]+", " ", said.stdout))
+    assert {"http://127.0.0.1:8000", "1, 2, 5, 10, 20, 50", "model_store"} <= {one.strip() for one in defaults}
+    assert [one for one in defaults if re.search(r"null|None|[\[{<'\"]|\d{9}", one)] == []
 
 
 @pytest.mark.slow

@@ -42,8 +42,8 @@ function show(now) {
   const minute = new Map(names.map((name) => [name, predictions(name, readings[0], now)]));
   if (readings.length > 1) showInterval(before, now, names);
   $("rows-text").textContent = `${now.active} of ${now.slots} slots active, ${now.waiting} waiting`;
-  $("requests-rows").replaceChildren(...names.map((name) => requestsRow(name, minute.get(name), now)));
-  $("models").replaceChildren(...served.map((labels) => versionRow(now, labels)));
+  showRows($("requests-rows"), names.map((name) => requestsRow(name, minute.get(name), now)));
+  showRows($("models"), served.map((labels) => versionRow(now, labels)));
   showLanes(now, served);
   const isIdle = readings.length > 1 && now.active + now.waiting === 0 && [...minute.values()].every(({ count }) => count === 0);
   $("idle").hidden = !isIdle;
@@ -69,6 +69,16 @@ function showInterval(before, now, names) {
 function draw() {
   for (const [name, values] of Object.entries(traces)) drawTrace($(`${name}-trace`), values, HISTORY);
   drawFlow($("flow"), flow, HISTORY);
+}
+
+// A cell that is the same stays the same element, so that its link keeps the focus.
+function showRows(body, rows) {
+  while (body.rows.length > rows.length) body.lastElementChild.remove();
+  rows.forEach((made, k) => {
+    const shown = body.rows[k];
+    if (!shown) body.append(made);
+    else [...made.cells].forEach((cell, i) => cell.isEqualNode(shown.cells[i]) || shown.cells[i].replaceWith(cell));
+  });
 }
 
 function row(cells) {

@@ -21,7 +21,8 @@ export function render(markdown, image) {
       const found = image(picture[2], picture[1]);
       if (found) made.push(found);
     } else if (line.startsWith("|")) {
-      made.push(table([line, ...take(lines, (one) => one.startsWith("|"))]));
+      const title = made.findLast((one) => /^H\d$/.test(one.tagName))?.textContent ?? "";
+      made.push(table([line, ...take(lines, (one) => one.startsWith("|"))], title));
     } else if (/^[-*] /.test(line)) {
       const list = element("ul");
       const items = [line, ...take(lines, (one) => /^[-*] /.test(one))];
@@ -41,7 +42,8 @@ function take(lines, fits) {
   return lines.splice(0, end < 0 ? lines.length : end);
 }
 
-function table(lines) {
+// title: of the section, which is the name of the region that scrolls.
+function table(lines, title) {
   const rows = lines.filter((_, k) => k !== 1).map((line) => line.split("|").slice(1, -1).map((cell) => cell.trim()));
   const made = element("table");
   rows.forEach((cells, k) => {
@@ -51,6 +53,8 @@ function table(lines) {
   });
   const scroll = element("div", "scroll");
   scroll.tabIndex = 0;
+  scroll.role = "region";
+  scroll.ariaLabel = `Table: ${title}`;
   scroll.append(made);
   return scroll;
 }

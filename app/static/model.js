@@ -28,11 +28,13 @@ async function show() {
     model = await get(`models/${encodeURIComponent(name)}${version ? `/versions/${encodeURIComponent(version)}` : ""}`);
     const texts = ["README.md", "evaluation.csv", "history.csv"].map(async (file) => (await read(file))?.text());
     const [card, outcomes, epochs] = await Promise.all(texts);
-    evaluation = outcomes ? readCsv(outcomes).filter((row) => row.label === "" && !row.solver) : [];
+    const rows = outcomes ? readCsv(outcomes) : [];
+    evaluation = rows.filter((row) => row.label === "" && !row.solver);
+    const served = rows.find((row) => row.solver === model.solver && Number(row.tolerance) === model.tolerance);
     history = epochs ? readCsv(epochs) : [];
     $("error").hidden = true;
     $("model").hidden = false;
-    showFacts();
+    showFacts(version, served);
     showCard(card);
     draw();
   } catch (error) {
@@ -50,19 +52,24 @@ function showError(error) {
   if ([0, 429, 503].includes(error.status)) setTimeout(show, 1000 * (error.retryAfter || RETRY));
 }
 
-function showFacts() {
+// version: a number or an alias, as the page's address has it, or null. served: what the model's solver takes, where it is known.
+function showFacts(version, served) {
   document.title = `${name} · implicit networks`;
   $("name").textContent = name;
-  $("version").replaceChildren(...model.versions.map((one) => new Option(one === model.versions.at(-1) ? `${one} (latest)` : one, one)));
-  $("version").value = model.version;
-  $("version").disabled = model.versions.length < 2;
+  const aliases = Object.entries(model.aliases).filter(([, number]) => model.versions.includes(number));
+  $("version").replaceChildren(
+    ...model.versions.map((one) => new Option(one === model.versions.at(-1) ? `${one} (latest)` : one, one)),
+    ...aliases.map(([alias, number]) => new Option(`${alias} (version ${number})`, alias)),
+  );
+  $("version").value = aliases.some(([alias]) => alias === version) ? version : model.version;
+  $("version").disabled = $("version").length < 2;
   $("try").href = new URL(`./?${new URLSearchParams({ model: name })}`, ROOT);
   const { metrics, input } = model;
   const range = input.low === null ? "" : `, ${input.low} to ${input.high}`;
   const known = (key, format) => (typeof metrics?.[key] === "number" ? format(metrics[key]) : null);
   const facts = {
     accuracy: known("accuracy", (share) => percent(share, 2)),
-    "mean iterations": known("iterations", (count) => count.toFixed(1)),
+    "mean iterations": served ? `${Number(served.iterations).toFixed(1)} (${model.solver})` : known("iterations", (count) => count.toFixed(1)),
     parameters: known("parameters", (count) => count.toLocaleString("en")),
     "training time": known("seconds", (seconds) => `${Math.round(seconds)} s`),
     input: `${input.shape.join(" × ")} ${input.dtype}${range}`,

@@ -56,10 +56,11 @@ def free_port() -> int:
 @contextmanager
 def server(command: str, folder: Path, environment: dict[str, str], port: int) -> Iterator[None]:
     """The server of a page, ready; it stops at the end of the page."""
-    with (folder / "log").open("wb") as log:
+    log_file = folder / f"{port}.log"
+    with log_file.open("wb") as log:
         process = subprocess.Popen(["bash", "-c", f"exec {command}"], cwd=folder, env=environment, stdout=log, stderr=log)
     try:
-        wait_until(lambda: is_ready(port, process, folder / "log"), 120, "the page's server is ready")
+        wait_until(lambda: is_ready(port, process, log_file), 120, "the page's server is ready")
         yield
     finally:
         process.terminate()
@@ -126,7 +127,8 @@ def test_the_commands_of_a_page_work(page: str, digits_store: Path, tmp_path: Pa
                 if rest.strip():
                     run(["bash", "-euo", "pipefail", "-c", rest], tmp_path, environment)
                 for command in servers:
-                    running.enter_context(server(command, tmp_path, environment, int(ports["8000"])))
+                    port = re.search(r" --port (\d+)", command)
+                    running.enter_context(server(command, tmp_path, environment, int(port[1] if port else ports["8000"])))
                 ran += 1
         for command in CELL.findall((DOCS / page).read_text()):
             run(["bash", "-euo", "pipefail", "-c", with_ports(command, ports)], tmp_path, environment)

@@ -277,6 +277,10 @@ def test_an_alias_names_a_version_until_it_is_moved(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"version: must be one of 1, 2 in .*letters \(got 3\)"):
         store.set_alias(tmp_path, "stable", ModelVersion("letters", 3))
     assert store.read_aliases(tmp_path / "letters") == {"canary": 2, "stable": 2}
+    with pytest.raises(ValueError, match=r"must be one of canary, stable \(got 'stabel'; did you mean 'stable'\?\)"):
+        store.remove_alias(tmp_path / "letters", "stabel")
+    assert store.remove_alias(tmp_path / "letters", "stable") == 2
+    assert store.read_aliases(tmp_path / "letters") == {"canary": 2}
 
 
 @pytest.mark.parametrize(

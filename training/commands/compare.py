@@ -22,13 +22,13 @@ from training.rivals.table import RIVALS
 
 def compare(
     recipe: Annotated[str, Option(help=f"A shipped recipe ({', '.join(shipped_recipes())}), or the path of a .yaml file.")],
-    gradients: Annotated[str, Option(help="Gradients to compare, separated by commas.")] = ",".join(GRADIENTS),
+    gradients: Annotated[str, Option(help="Gradients to compare, separated by commas.")] = ", ".join(GRADIENTS),
     epochs: Annotated[int | None, Option(help="Train for this many epochs instead of the recipe's.")] = None,
     rivals: Annotated[
         bool,
         Option("--rivals", help="Compare other kinds of networks of the same size instead of gradients."),
     ] = False,
-    only: Annotated[str, Option(help="Rivals to compare, separated by commas.")] = ",".join(RIVALS),
+    only: Annotated[str, Option(help="Rivals to compare, separated by commas.")] = ", ".join(RIVALS),
     data: Annotated[
         Path | None, Option(exists=True, file_okay=False, help="Read the data from this folder instead of the recipe's source.")
     ] = None,
@@ -71,7 +71,7 @@ def compare(
 
 def _names(option: str, kind: str, given: str, known: Collection[str]) -> list[str]:
     """Split names at commas, and refuse unknown or repeated ones."""
-    names = given.split(",")
+    names = [name.strip() for name in given.split(",")]
     for name in names:
         if name not in known:
             raise BadParameter(f"{option} {must_be_one_of(known, name)}")

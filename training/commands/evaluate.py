@@ -27,7 +27,7 @@ Number = TypeVar("Number", int, float)
 
 
 def _join(numbers: Sequence[float]) -> str:
-    return ",".join(f"{number:g}" for number in numbers)
+    return ", ".join(f"{number:g}" for number in numbers)  # with spaces, so that the help can wrap it
 
 
 def evaluate(

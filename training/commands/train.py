@@ -114,8 +114,9 @@ def train(
             with console.status("writing the ONNX graphs"):
                 export(version, parts=True)
     folder.mark_published(new.folder)
+    served = evaluation.with_defaults
     console.print(
-        f"test accuracy [bold]{trained.test.accuracy:.2%}[/bold] at {trained.test.iterations:.1f} iterations, "
+        f"test accuracy [bold]{served.accuracy:.2%}[/bold] at {served.iterations:.1f} iterations of {config.serving.solver}, "
         f"{trained.seconds:.0f} s of training: {new.folder}",
         soft_wrap=True,
     )
@@ -123,10 +124,13 @@ def train(
 
 
 def _next_steps(name: str, store: Path) -> str:
-    """Three commands that work as they stand."""
+    """Three commands that work as they stand: of ``jfb`` where the shell finds the one of this Python, else of Python."""
     python = "python" if shutil.which("python") == sys.executable else shlex.quote(os.path.relpath(sys.executable))
+    serve, predict, evaluate = f"{python} -m app", f"{python} -m app predict", f"{python} -m training evaluate"
+    if shutil.which("jfb") == str(Path(sys.executable).with_name("jfb")):
+        serve, predict, evaluate = "jfb serve", "jfb predict", "jfb evaluate"
     where = "" if store == Path("model_store") else shlex.quote(str(store))
     return f"""
-{python} -m app{where and f" --model-store {where}"}
-{python} -m app predict --model {name}   # in another terminal
-{python} -m training evaluate {name}{where and f" --store {where}"}"""
+{serve}{where and f" --model-store {where}"}
+{predict} --model {name}   # in another terminal
+{evaluate} {name}{where and f" --store {where}"}"""

@@ -74,6 +74,12 @@ class Evaluation:
     solver_times: SolverTimes
     """On the validation part."""
 
+    @property
+    def with_defaults(self) -> Outcome:
+        """All inputs of the test part, at the model's tolerance and cap."""
+        defaults = None, self.serving.tolerance, self.serving.max_iterations
+        return next(one for one in self.outcomes if (one.label, one.tolerance, one.max_iterations) == defaults)
+
 
 def evaluate(
     network: ImplicitNetwork,

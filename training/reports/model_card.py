@@ -84,8 +84,8 @@ def _metrics(config: ModelConfig, recipe: dict[str, Any], metrics: dict[str, Any
         [
             ("accuracy", f"{metrics['accuracy']:.2%}"),
             (
-                f"mean iterations at tolerance {serving['tolerance']:g} ({serving['residual_norm']}), "
-                f"at most {serving['max_iterations']}",
+                f"mean iterations of {serving['solver']} at tolerance {serving['tolerance']:g} "
+                f"({serving['residual_norm']}), at most {serving['max_iterations']}",
                 f"{metrics['iterations']:.1f}",
             ),
             ("converged", f"{metrics['converged']:.2%}"),

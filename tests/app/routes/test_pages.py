@@ -18,6 +18,7 @@ import pytest
 from PIL import Image
 from playwright.sync_api import Browser, Page, expect
 
+from jfb.store import ModelVersion, remove_alias, set_alias
 from tests.app.routes.browsing import PHONE, page_of
 from tests.app.running import ENDLESS, RunningServer, connection, rows, running_server, wait_until
 
@@ -547,13 +548,30 @@ def test_a_trained_model_is_shown_with_its_card_its_plots_and_its_files(browser:
 def test_the_version_is_selected(browser: Browser, strict_server: RunningServer) -> None:
     with page_of(browser, f"{strict_server.url}/models/digits") as (page, said):
         expect(page.locator("#facts")).to_contain_text("20.00%")
-        page.locator("#version").select_option("1")
+        page.locator("#version").press("ArrowUp")
         expect(page.locator("#facts")).to_contain_text("10.00%")
+        expect(page.locator("#version")).to_be_focused()
         assert page.url == f"{strict_server.url}/models/digits?version=1"
         expect(page.locator("#no-evaluation")).to_have_text("Not evaluated: run python -m training evaluate digits/1.")
         page.reload()
         expect(page.locator("#facts")).to_contain_text("10.00%")
         assert said == []
+
+
+def test_an_alias_is_selected_as_a_version_is(browser: Browser, strict_server: RunningServer, store: Path) -> None:
+    set_alias(store, "stable", ModelVersion("digits", 1))
+    strict_server.client.post("/v2/repository/models/digits/load")  # scans the store; it also has a version that is refused
+    with page_of(browser, f"{strict_server.url}/models/digits") as (page, said):
+        expect(page.locator("#version option")).to_have_text(["1", "2 (latest)", "stable (version 1)"])
+        expect(page.locator("#version")).to_have_value("2")
+        page.locator("#version").select_option("stable")
+        expect(page.locator("#facts")).to_contain_text("10.00%")
+        assert page.url == f"{strict_server.url}/models/digits?version=stable"
+        page.reload()
+        expect(page.locator("#version")).to_have_value("stable")
+        assert said == []
+    remove_alias(store / "digits", "stable")
+    strict_server.client.post("/v2/repository/models/digits/load")
 
 
 def test_a_model_that_is_not_served_is_an_error(browser: Browser, strict_server: RunningServer) -> None:

@@ -17,7 +17,7 @@ import torch
 
 import jfb
 from jfb import checkpoint
-from jfb.store import list_versions, new_version
+from jfb.store import list_versions, new_version, read_aliases
 from tests.app.running import ENDLESS, RunningServer, rejected, rows, running_server, wait_until
 from tests.app.store import DIGITS, network_of
 
@@ -222,7 +222,8 @@ def test_an_alias_is_moved_to_another_version_and_back(own: RunningServer, own_s
     shutil.rmtree(own_store / "digits" / str(older))
     assert change(own, "load").status_code == 200
     rejected(own.predict(BODY, f"{path}/predict"), 404, f"model digits has no version {older}, which is stable")
-    (own_store / "digits" / "aliases.json").unlink()
+    removed = move(own_store, "digits", "stable", "--remove")
+    assert (removed.returncode, removed.stdout) == (0, f"digits: stable is removed (before: {older})\n")
     assert change(own, "load").status_code == 200
     assert own.client.get("/models/digits").json()["aliases"] == {}
 
@@ -235,13 +236,16 @@ def test_an_alias_is_moved_to_another_version_and_back(own: RunningServer, own_s
         (("digit", "stable", "1"), "must be the name of a model in"),
         (("../digits", "stable", "1"), "must be the name of a model in"),
         (("digits", "stable", "newest"), "'version'"),
+        (("digits", "stable"), "'version': must be given, or --remove"),
+        (("digits", "stable", "1", "--remove"), "'version': must be left out with --remove"),
+        (("digits", "stable", "--remove"), "alias: must be one of none (got 'stable')"),
     ],
 )
 def test_an_alias_that_cannot_be_is_refused(own_store: Path, arguments: tuple[str, ...], error: str) -> None:
     done = move(own_store, *arguments)
     assert done.returncode == 2
     assert error in " ".join(done.stderr.split())
-    assert not (own_store / "digits" / "aliases.json").exists()
+    assert read_aliases(own_store / "digits") == {}
 
 
 def test_what_is_not_in_the_store_is_neither_loaded_nor_unloaded(own: RunningServer) -> None:

@@ -16,6 +16,7 @@ from rich.console import Console
 import jfb
 from jfb.store import list_models
 from training.__main__ import main
+from training.commands.train import _next_steps
 from training.data import load_data
 from training.recipe import load_recipe, shipped_recipes
 
@@ -90,6 +91,7 @@ def test_a_version_holds_history_curves_and_a_card(digits_version: Path) -> None
     card = (digits_version / "README.md").read_text()
     metrics = json.loads((digits_version / "metrics.json").read_text())
     assert f"{metrics['accuracy']:.2%}" in card
+    assert f"| mean iterations of picard at tolerance 0.001 (relative), at most 100 | {metrics['iterations']:.1f} |" in card
     config = jfb.load(digits_version).config
     assert config.provenance["recipe"] == recipe.model_dump(mode="json", exclude_none=True)
     assert config.classes == list("0123456789")
@@ -174,13 +176,35 @@ serving: {accelerate: false}
         *("--seed", "3", "--gradient", "neumann"),
     )
     assert finished.code == 0, finished.err
-    checkpoint = jfb.load(tmp_path / "store" / "sides" / "1")
+    version = tmp_path / "store" / "sides" / "1"
+    outcomes = json.loads((version / "evaluation.json").read_text())["outcomes"]
+    (served,) = [one for one in outcomes if one["label"] is None and (one["tolerance"], one["max_iterations"]) == (0.001, 100)]
+    assert f"test accuracy {served['accuracy']:.2%} at {served['iterations']:.1f} iterations of picard, " in finished.out
+    checkpoint = jfb.load(version)
     assert checkpoint.config.classes == ["left", "right"]
     assert checkpoint.config.provenance["recipe"]["optimisation"]["seed"] == 3
     assert checkpoint.config.provenance["recipe"]["gradient"]["name"] == "neumann"
     unseen = torch.stack([torch.frombuffer(bytearray(picture(c, 100).tobytes()), dtype=torch.uint8) for c in (0, 1)])
     prediction = jfb.predict(checkpoint.network, unseen.view(2, 1, 12, 10).float(), tolerance=1e-3, max_iterations=100)
     assert prediction.logits.argmax(1).tolist() == [0, 1]
+
+
+def test_the_next_steps_are_commands_that_the_shell_finds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(Path(sys.executable).parent))
+    assert shutil.which("jfb")
+    assert _next_steps("digits", Path("my store")).strip().splitlines() == [
+        "jfb serve --model-store 'my store'",
+        "jfb predict --model digits   # in another terminal",
+        "jfb evaluate digits --store 'my store'",
+    ]
+    monkeypatch.setenv("PATH", "/nowhere")
+    steps = _next_steps("digits", Path("model_store")).strip().splitlines()
+    assert Path(steps[0].removesuffix(" -m app")).resolve() == Path(sys.executable).resolve()
+    assert [line.partition(" ")[2] for line in steps] == [
+        "-m app",
+        "-m app predict --model digits   # in another terminal",
+        "-m training evaluate digits",
+    ]
 
 
 def test_help_lists_the_commands_and_the_shipped_recipes(run: Run) -> None:

@@ -117,7 +117,7 @@ def test_compare_writes_one_line_per_gradient_and_two_pictures(
 ) -> None:
     out = tmp_path / "out"
     (tmp_path / "plain.yaml").write_text(PLAIN)
-    arguments = ["--recipe", str(tmp_path / "plain.yaml"), "--gradients", "jfb,explicit", "--epochs", "2", "--out", str(out)]
+    arguments = ["--recipe", str(tmp_path / "plain.yaml"), "--gradients", "jfb, explicit", "--epochs", "2", "--out", str(out)]
     monkeypatch.setattr(sys, "argv", ["training", "compare", *arguments])
     with pytest.raises(SystemExit) as ended:
         main()
