@@ -28,12 +28,13 @@ if [ -n "${WHEELS:-}" ]; then
 fi
 
 if [ "${1:-}" = --wheels ]; then
-  lacking='annotated-types|datasets|dill|fastapi|httptools|kornia|kornia_rs|msgspec|multiprocess|pydantic|pydantic_core'
-  lacking+='|pydantic-settings|python-dotenv|pyzmq|starlette|structlog|typing-inspection|uvicorn|uvloop'
+  lacking='annotated-types|datasets|dill|fastapi|fastapi_offline|httptools|kornia|kornia_rs|msgspec|multiprocess|opentelemetry-api'
+  lacking+='|pydantic|pydantic_core|pydantic-settings|python-dotenv|python-multipart|starlette|structlog|typing-inspection|uvicorn|uvloop'
+  rivals='litserve|pyzmq|torchdeq'
   platforms=(--platform manylinux_2_28_x86_64 --platform manylinux_2_26_x86_64 --platform manylinux_2_17_x86_64)
   # shellcheck disable=SC2046  # one word per package
   exec "$PYTHON" -m pip download --no-deps --only-binary :all: --python-version 3.12 --implementation cp "${platforms[@]}" \
-    --dest "${2:?a folder}" $(grep -E "^($lacking)==" constraints.txt)
+    --dest "${2:?a folder}" $(grep -E "^($lacking)==" constraints.txt) $(grep -E "^($rivals)==" benchmarks/serving/constraints.txt)
 fi
 
 short=${1:-}

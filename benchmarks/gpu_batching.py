@@ -183,7 +183,7 @@ def show(title: str, rows: Sequence[Mapping[str, object]]) -> None:
     table = Table(*rows[0], title=title)
     for row in rows:
         table.add_row(*(f"{value:.4g}" if isinstance(value, float) else str(value) for value in row.values()))
-    Console(width=140).print(table)
+    Console(width=180).print(table)
 
 
 def write(path: Path | None, rows: Sequence[Mapping[str, object]]) -> None:
