@@ -63,6 +63,7 @@ class Run(Generic[Network]):
                 f"(got {batch_size})"
             )
         torch.backends.cudnn.deterministic = True
+        torch.backends.cudnn.allow_tf32 = False  # except while it learns
         self.recipe, self.architecture = recipe, measured.network
         self.data, self.device, self.processes = data, device, processes
         if processes.count > 1:
