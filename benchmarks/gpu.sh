@@ -4,7 +4,7 @@
 #
 #   benchmarks/gpu.sh             on a machine with a GPU, in at most TOTAL seconds
 #   benchmarks/gpu.sh --short     a small version for any machine; the default without a GPU
-#   benchmarks/gpu.sh --wheels DIR   on a machine with a package index: download the wheels (18 MB) that an image with torch,
+#   benchmarks/gpu.sh --wheels DIR   on a machine with a package index: download the wheels (14 MB) that an image with torch,
 #                                 Python 3.12 and the usual data science packages lacks, LitServe and TorchDEQ among them
 #
 # PARTS    what to run (default: check engine batching serve steps compiled training train)
@@ -33,7 +33,7 @@ fi
 
 if [ "${1:-}" = --wheels ]; then
   lacking='annotated-types|datasets|dill|fastapi|fastapi_offline|httptools|kornia|kornia_rs|msgspec|multiprocess|opentelemetry-api'
-  lacking+='|pydantic|pydantic_core|pydantic-settings|python-dotenv|python-multipart|starlette|structlog|typing-inspection|uvicorn|uvloop'
+  lacking+='|pydantic|pydantic_core|pydantic-settings|python-dotenv|python-multipart|starlette|structlog|typing-inspection|uvicorn'
   rivals='litserve|pyzmq|torchdeq'
   platforms=(--platform manylinux_2_28_x86_64 --platform manylinux_2_26_x86_64 --platform manylinux_2_17_x86_64)
   # shellcheck disable=SC2046  # one word per package
