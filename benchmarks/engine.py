@@ -60,17 +60,18 @@ class ComputeOptions:
     precision: Precision = "float32"
     solver: str | None = None
     """The model's own if None."""
+    device: str = "cpu"
 
 
 def make_scheduler(folder: Path, mode: str, slots: int | None, clients: int, options: ComputeOptions) -> Scheduler:
     """Return a scheduler like the server's, whose queue has room for one row per client."""
-    checkpoint = jfb.load(folder)
+    device = torch.device(options.device)
+    checkpoint = jfb.load(folder, device)
     if options.solver is not None:
         serving = checkpoint.config.serving.model_copy(update={"solver": options.solver})
         checkpoint = jfb.Checkpoint(checkpoint.config.model_copy(update={"serving": serving}), checkpoint.network)
-    cpu = torch.device("cpu")
     precision = "float32" if mode == "lockstep" else options.precision
-    batch = make_batch(checkpoint, folder, cpu, EngineConfig(slots=slots, backend=options.backend, precision=precision))
+    batch = make_batch(checkpoint, folder, device, EngineConfig(slots=slots, backend=options.backend, precision=precision))
     return MODES[mode](batch, max_waiting_rows=clients)
 
 

@@ -1,51 +1,65 @@
 #!/usr/bin/env bash
-# All measurements on a GPU in one call: correctness, time per iteration, training, and the throughput of a server.
+# All measurements on a GPU in one call, the most important ones first: correctness, batching, a server against LitServe, time per
+# iteration, time per training step against the rivals', and a training run. Writes the tables, and gpu.md with all of them.
 #
-#   benchmarks/gpu.sh             on a machine with a GPU, in less than 10 minutes
+#   benchmarks/gpu.sh             on a machine with a GPU, in at most TOTAL seconds
 #   benchmarks/gpu.sh --short     a small version for any machine; the default without a GPU
-#   benchmarks/gpu.sh --wheels DIR   on a machine with a package index: download the wheels (17 MB) that an image with torch,
-#                                 Python 3.12 and the usual data science packages lacks
+#   benchmarks/gpu.sh --wheels DIR   on a machine with a package index: download the wheels (14 MB) that an image with torch,
+#                                 Python 3.12 and the usual data science packages lacks, LitServe and TorchDEQ among them
 #
+# PARTS    what to run (default: check engine batching serve steps compiled training train)
+# TOTAL    seconds for all parts (default 570); each part has a limit of its own, too, and leaves the tables that it has by then
 # PYTHON   the interpreter, with torch (.venv/bin/python if it exists, otherwise python3)
 # WHEELS   folder of the missing wheels, for machines without a package index; they are installed into a temporary folder
 # DATA     folder of CIFAR-10's parquet files, as on the hub; without it, the digits recipe is trained
-# MODEL    version folder whose steps are also measured, such as that of the authors' network
-# EPOCHS   of the recipe cifar10_small (default 25, which should fit into the 200 s of that part)
+# RECIPE   to train on DATA (default cifar10_small)
+# EPOCHS   of that recipe (default 25, which should fit into the limit of that part; set TRAIN_SECONDS for more)
+# MODEL    version folder to measure, such as that of the authors' network (default: the cifar10 recipe's network, untrained)
 # OUT      folder for tables, logs and the trained model (default: a temporary folder)
 #
-# Each part has a time limit, and with --short ten times that, for busy machines. The last line lists the parts that failed; the exit
-# status is their number.
+# With --short the limits are ten times as long, for busy machines. The last line lists the parts that failed; the exit status is
+# their number.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 OUT=${OUT:-$(mktemp -d)}
 mkdir -p "$OUT"
 PYTHON=${PYTHON:-$([ -x .venv/bin/python ] && echo .venv/bin/python || echo python3)}
-export PYTHONPATH=$PWD PYTHONUNBUFFERED=1
+export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1
 if [ -n "${WHEELS:-}" ]; then
   packages=$(mktemp -d)
   "$PYTHON" -m pip install --quiet --no-index --no-deps --target "$packages" "$WHEELS"/*.whl || exit 1
-  PYTHONPATH=$PWD:$packages
+  PYTHONPATH=$PYTHONPATH:$packages
 fi
 
 if [ "${1:-}" = --wheels ]; then
-  lacking='annotated-types|datasets|dill|fastapi|httptools|kornia|kornia_rs|msgspec|multiprocess|pydantic|pydantic_core'
-  lacking+='|pydantic-settings|python-dotenv|pyzmq|starlette|structlog|typing-inspection|uvicorn|uvloop'
+  lacking='annotated-types|datasets|dill|fastapi|fastapi_offline|httptools|kornia|kornia_rs|msgspec|multiprocess|opentelemetry-api'
+  lacking+='|pydantic|pydantic_core|pydantic-settings|python-dotenv|python-multipart|starlette|structlog|typing-inspection|uvicorn'
+  rivals='litserve|pyzmq|torchdeq'
   platforms=(--platform manylinux_2_28_x86_64 --platform manylinux_2_26_x86_64 --platform manylinux_2_17_x86_64)
   # shellcheck disable=SC2046  # one word per package
   exec "$PYTHON" -m pip download --no-deps --only-binary :all: --python-version 3.12 --implementation cp "${platforms[@]}" \
-    --dest "${2:?a folder}" $(grep -E "^($lacking)==" constraints.txt)
+    --dest "${2:?a folder}" $(grep -E "^($lacking)==" constraints.txt) $(grep -E "^($rivals)==" benchmarks/serving/constraints.txt)
 fi
 
 short=${1:-}
 "$PYTHON" -c 'import torch; raise SystemExit(not torch.cuda.is_available())' || short=--short
+slower=1
+[ "$short" = --short ] && slower=10
+total=$((slower * ${TOTAL:-570}))
 failed=()
 
-part() {  # NAME SECONDS COMMAND...
-  local name=$1 seconds=$2 start=$SECONDS
+part() {  # NAME SECONDS MODULE ARGUMENTS...
+  local name=$1 seconds=$((slower * $2)) start=$SECONDS
   shift 2
+  [[ " ${PARTS:-check engine batching serve steps compiled training train} " == *" $name "* ]] || return
+  [ "$seconds" -le $((total - SECONDS)) ] || seconds=$((total - SECONDS))
   echo "== $name"
-  [ "$short" = --short ] && seconds=$((10 * seconds))
-  timeout --signal=INT --kill-after=10 "$seconds" "$@" 2>&1 | tee "$OUT/$name.txt"
+  if [ "$seconds" -lt 10 ]; then
+    echo "== $name: no time is left"
+    failed+=("$name")
+    return
+  fi
+  timeout --signal=INT --kill-after=10 "$seconds" "$PYTHON" -m "$@" 2>&1 | tee "$OUT/$name.txt"
   local status=${PIPESTATUS[0]}
   echo "== $name: status $status, $((SECONDS - start)) s"
   [ "$status" = 0 ] || failed+=("$name")
@@ -53,30 +67,32 @@ part() {  # NAME SECONDS COMMAND...
 
 "$PYTHON" - <<'END' | tee "$OUT/machine.txt"
 import platform, torch
-print(torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU", "torch", torch.__version__, "python", platform.python_version())
+name = torch.cuda.get_device_name() if torch.cuda.is_available() else f"a CPU ({platform.machine()})"
+print(f"{name}, torch {torch.__version__}, Python {platform.python_version()}")
 END
 
+model=(${MODEL:+"$MODEL"})
 if [ "$short" = --short ]; then
-  check=(--rows 10) steps=(--batches 1,8 --seconds 0.05 --modes eager,graph) seconds=1
-  train=(digits --epochs 2)
+  check=(--rows 10) engine=(--rows 8 --networks implicit_mlp,implicit_resnet --norms relative)
+  batching=(--slots 4 --requests 2 --rounds 1 --seconds 0.05) serve=(--connections 4 --seconds 0.5 --servers 2)
+  steps=(--batches 1,8 --seconds 0.05 --precisions float32,bfloat16) compiled=(--batches 2 --seconds 0.05 --precisions float32)
+  training=(--recipes cifar10_small --rounds 1 --batch-size 4 --no-compiled) train=(digits --epochs 2)
 else
-  check=() steps=(--seconds 0.3) seconds=5
+  check=() engine=() batching=() serve=() steps=(--seconds 0.2) compiled=(--batches 1,64,1024 --seconds 0.2) training=()
   train=(digits)
-  [ -z "${DATA:-}" ] || train=(cifar10_small --data "$DATA" --epochs "${EPOCHS:-25}")
+  [ -z "${DATA:-}" ] || train=("${RECIPE:-cifar10_small}" --data "$DATA" --epochs "${EPOCHS:-25}")
 fi
 
-# If the results are wrong, timing them is pointless.
-part check 100 "$PYTHON" -m benchmarks.gpu_check "${check[@]}"
-if [ ${#failed[@]} = 0 ]; then
-  part steps 140 "$PYTHON" -m benchmarks.gpu_steps "${steps[@]}" --out "$OUT/steps.csv"
-  [ -z "${MODEL:-}" ] || part steps_of_model 60 "$PYTHON" -m benchmarks.gpu_steps "$MODEL" "${steps[@]}" --out "$OUT/steps_of_model.csv"
-  part train 200 "$PYTHON" -m training train "${train[@]}" --store "$OUT/store" --runs "$OUT/runs"
-  if "$PYTHON" -c 'import fastapi, uvicorn' 2>/dev/null; then
-    part serve 50 "$PYTHON" -m benchmarks.gpu_serving "$OUT/store" --seconds "$seconds"
-  else
-    echo "== serve: fastapi or uvicorn is not installed: put their wheels into a folder, and set WHEELS to it"
-    failed+=(serve)
-  fi
-fi
-echo "== $SECONDS s; results in $OUT${failed:+; failed: ${failed[*]}}"
+part check 80 benchmarks.gpu_check "${check[@]}"
+part engine 70 benchmarks.gpu_engine "${engine[@]}"
+part batching 100 benchmarks.gpu_batching "${model[@]}" "${batching[@]}" --out "$OUT"
+part serve 120 benchmarks.gpu_serving "${model[@]}" "${serve[@]}" --out "$OUT/serving.csv"
+part steps 60 benchmarks.gpu_steps "${model[@]}" "${steps[@]}" --modes eager,graph --out "$OUT/steps.csv"
+part compiled 70 benchmarks.gpu_steps "${model[@]}" "${compiled[@]}" --modes compiled --out "$OUT/steps_compiled.csv"
+part training 80 benchmarks.gpu_training "${training[@]}" --out "$OUT/training.csv"
+part train "${TRAIN_SECONDS:-150}" training train "${train[@]}" --store "$OUT/store" --runs "$OUT/runs"
+
+"$PYTHON" -m benchmarks.gpu_report "$OUT" >"$OUT/gpu.md"
+tar -czf "$OUT/all.tar.gz" -C "$OUT" --exclude all.tar.gz --exclude snapshot.pt . 2>/dev/null  # one file to copy
+echo "== $SECONDS s; results in $OUT/gpu.md${failed:+; failed: ${failed[*]}}"
 exit ${#failed[@]}

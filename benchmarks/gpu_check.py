@@ -126,7 +126,7 @@ def check_gradients(
 
 
 def check_training(device: torch.device) -> Iterator[Finding]:
-    """Compare a run on the device with one on the CPU, in float32; not augmented, as random numbers depend on the device."""
+    """Compare a run on the device, which may learn with TF32, with one on the CPU, in float32; neither is augmented."""
     recipe = load_recipe("digits").changed({"optimisation.epochs": 2, "augment": {}})
     data = load_data(recipe, Console(quiet=True))
     losses = [

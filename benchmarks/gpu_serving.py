@@ -1,62 +1,59 @@
-"""Throughput and latency of a server at 1, 16 and 64 connections, and its bottleneck.
+"""Throughput and latency of a server on a device by number of connections, against LitServe, and the bottleneck.
 
-Starts ``python -m app`` on a model store, and sends requests to its first model. Each connection sends one input at a time,
-half of the requests with the tolerance 1e-1 and half with 1e-4. The last column shows how busy each part is, the busiest first:
-the HTTP worker, the engine and this client by CPU time, where 100 % is one core, and the GPU by nvidia-smi if it is installed.
+Each connection sends one input at a time, half of the requests with the tolerance 1e-1 and half with 1e-4; each response is
+checked. The last column shows how busy the parts are, the busiest, which is the bottleneck, first: the busiest process of each
+kind and this client by CPU time, where 100 % is one core, and the GPU by nvidia-smi if it is installed. LitServe computes batches
+that iterate until their slowest row has converged, on the same device; it is left out if it is not installed.
 
-    python -m benchmarks.gpu_serving model_store
+    python -m benchmarks.gpu_serving                              # the cifar10 recipe's network, untrained
+    python -m benchmarks.gpu_serving model_store/authors_mnist/1
 """
 
 import asyncio
+import importlib.util
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from collections import defaultdict
 from pathlib import Path
 from typing import Annotated
 
-import httpx
-import numpy as np
+import torch
 import typer
 from rich.console import Console
-from rich.table import Table
 
-from benchmarks.processes import children, processor_seconds
-from jfb.store import list_models, read_config
+import jfb
+from benchmarks.gpu_batching import model_or_untrained, random_images, show, write
+from benchmarks.processes import processor_seconds
+from benchmarks.serving.load import Outcome, closed_loop
+from benchmarks.serving.requests import LOOSE, STRICT, Request, encode, make_requests
+from benchmarks.serving.rows import Row
+from benchmarks.serving.server import ServerFailed, adopt_orphans, descendants, free_port, running
+from training.device import choose_device
 
-LOOSE, STRICT = 1e-1, 1e-4
-CONNECTIONS = (1, 16, 64)
+IMAGES = 64
+RAMP_SECONDS = 1.0
+KINDS = {"app.cli.http_worker": "HTTP worker", "app.engine": "engine"}
+"""By module; all other processes are called server."""
 
 
-@dataclass
-class Load:
-    """The result with one number of connections."""
-
-    latencies: dict[float, list[float]] = field(default_factory=lambda: {LOOSE: [], STRICT: []})
-    """Milliseconds, by tolerance."""
-    iterations: int = 0
-    seconds: float = 0.0
-    """From the first request to the last response."""
-    busy: dict[str, float] = field(default_factory=dict)
-    """Share of the time, by part."""
-
-    async def run_connection(self, client: httpx.AsyncClient, model: str, inputs: np.ndarray, until: float, number: int) -> None:
-        """Send requests over one connection, one after the other."""
-        while time.perf_counter() < until:
-            number += 1
-            tolerance = (LOOSE, STRICT)[number % 2]
-            body = {"inputs": [inputs[number % len(inputs)].tolist()], "tolerance": tolerance, "max_iterations": 1000}
-            start = time.perf_counter()
-            response = await client.post(f"/models/{model}/predict", json=body)
-            response.raise_for_status()
-            self.latencies[tolerance].append((time.perf_counter() - start) * 1e3)
-            self.iterations += response.json()["predictions"][0]["iterations"]
+def rows(device: torch.device) -> list[Row]:
+    """Return the servers to compare; each comes with one HTTP process and with several."""
+    app = ("{python}", "-m", "app", "--model-store", "{store}", "--default-model", "{name}", "--port", "{port}")
+    app += ("--device", str(device), "--drain-seconds", "0", "--log-level", "warning")
+    litserve = ("{python}", "-m", "benchmarks.serving.rivals.litserve_batches", "{version}", "{port}", device.type)
+    several = str(max(2, (os.cpu_count() or 2) // 4))
+    cap = {"max_iterations": 1000}
+    found = [
+        Row("jfb", app, cap),
+        Row("LitServe", (*litserve, "1"), cap, needs="litserve"),
+        Row(f"jfb, {several} HTTP workers", (*app, "--http-workers", several), cap),
+        Row(f"LitServe, {several} API servers", (*litserve, several), cap, needs="litserve"),
+    ]
+    return [row for row in found if row.needs is None or importlib.util.find_spec(row.needs)]
 
 
 def gpu_share() -> float | None:
@@ -68,77 +65,82 @@ def gpu_share() -> float | None:
     return int(output[0]) / 100 if output and output[0].isdecimal() else None
 
 
-@contextmanager
-def server(store: Path, log: Path) -> Iterator[tuple[str, int]]:
-    """Start a server; yield its URL and process id once it is ready."""
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "app", "--model-store", str(store), "--port", str(port), "--log-level", "warning"]
-    with log.open("wb") as output:
-        process = subprocess.Popen(command, stdout=output, stderr=output)
-    url = f"http://127.0.0.1:{port}"
-    try:
-        until = time.monotonic() + 120
-        while True:
-            with suppress(httpx.TransportError):
-                if httpx.get(f"{url}/v2/health/ready").status_code == 200:
-                    break
-            if process.poll() is not None or time.monotonic() > until:
-                raise SystemExit(f"the server did not become ready:\n{log.read_text()}")
-            time.sleep(0.2)
-        yield url, process.pid
-    finally:
-        process.terminate()
-        process.wait(30)
+async def measure(
+    port: int, requests: list[Request], encoded: list[bytes], connections: int, seconds: float
+) -> tuple[Outcome, dict[str, float]]:
+    """Run the connections, and return the outcome and how busy each part was."""
+    parts = {process: _kind(process) for process in descendants()} | {os.getpid(): "client"}
+    before = {process: processor_seconds(process) for process in parts}
+    start = time.perf_counter()
+    load = asyncio.create_task(closed_loop(port, requests, encoded, connections, RAMP_SECONDS, seconds))
+    await asyncio.sleep(RAMP_SECONDS + 0.7 * seconds)
+    gpu = await asyncio.to_thread(gpu_share)
+    outcome = await load
+    passed = time.perf_counter() - start
+    busy: dict[str, float] = defaultdict(float)
+    for process, kind in parts.items():
+        busy[kind] = max(busy[kind], (processor_seconds(process) - before[process]) / passed)
+    return outcome, {**busy} | ({} if gpu is None else {"GPU": gpu})
 
 
-async def measure(url: str, process: int, model: str, inputs: np.ndarray, connections: int, seconds: float) -> Load:
-    """Run the connections for ``seconds`` after a warm-up."""
-    parts = {
-        "HTTP worker": children(process, "app.cli.http_worker")[0],
-        "engine": children(process, "app.engine")[0],
-        "client": os.getpid(),
+def _kind(process: int) -> str:
+    command = Path(f"/proc/{process}/cmdline").read_text().split("\0")
+    return next((kind for module, kind in KINDS.items() if module in command), "server")
+
+
+def describe(server: str, connections: int, outcome: Outcome, busy: dict[str, float]) -> dict[str, object]:
+    """Return a row of the table."""
+    shares = sorted(busy.items(), key=lambda part: -part[1])
+    return {
+        "server": server,
+        "connections": connections,
+        "requests/s": outcome.answered / outcome.seconds,
+        "loose p50 ms": outcome.percentile(LOOSE, 0.5),
+        "loose p99": outcome.percentile(LOOSE, 0.99),
+        "strict p50": outcome.percentile(STRICT, 0.5),
+        "strict p99": outcome.percentile(STRICT, 0.99),
+        "iterations": sum(outcome.iterations) / max(outcome.answered, 1),
+        "wrong": outcome.wrong,
+        "failed": outcome.failed,
+        "busiest first": ", ".join(f"{part} {share:.0%}" for part, share in shares if share >= 0.01),
     }
-    load = Load()
-    async with httpx.AsyncClient(base_url=url, timeout=60, limits=httpx.Limits(max_connections=connections)) as client:
-        await Load().run_connection(client, model, inputs, time.perf_counter() + 1, 0)
-        before = {name: processor_seconds(number) for name, number in parts.items()}
-        start = time.perf_counter()
-        until = start + seconds
-        tasks = [asyncio.create_task(load.run_connection(client, model, inputs, until, number)) for number in range(connections)]
-        await asyncio.sleep(0.7 * seconds)
-        gpu = await asyncio.to_thread(gpu_share)
-        await asyncio.gather(*tasks)
-        load.seconds = time.perf_counter() - start
-    load.busy = {name: (processor_seconds(number) - before[name]) / load.seconds for name, number in parts.items()}
-    if gpu is not None:
-        load.busy["GPU"] = gpu
-    return load
 
 
 def main(
-    store: Annotated[Path, typer.Argument(help="A model store; its first model gets the requests.")] = Path("model_store"),
-    seconds: Annotated[float, typer.Option(min=0.5, help="Duration of each measurement.")] = 5.0,
+    model: Annotated[
+        Path | None, typer.Argument(help="A version's folder; the cifar10 recipe's network, untrained, by default.")
+    ] = None,
+    connections: Annotated[str, typer.Option(help="Separated by commas.")] = "1,64,512",
+    seconds: Annotated[float, typer.Option(min=0.5, help="Duration of each measurement.")] = 3.0,
+    servers: Annotated[int, typer.Option(min=1, help="How many of the servers, in order.")] = 4,
+    device: Annotated[str, typer.Option(help="auto (CUDA if available), cpu, cuda, cuda:1, ...")] = "auto",
+    out: Annotated[Path | None, typer.Option(help="CSV file to write the table to.")] = None,
 ) -> None:
     """Serve a model, send requests to it, and print a table."""
-    model, versions = next(iter(list_models(store).items()))
-    config = read_config(store / model / str(versions[-1]))
-    high = config.input.high or 1.0
-    inputs = np.random.default_rng(0).random((64, *config.input.shape)).astype(np.float32).round(3) * high
-    table = Table(
-        *("connections", "requests/s", "loose p50 ms", "loose p99", "strict p50 ms", "strict p99", "iterations", "busiest"),
-        title=f"{model}, one input per request",
-    )
-    with tempfile.TemporaryDirectory() as folder, server(store, Path(folder) / "log") as (url, process):
-        for connections in CONNECTIONS:
-            load = asyncio.run(measure(url, process, model, inputs, connections, seconds))
-            responses = sum(map(len, load.latencies.values()))
-            percentiles = [f"{np.percentile(load.latencies[t], p):.1f}" for t in (LOOSE, STRICT) for p in (50, 99)]
-            shares = ", ".join(f"{part} {share:.0%}" for part, share in sorted(load.busy.items(), key=lambda item: -item[1]))
-            table.add_row(
-                str(connections), f"{responses / load.seconds:.0f}", *percentiles, f"{load.iterations / responses:.1f}", shares
-            )
-    Console(width=140).print(table)
+    adopt_orphans()
+    on = choose_device(device)
+    found: list[dict[str, object]] = []
+    with tempfile.TemporaryDirectory() as temporary:
+        version = model_or_untrained(model, Path(temporary) / "store").resolve()
+        checkpoint = jfb.load(version)
+        requests = make_requests(checkpoint, torch.from_numpy(random_images(checkpoint, IMAGES)))
+        for row in rows(on)[:servers]:
+            encoded = [encode(request, row) for request in requests]
+            port = free_port()
+            places = {"python": sys.executable, "store": version.parents[1], "name": version.parent.name, "version": version}
+            command = [part.format(port=port, **places) for part in row.command]
+            cores = os.sched_getaffinity(0)
+            try:
+                with running(command, port, cores, encoded[0], Path(temporary) / "server.log"):
+                    for number in map(int, connections.split(",")):
+                        outcome, busy = asyncio.run(measure(port, requests, encoded, number, seconds))
+                        found.append(describe(row.name, number, outcome, busy))
+                        write(out, found)
+            except ServerFailed as error:
+                Console().print(f"left out: {row.name}: {error}", markup=False)
+    if not found:
+        sys.exit(1)
+    show(f"{model or 'cifar10, untrained'}, one input per request", found)
 
 
 if __name__ == "__main__":

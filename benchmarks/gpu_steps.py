@@ -148,7 +148,7 @@ def now(device: torch.device) -> float:
 
 def matrix_peak(precision: Precision, device: torch.device, seconds: float) -> float:
     """Measure FLOP/s of a square matrix product."""
-    side = 8192 if device.type == "cuda" else 1024
+    side = 8192 if device.type == "cuda" else 256
     one, other = (torch.randn(side, side, device=device, dtype=precision.dtype) for _ in range(2))
     out = torch.empty_like(one)
     with tensor_float(precision.tf32):

@@ -49,9 +49,9 @@ def main(
     run = Run(chosen, measured, FixedPointObjective(network, chosen), parts, CPU, Processes())
     network.train()
     rows = torch.randint(len(parts.train.labels), (steps + BATCHES, chosen.optimisation.batch_size))
-    for batch in rows[:steps]:
-        run.learn(*run.load_batch(batch))
-    batches = [run.load_batch(batch) for batch in rows[steps:]]
+    for batch in run.load_batches([*rows[:steps]]):
+        run.learn(*batch)
+    batches = [*run.load_batches([*rows[steps:]])]
 
     fit.STEPS = 50
     network.eval()

@@ -19,7 +19,7 @@ Needs torchdeq, in the version of ``benchmarks/serving/constraints.txt``.
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -46,6 +46,7 @@ FRESH = {"channels": [24, 48], "pool": [2, 2], "contraction": 0.95}
 
 PEER = "TorchDEQ, implicit"
 OURS = "jfb"
+AUTHORS = "authors' program"
 
 
 def ours(gradient: Gradient) -> Attach:
@@ -97,42 +98,72 @@ def make_methods() -> dict[str, Attach]:
         "jfb, search in bfloat16": jfb_in_bfloat16,
         "jacobian": ours(Jacobian()),
         "unrolled": ours(Unrolled()),
-        "authors' program": authors,
+        AUTHORS: authors,
         "TorchDEQ, 1 step": torchdeq(),
         "TorchDEQ, phantom": torchdeq(grad=5, tau=0.5),
         PEER: torchdeq(ift=True),
     }
 
 
-def measure(network: ImplicitNetwork, batches: list[tuple[Tensor, Tensor]], search: Search, title: str, console: Console) -> None:
-    """Time one step per batch and method, and print a table."""
-    methods = make_methods()
+@dataclass
+class Steps:
+    """Training steps of several methods on the same batches."""
+
+    seconds: dict[str, list[float]]
+    """Of each step, by method."""
+    iterations: list[float]
+    """Mean of each batch."""
+    slowest: list[int]
+    """Of the slowest image of each batch."""
+
+    def ratio(self, method: str, other: str) -> float:
+        """Return the median, over the batches, of the ratio of two methods' times."""
+        return statistics.median(a / b for a, b in zip(self.seconds[method], self.seconds[other], strict=True))
+
+
+def time_steps(
+    methods: dict[str, Attach],
+    network: ImplicitNetwork,
+    batches: list[tuple[Tensor, Tensor]],
+    search: Search,
+    clock: Callable[[], float] = time.process_time,
+) -> Steps:
+    """Time one step per batch and method, after a warm-up.
+
+    Args:
+        clock: in seconds; on a GPU it must wait for the work that is queued.
+    """
     network = network.to(memory_format=torch.channels_last).train().requires_grad_(True)
-    seconds: dict[str, list[float]] = {name: [] for name in methods}
-    means, largest = [], []
+    steps = Steps({name: [] for name in methods}, [], [])
     for number, (inputs, labels) in enumerate([batches[0], *batches]):
         solution = search(network, network.inject(inputs))
         slowest = int(solution.iterations.amax())
         for name in [*methods][number % len(methods) :] + [*methods][: number % len(methods)]:
             network.zero_grad()
-            start = time.process_time()
+            start = clock()
             state = methods[name](network, network.inject(inputs), search, slowest)
             F.cross_entropy(network.readout(state), labels).backward()
+            taken = clock() - start
             if number:  # the first round is a warm-up
-                seconds[name].append(time.process_time() - start)
-        means.append(float(solution.iterations.float().mean()))
-        largest.append(slowest)
+                steps.seconds[name].append(taken)
+        steps.iterations.append(float(solution.iterations.float().mean()))
+        steps.slowest.append(slowest)
+    return steps
 
+
+def measure(network: ImplicitNetwork, batches: list[tuple[Tensor, Tensor]], search: Search, title: str, console: Console) -> None:
+    """Time all methods, and print a table."""
+    steps = time_steps(make_methods(), network, batches, search)
     table = Table(
         "",
         "ms per step",
         f"of {PEER}",
         f"of {OURS}",
         title=f"{title}\n{len(batches)} batches of {len(batches[0][0])}, tolerance {search.tolerance:g} ({search.residual_norm})"
-        f": {statistics.mean(means):.1f} iterations per image, {statistics.mean(largest):.1f} the slowest",
+        f": {statistics.mean(steps.iterations):.1f} iterations per image, {statistics.mean(steps.slowest):.1f} the slowest",
     )
-    for name, taken in seconds.items():
-        ratios = [statistics.median(a / b for a, b in zip(taken, seconds[other], strict=True)) for other in (PEER, OURS)]
+    for name, taken in steps.seconds.items():
+        ratios = [steps.ratio(name, other) for other in (PEER, OURS)]
         table.add_row(name, f"{1000 * statistics.median(taken):.1f}", *(f"{ratio:.2f}" for ratio in ratios))
     console.print(table)
 

@@ -3,6 +3,7 @@
 import sys
 from typing import NoReturn
 
+import torch
 import typer
 from rich.console import Console
 from rich.markup import escape
@@ -41,6 +42,7 @@ imports.command("hub")(import_hub)
 
 def main() -> None:
     """Run the command line; an error that the user can fix is one line and exit status 1."""
+    torch.backends.cudnn.allow_tf32 = False  # as in the server: see training.device.tensor_float_32
     try:
         app()
     except (TrainingError, CheckpointError, HubError, VersionNotWritten) as error:

@@ -92,6 +92,9 @@ class SearchRecipe(Strict):
     precision: Literal["float32", "bfloat16", "auto"] = "float32"
     """Precision of the convolutions and products in the search; the step that is differentiated is always float32. ``auto``
     times both when a run starts and records the faster one in its recipe (see ``training.loop.precision``)."""
+    compile: bool | Literal["auto"] = Field(default=False, exclude_if=lambda value: value is False)
+    """Whether to compile ``step``, for the search and for the step that JFB differentiates. ``auto`` times both on a GPU when a
+    run starts, which takes a minute, and records the faster one in its recipe (see ``training.loop.compilation``)."""
     solver: str = "picard"
     """A name in ``jfb.solvers``."""
 
@@ -204,6 +207,10 @@ class Recipe(Strict):
                 check_solver(solver, self.network.name, kind)
             except ValueError as error:
                 raise ValueError(f"{section}.{error}") from error
+        if self.search.compile is True and not self.can_compile:
+            raise ValueError(
+                "search.compile: must be false or auto with a Jacobian penalty, and with other gradients than jfb and explicit"
+            )
         changes = {f"curriculum.{number}.data": stage.data for number, stage in enumerate(self.curriculum)}
         changes |= {f"generalisation.{number}": change for number, change in enumerate(self.generalisation)}
         for key, change in changes.items():
@@ -212,6 +219,11 @@ class Recipe(Strict):
             except ValidationError as error:
                 raise ValueError(f"{key}: {_describe(error, DataRecipe)}") from error
         return self
+
+    @property
+    def can_compile(self) -> bool:
+        """Whether ``step`` may be compiled: a compiled map is differentiated once only."""
+        return self.gradient.name in ("jfb", "explicit") and not self.optimisation.jacobian_penalty
 
     def changed_data(self, changes: dict[str, JsonValue]) -> DataRecipe:
         """Return the data section with the changes of a stage of the curriculum, or of ``generalisation``."""

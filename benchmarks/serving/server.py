@@ -74,7 +74,8 @@ def running(
     Raises:
         ServerFailed: if it exits or does not answer, with the end of its log.
     """
-    environment = {**os.environ, **ONE_THREAD, **SILENT, "PYTHONPATH": str(tree)}
+    path = os.pathsep.join([str(tree), *filter(None, [os.environ.get("PYTHONPATH")])])
+    environment = {**os.environ, **ONE_THREAD, **SILENT, "PYTHONPATH": path}
     with log.open("wb") as output:
         process = subprocess.Popen(
             command,

@@ -1,9 +1,11 @@
 """Augmentation of training images."""
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from training.errors import RecipeError
 from training.recipe import AugmentRecipe
@@ -17,9 +19,9 @@ def build_augmentation(recipe: AugmentRecipe) -> Augmentation:
     Pixels from outside the image are zero.
     """
     changes: list[Augmentation] = []
-    if recipe.rotate or recipe.shift or recipe.scale or recipe.shear or recipe.flip or recipe.crop:
-        import kornia.augmentation as K  # imported here, because it takes a second and many recipes do without it
     if recipe.rotate or recipe.shift or recipe.scale or recipe.shear:
+        import kornia.augmentation as K  # imported here, because it takes a second and many recipes do without it
+
         changes.append(
             K.RandomAffine(
                 degrees=recipe.rotate,
@@ -30,11 +32,9 @@ def build_augmentation(recipe: AugmentRecipe) -> Augmentation:
             )
         )
     if recipe.flip:
-        changes.append(K.RandomHorizontalFlip(p=0.5))
+        changes.append(_flip)
     if recipe.crop:
-        # The crop has the images' own size, which is known only when they arrive.
-        changes.append(lambda images: K.RandomCrop(tuple(images.shape[2:]), padding=recipe.crop)(images))
-
+        changes.append(partial(_crop, padding=recipe.crop))
     if recipe.symmetries:
         changes.append(_symmetries)
 
@@ -44,6 +44,27 @@ def build_augmentation(recipe: AugmentRecipe) -> Augmentation:
         return images
 
     return augment
+
+
+def _flip(images: Tensor) -> Tensor:
+    """Mirror about half of the images."""
+    mirrored = (torch.rand(len(images)) < 0.5).to(images.device)  # drawn on the CPU: the same on every device
+    return torch.where(mirrored.view(-1, 1, 1, 1), images.flip(3), images)
+
+
+def _crop(images: Tensor, padding: int) -> Tensor:
+    """Pad images on each side, and crop each of them to its size at a random place.
+
+    One gather; kornia slices the images one by one, which would be thousands of small operations on a GPU.
+    """
+    count, channels, height, width = images.shape
+    top, left = torch.randint(2 * padding + 1, (2, count, 1)).to(images.device)
+    rows = top + torch.arange(height, device=images.device)
+    columns = left + torch.arange(width, device=images.device)
+    padded = F.pad(images, (padding, padding, padding, padding))
+    every = torch.arange(count, device=images.device).view(-1, 1, 1, 1)
+    channel = torch.arange(channels, device=images.device).view(1, -1, 1, 1)
+    return padded[every, channel, rows[:, None, :, None], columns[:, None, None, :]]
 
 
 def _symmetries(images: Tensor) -> Tensor:

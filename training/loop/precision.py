@@ -1,6 +1,5 @@
 """Precision: choose float32 or bfloat16 for the search by timing both on this device."""
 
-import time
 from dataclasses import replace
 
 import torch
@@ -9,6 +8,7 @@ from torch import Tensor
 from jfb import ImplicitNetwork
 from jfb.gradients import Search
 from training.data import Data
+from training.device import now, tensor_float_32
 from training.loop.network import build_network
 from training.loop.processes import Processes
 from training.loop.run_folder import Snapshot
@@ -48,15 +48,10 @@ def bfloat16_is_faster(network: ImplicitNetwork, inputs: Tensor, search: Search)
     """
     injection = network.inject(inputs)
     seconds = {False: float("inf"), True: float("inf")}
-    for _ in range(ROUNDS + 1):
-        for bfloat16 in seconds:
-            started = _now(inputs.device)
-            replace(search, bfloat16=bfloat16)(network, injection)
-            seconds[bfloat16] = min(seconds[bfloat16], _now(inputs.device) - started)
+    with tensor_float_32(inputs.device):  # as in training
+        for _ in range(ROUNDS + 1):
+            for bfloat16 in seconds:
+                started = now(inputs.device)
+                replace(search, bfloat16=bfloat16)(network, injection)
+                seconds[bfloat16] = min(seconds[bfloat16], now(inputs.device) - started)
     return seconds[True] <= MAX_TIME_RATIO * seconds[False]
-
-
-def _now(device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter()

@@ -1,6 +1,7 @@
 """Run: the state of a training run, which a snapshot saves and restores as a whole."""
 
 import math
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import Any, Generic, cast
 
@@ -9,6 +10,8 @@ from torch import Tensor, nn
 
 from training.data import Data
 from training.data.augmentation import build_augmentation
+from training.data.placement import free_memory, load_batches, place
+from training.device import tensor_float_32
 from training.errors import NonFiniteLossError, RecipeError, TrainingError
 from training.loop.history import Epoch
 from training.loop.joint_batch_norm import join_batch_norms
@@ -49,6 +52,7 @@ class Run(Generic[Network]):
             raise RecipeError(
                 f"{recipe.name}: curriculum: the data must have {len(recipe.curriculum)} stages (got {len(data.curriculum)})"
             )
+        data = place(data, device, free_memory(device))
         stages = zip((stage.epochs for stage in recipe.curriculum), data.curriculum, strict=True)
         self.parts = [part for epochs, part in (*stages, (settings.epochs, data.train)) for _ in range(epochs)]
         """Training part of each epoch."""
@@ -59,6 +63,7 @@ class Run(Generic[Network]):
                 f"(got {batch_size})"
             )
         torch.backends.cudnn.deterministic = True
+        torch.backends.cudnn.allow_tf32 = False  # except while it learns
         self.recipe, self.architecture = recipe, measured.network
         self.data, self.device, self.processes = data, device, processes
         if processes.count > 1:
@@ -87,16 +92,17 @@ class Run(Generic[Network]):
     def remaining_batches(self) -> list[Tensor]:
         """Return the rows of each remaining step of this epoch; rows that do not fill a batch are left out."""
         generator = torch.Generator().manual_seed(epoch_seed(self.recipe.optimisation, self.epoch))
-        order = torch.randperm(len(self.parts[self.epoch - 1].labels), generator=generator)
+        part = self.parts[self.epoch - 1]
+        order = torch.randperm(len(part.labels), generator=generator).to(part.labels.device)
         size = self.recipe.optimisation.batch_size
         return [order[step * size : (step + 1) * size] for step in range(self.step, self.steps[self.epoch - 1])]
 
-    def load_batch(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Return augmented inputs and labels of the given rows of the epoch's training part, and seed the step."""
-        part = self.parts[self.epoch - 1]
-        torch.manual_seed(step_seed(self.recipe.optimisation, self.epoch, self.step))
-        # Every process augments the whole batch: otherwise the augmentation would depend on the number of processes.
-        return self.augment(part.inputs[rows].to(self.device, torch.float32)), part.labels[rows].to(self.device)
+    def load_batches(self, batches: Sequence[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield augmented inputs and labels for each step, and seed the step; they are rows of the epoch's training part."""
+        for inputs, labels in load_batches(self.parts[self.epoch - 1], batches, self.device):
+            torch.manual_seed(step_seed(self.recipe.optimisation, self.epoch, self.step))
+            # Every process augments the whole batch: otherwise the augmentation would depend on the number of processes.
+            yield self.augment(inputs.to(torch.float32)), labels
 
     def learn(self, inputs: Tensor, labels: Tensor) -> None:
         """Take one step of the optimiser.
@@ -107,12 +113,13 @@ class Run(Generic[Network]):
         processes = self.processes
         if processes.rank:  # dropout masks differ between processes, as their rows do
             torch.manual_seed(step_seed(self.recipe.optimisation, self.epoch, self.step) + processes.rank)
-        loss, sums = self.learner(processes.part(inputs), processes.part(labels))
-        batch = [*processes.total(sums).tolist(), len(labels)]
-        if not math.isfinite(batch[0]):
-            raise NonFiniteLossError(self._explain_non_finite(batch[0] / len(labels), inputs))
-        self.optimiser.zero_grad()
-        (loss * (processes.count / len(labels))).backward()  # the gradients of the processes are averaged, not summed
+        with tensor_float_32(self.device):
+            loss, sums = self.learner(processes.part(inputs), processes.part(labels))
+            batch = [*processes.total(sums).tolist(), len(labels)]
+            if not math.isfinite(batch[0]):
+                raise NonFiniteLossError(self._explain_non_finite(batch[0] / len(labels), inputs))
+            self.optimiser.zero_grad()
+            (loss * (processes.count / len(labels))).backward()  # the gradients of the processes are averaged, not summed
         if self.recipe.optimisation.max_gradient_norm:
             nn.utils.clip_grad_norm_(self.network.parameters(), self.recipe.optimisation.max_gradient_norm)
         self.optimiser.step()

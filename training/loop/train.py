@@ -15,6 +15,7 @@ from jfb.config import ArchitectureSpec
 from jfb.contraction import local_contraction_factor
 from training.data import Data, Split
 from training.errors import RecipeError
+from training.loop.compilation import compile_step, resolve_compilation
 from training.loop.history import Epoch
 from training.loop.network import Network, build_network, with_normalisation
 from training.loop.objective import FixedPointObjective
@@ -83,9 +84,12 @@ def train(
 
     measured = with_normalisation(recipe, data.train)
     recipe = resolve_precision(recipe, measured, data, device, processes, snapshot)
+    recipe = resolve_compilation(recipe, measured, data, device, processes, snapshot, console)
     network = build_network(measured, data.input, len(data.classes), device)
     _check_shapes(network, recipe, data, device)
     run = Run(recipe, measured, FixedPointObjective(network, recipe), data, device, processes)
+    if recipe.search.compile:  # the averaged network, which is scored and published, is not compiled
+        compile_step(network)
     if folder and snapshot:
         run.restore(snapshot, folder)
         console.print(f"resuming {folder.path} at epoch {run.epoch}, after step {run.step}", soft_wrap=True)
@@ -124,8 +128,7 @@ def fit(
         task = bar.add_task("", total=sum(run.steps), progress="")
         while run.epoch <= epochs:
             run.network.train()
-            for rows in run.remaining_batches():
-                inputs, labels = run.load_batch(rows)
+            for inputs, labels in run.load_batches(run.remaining_batches()):
                 if before_step:
                     before_step(run.network, inputs, labels)
                 run.learn(inputs, labels)

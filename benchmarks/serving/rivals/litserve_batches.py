@@ -1,4 +1,7 @@
-"""LitServe with dynamic batching: batches of up to 32, which iterate until their slowest row has converged."""
+"""LitServe with dynamic batching: batches of up to 32, which iterate until their slowest row has converged.
+
+Arguments: the version's folder and the port; and for a GPU ``cuda`` and the number of HTTP processes, with batches of up to 256.
+"""
 
 import sys
 from typing import Any
@@ -12,7 +15,7 @@ class Batches(litserve.LitAPI):
     """Computes whole batches."""
 
     def setup(self, device: str) -> None:
-        self.network = Lockstep(sys.argv[1])
+        self.network = Lockstep(sys.argv[1], device)
 
     def decode_request(self, request: dict[str, Any]) -> dict[str, Any]:
         return request
@@ -31,6 +34,10 @@ class Batches(litserve.LitAPI):
 
 
 if __name__ == "__main__":
-    api = Batches(max_batch_size=MAX_BATCH_SIZE, batch_timeout=BATCH_WAIT_SECONDS)
-    server = litserve.LitServer(api, accelerator="cpu", workers_per_device=1, timeout=False)
-    server.run(port=int(sys.argv[2]), generate_client_file=False, log_level="warning", access_log=False)
+    accelerator = sys.argv[3] if len(sys.argv) > 3 else "cpu"
+    processes = int(sys.argv[4]) if len(sys.argv) > 4 else 1
+    api = Batches(max_batch_size=MAX_BATCH_SIZE if accelerator == "cpu" else 256, batch_timeout=BATCH_WAIT_SECONDS)
+    server = litserve.LitServer(api, accelerator=accelerator, devices=1, workers_per_device=1, timeout=False)
+    server.run(
+        port=int(sys.argv[2]), num_api_servers=processes, generate_client_file=False, log_level="warning", access_log=False
+    )

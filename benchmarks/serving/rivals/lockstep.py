@@ -17,9 +17,11 @@ BATCH_WAIT_SECONDS = 0.005
 class Lockstep:
     """The network, called with batches of request bodies ``{"inputs": [one image], "tolerance": number}``."""
 
-    def __init__(self, folder: Path | str) -> None:
+    def __init__(self, folder: Path | str, device: str = "cpu") -> None:
         torch.set_num_threads(1)
-        found = jfb.load(Path(folder))
+        torch.backends.cudnn.allow_tf32 = False  # as in this project's server
+        self.device = torch.device(device)
+        found = jfb.load(Path(folder), self.device)
         self.network = found.network
         self.classes = found.config.classes
         self.norm = found.config.serving.residual_norm
@@ -29,14 +31,15 @@ class Lockstep:
     def __call__(self, bodies: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """Return one prediction per body."""
         tolerance = min(body["tolerance"] for body in bodies)
-        injection = self.network.inject(torch.from_numpy(np.concatenate([np.asarray(b["inputs"], np.float32) for b in bodies])))
+        inputs = torch.from_numpy(np.concatenate([np.asarray(body["inputs"], np.float32) for body in bodies]))
+        injection = self.network.inject(inputs.to(self.device))
         state = self.network.first_state(injection)
         for iterations in range(1, self.max_iterations + 1):  # noqa: B007
             previous, state = state, self.network.step(state, injection)
             moved = residual(previous, state, self.norm)
             if float(moved.max()) <= tolerance:
                 break
-        return predictions(self.network.readout(state).numpy(), [iterations] * len(bodies), moved.tolist(), self.classes)
+        return predictions(self.network.readout(state).cpu().numpy(), [iterations] * len(bodies), moved.tolist(), self.classes)
 
 
 def predictions(logits: np.ndarray, iterations: list[int], moved: list[float], classes: list[str]) -> list[dict[str, Any]]:

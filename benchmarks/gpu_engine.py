@@ -1,0 +1,179 @@
+"""What the engine promises, on a device: every architecture, residual norm, backend and solver.
+
+Rows with mixed tolerances and caps come and go in one batch, and are compared with ``jfb.predict`` in float64 on the CPU: counts,
+statuses and logits. The first rows are then computed alone, and must be as they were in company. Rows with label stops must have
+the label of the fixed point. The networks are untrained. Exits with status 1 if any promise is broken.
+
+    python -m benchmarks.gpu_engine              # CUDA if there is one, else the CPU
+"""
+
+import itertools
+import logging
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import structlog
+import torch
+import typer
+from rich.console import Console
+
+import jfb
+from app.engine.backends import candidates
+from app.engine.loading import make_batch
+from app.engine.running_request import RunningRequest
+from app.engine.scheduler import Scheduler
+from app.engine_client.messages import Request, Stop
+from app.settings import EngineConfig
+from benchmarks.gpu_check import ROUNDING, Finding, error
+from benchmarks.untrained import HIGH, publish
+from jfb import Checkpoint, Prediction, ResidualNorm
+from jfb.solvers import SOLVERS, solvers_for
+from training.device import choose_device
+
+NETWORKS: dict[str, tuple[tuple[int, ...], dict[str, object]]] = {
+    "implicit_mlp": ((16,), {"width": 32, "contraction": 0.9}),
+    "monotone_mlp": ((16,), {"width": 32}),
+    "implicit_resnet": ((3, 16, 16), {"channels": [16, 32], "pool": [2, 2], "contraction": 0.9, "average": True}),
+    "monotone_conv": ((1, 8, 8), {"channels": [8], "pool": [2]}),
+    "max_propagation": ((3, 8, 8), {}),
+    "authors_resnet": ((1, 16, 16), {}),
+}
+SLOTS = 8
+TOLERANCES, CAPS = (1e-1, 1e-3), (2, 100)
+DIFFERENT_COUNTS = 0.03
+"""Share of rows: a residual may round to the other side of the tolerance."""
+AMPLIFIED = 1e-2
+"""Of logits alone: Anderson's least squares amplify rounding while a stiff row is far from its fixed point."""
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Inputs with their limits: every tolerance, and some caps that are reached."""
+
+    inputs: np.ndarray
+    tolerance: np.ndarray
+    cap: np.ndarray
+
+    @classmethod
+    def random(cls, shape: tuple[int, ...], rows: int) -> "Rows":
+        generator = np.random.default_rng(0)
+        inputs = (HIGH * generator.random((rows, *shape))).astype(np.float32)
+        return cls(inputs, np.resize(TOLERANCES, rows), generator.choice(CAPS, rows, p=[0.2, 0.8]))
+
+
+def check(name: str, norm: ResidualNorm, device: torch.device, count: int, folder: Path) -> Iterator[Finding]:
+    """Check one architecture with one residual norm."""
+    shape, arguments = NETWORKS[name]
+    version = publish(folder, f"{name}-{norm}", name, shape, arguments, residual_norm=norm)
+    rows = Rows.random(shape, count)
+    checkpoint, reference = jfb.load(version, device), jfb.load(version)
+    reference.network.double()
+    solvers = solvers_for(type(reference.network))
+    expected = {solver: predict(reference, solver, rows) for solver in solvers}
+    labels: np.ndarray | None = None
+    for backend in candidates(checkpoint, version, device, "auto"):
+        config = EngineConfig(slots=SLOTS, backend=backend, precision="float32")
+        batch = make_batch(jfb.load(version, device), version, device, config)
+        scheduler = Scheduler(batch, max_waiting_rows=count)
+        for solver in solvers:
+            where = f"{name}, {norm}, {backend}, {solver}"
+            yield from check_counts(where, scheduler, expected[solver], solver, rows)
+            if norm == ResidualNorm.RELATIVE and batch.offers_label_stop(solver):  # which have a norm of their own
+                labels = fixed_labels(reference, rows.inputs) if labels is None else labels
+                yield check_labels(where, scheduler, solver, rows.inputs, labels)
+
+
+def predict(reference: Checkpoint, solver: str, rows: Rows) -> Prediction:
+    """Compute the rows without an engine."""
+    return jfb.predict(
+        reference.network,
+        torch.from_numpy(rows.inputs).double(),
+        tolerance=torch.from_numpy(rows.tolerance),
+        max_iterations=torch.from_numpy(rows.cap),
+        residual_norm=reference.config.serving.residual_norm,
+        solver=SOLVERS[solver](),
+    )
+
+
+def check_counts(where: str, scheduler: Scheduler, expected: Prediction, solver: str, rows: Rows) -> Iterator[Finding]:
+    """Compare rows in company with float64, and with themselves alone."""
+    together = compute(scheduler, rows.inputs, rows.tolerance, rows.cap, solver)
+    counts = zip(expected.solution.iterations.tolist(), expected.solution.status, strict=True)
+    found = [(request.iterations[0], request.status[0]) for request in together]
+    same = np.array([one == other for one, other in zip(found, counts, strict=True)])
+    yield Finding(f"{where}: share of different counts or statuses", float(np.mean(~same)), DIFFERENT_COUNTS)
+    logits = torch.from_numpy(np.concatenate([request.logits for request in together]).astype(np.float64))
+    yield Finding(f"{where}: logits", error(logits[same], expected.logits[same]), 10 * ROUNDING)
+    few = [slice(i, i + 1) for i in range(min(4, len(together)))]
+    alone = [compute(scheduler, rows.inputs[i], rows.tolerance[i], rows.cap[i], solver)[0] for i in few]
+    pairs = [*zip(alone, together, strict=False)]
+    different = [one.iterations != other.iterations or one.status != other.status for one, other in pairs]
+    yield Finding(f"{where}: share of different counts or statuses alone", float(np.mean(different)), 0.0)
+    moved = max(float(np.abs(one.logits - other.logits).max()) for one, other in pairs)
+    allowed = AMPLIFIED if solver == "anderson" else ROUNDING / 10
+    yield Finding(f"{where}: logits alone", moved / max(1.0, float(logits.abs().max())), allowed)
+
+
+def fixed_labels(reference: Checkpoint, inputs: np.ndarray) -> np.ndarray:
+    fixed = jfb.predict(reference.network, torch.from_numpy(inputs).double(), tolerance=1e-8, max_iterations=5000)
+    return fixed.logits.argmax(1).numpy()
+
+
+def check_labels(where: str, scheduler: Scheduler, solver: str, inputs: np.ndarray, labels: np.ndarray) -> Finding:
+    """Compare labels with label stops with those of the fixed points."""
+    rows = len(inputs)
+    requests = compute(scheduler, inputs, np.full(rows, 1e-5), np.full(rows, 1000), solver, "label")
+    found = np.array([request.logits[0].argmax() for request in requests])
+    return Finding(f"{where}: share of different labels", float(np.mean(found != labels)), 0.0)
+
+
+def compute(
+    scheduler: Scheduler, inputs: np.ndarray, tolerance: np.ndarray, cap: np.ndarray, solver: str, stop: Stop = "tolerance"
+) -> list[RunningRequest]:
+    """Compute one request per row, while the rows of others come and go."""
+    requests = [
+        RunningRequest(
+            number,
+            Request("model", 1, row.tobytes(), [float(tolerance[number])], [int(cap[number])], [None], solver=solver, stop=stop),
+            inputs.shape[1:],
+        )
+        for number, row in enumerate(inputs)
+    ]
+    arrivals = itertools.cycle((1, 3, 0, 2))
+    waiting = [*requests]
+    while waiting or scheduler.busy:
+        for _ in range(next(arrivals)):
+            if waiting:
+                scheduler.submit(waiting.pop(0))
+        scheduler.tick(0.0)
+    return requests
+
+
+def main(
+    device: Annotated[str, typer.Option(help="auto (CUDA if available), cpu, cuda, cuda:1, ...")] = "auto",
+    rows: Annotated[int, typer.Option(min=1, help="Inputs per network.")] = 32,
+    networks: Annotated[str, typer.Option(help="Separated by commas.")] = ",".join(NETWORKS),
+    norms: Annotated[str, typer.Option(help="Separated by commas.")] = ",".join(ResidualNorm),
+) -> None:
+    """Check all promises, and print those that are broken."""
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))
+    on = choose_device(device)
+    findings: list[Finding] = []
+    with tempfile.TemporaryDirectory() as folder:
+        for name, norm in itertools.product(networks.split(","), norms.split(",")):
+            findings += check(name, ResidualNorm(norm), on, rows, Path(folder))
+    wrong = [finding for finding in findings if not finding.good]
+    for finding in wrong:
+        Console(soft_wrap=True).print(f"wrong: {finding.name}: {finding.found:.1e}, allowed {finding.allowed:.0e}")
+    print(f"{len(findings) - len(wrong)} of {len(findings)} within limits")
+    sys.exit(1 if wrong else 0)
+
+
+if __name__ == "__main__":
+    typer.run(main)
