@@ -79,7 +79,7 @@ def train(
         parts = load_data(chosen, console)
         console.print(
             f"[bold]{chosen.name}[/bold]: {len(parts.train.labels):,} training, {len(parts.validation.labels):,} validation and "
-            f"{len(parts.test.labels):,} test {'images' if parts.input.kind == 'image' else 'inputs'}; "
+            f"{len(parts.test.labels):,} test {'images' if parts.input.kind == 'image' else 'inputs'}\n"
             f"{len(parts.classes)} classes; gradient {chosen.gradient.name}",
             soft_wrap=True,
         )

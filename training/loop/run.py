@@ -138,7 +138,7 @@ class Run(Generic[Network]):
     def progress(self) -> str:
         """Describe this epoch so far."""
         loss, correct, iterations, inputs = self.sums
-        return f"loss {loss / inputs:.4f}  accuracy {100 * correct / inputs:.2f} %  iterations {iterations / inputs:.1f}"
+        return f"loss {loss / inputs:.3f}, {100 * correct / inputs:.2f} %, {iterations / inputs:.1f} iterations"
 
     def end_epoch(self, validation: Score) -> None:
         """Record the epoch, keep its weights if they are the best so far, and move on to the next epoch."""

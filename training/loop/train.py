@@ -147,8 +147,8 @@ def fit(
                 folder.write_snapshot(run.snapshot())
                 saved = time.perf_counter()
             bar.console.print(
-                f"epoch {run.history[-1].epoch}: {training}; validation loss {validation.loss:.4f}, accuracy "
-                f"{100 * validation.accuracy:.2f} %, iterations {validation.iterations:.1f}",
+                f"epoch {run.history[-1].epoch}: {training}; validation {validation.loss:.3f}, "
+                f"{100 * validation.accuracy:.2f} %, {validation.iterations:.1f}",
                 soft_wrap=True,
             )
 
