@@ -11,6 +11,7 @@ from torch import Tensor
 from app.engine.backends.backend import Backend
 from app.engine.isolation import Fail, one_by_one
 from app.engine.lane import Lane
+from app.engine.masked import Masking
 from jfb import LabelStop, ResidualNorm
 from jfb.solvers import Solver
 
@@ -74,6 +75,10 @@ class RunningBatch:
     def active_lanes(self) -> list[Lane]:
         return [lane for lane in self.lanes if lane.table.active]
 
+    @property
+    def wasted_iterations(self) -> int:
+        return sum(lane.wasted_iterations for lane in self.lanes)
+
     def offers_label_stop(self, solver: str | None) -> bool:
         """Whether rows of a solver may end by their label."""
         return self._full_precision[solver or self._default].label_stop is not None
@@ -118,11 +123,14 @@ class RunningBatch:
         name = solver or self._default
         return lanes.get(name) or self._full_precision[name]
 
-    def measure(self, clock: Callable[[], float]) -> None:
-        """Let each lane find out what computes its iterations fastest, and how many of them fit between two looks."""
+    def measure(self, clock: Callable[[], float], masking: Masking | None = None) -> None:
+        """Let each lane find out what computes its iterations fastest, and how many of them fit between two looks.
+
+        With ``masking``, all lanes iterate that way.
+        """
         with torch.inference_mode():
-            for lane in self._full_precision.values():
-                lane.measure(clock)
+            for lane in self._full_precision.values() if masking is None else self.lanes:
+                lane.measure(clock, masking)
 
     def advance(self, fail: Fail, *, once: bool = False) -> list[tuple[int, int]]:
         """Iterate all rows, each lane until one of its rows has ended or it is time to look at what has arrived.
@@ -131,6 +139,6 @@ class RunningBatch:
             once: whether to iterate once only.
 
         Returns:
-            For each lane with rows, how many there are, and how often they were iterated.
+            For each lane with rows, how many were computed, and how often.
         """
-        return [(lane.table.active, lane.advance(fail, once=once)) for lane in self.active_lanes]
+        return [lane.advance(fail, once=once) for lane in self.active_lanes]

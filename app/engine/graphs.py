@@ -1,0 +1,83 @@
+"""CUDA graphs: many kernels launched as one; and copies to the host that it need not wait for."""
+
+from collections.abc import Callable
+
+import structlog
+import torch
+from torch import Tensor
+
+WARM_UPS = 3
+"""Runs before a capture, in which libraries select kernels and allocate memory."""
+
+Run = Callable[[], None]
+Capture = Callable[[Run], Run]
+"""Makes what does the same as a function that computes static tensors from static tensors; it may run the function."""
+
+log = structlog.get_logger(__name__)
+
+
+def eager(run: Run) -> Run:
+    """Capture nothing."""
+    return run
+
+
+class CudaGraphs:
+    """Captures functions as CUDA graphs that share their memory, so only one of them may run at a time.
+
+    After a capture that fails, nothing is captured any more, and everything runs eagerly.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        self._pool = torch.cuda.graph_pool_handle()
+        self.failure: str | None = None
+
+    def __call__(self, run: Run) -> Run:
+        if self.failure is not None:
+            return run
+        try:
+            return self._captured(run)
+        except Exception as error:
+            torch.cuda.synchronize(self._device)  # raises if the device is lost
+            self.failure = f"{type(error).__name__}: {error}"
+            log.warning("capture failed, computing eagerly", error=self.failure)
+            return run
+
+    def _captured(self, run: Run) -> Run:
+        current = torch.cuda.current_stream(self._device)
+        self._stream.wait_stream(current)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.stream(self._stream):  # for the capture, too: after one that fails, PyTorch does not leave the stream
+            for _ in range(WARM_UPS):
+                run()
+            # thread_local, because while this thread loads a model, the engine's main thread computes others.
+            with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
+                run()
+        current.wait_stream(self._stream)
+        return graph.replay
+
+
+def host_buffer(like: Tensor) -> Tensor:
+    """Memory on the host that a tensor is filled from; the tensor itself where the device is the host."""
+    return torch.empty_like(like, device="cpu", pin_memory=True) if like.is_cuda else like
+
+
+class HostCopy:
+    """A tensor on the host, as it was at ``start``: pinned memory, copied behind an event. On a CPU, the tensor itself."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self._tensor, self._copy = tensor, host_buffer(tensor)
+        self._copied = torch.cuda.Event() if tensor.is_cuda else None  # type: ignore[no-untyped-call]
+
+    def start(self) -> None:
+        """Begin to copy, once the device has computed the tensor."""
+        if self._copied is not None:
+            self._copy.copy_(self._tensor, non_blocking=True)
+            self._copied.record(torch.cuda.current_stream(self._tensor.device))
+
+    def wait(self) -> Tensor:
+        """The copy that was begun last."""
+        if self._copied is not None:
+            self._copied.synchronize()
+        return self._copy
