@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from app.engine.device import choose_device
+from app.engine.device import choose_device, use_deterministic_kernels
 from app.engine.loading import Loader
 from app.engine.process import EngineProcess
 from app.engine.served_models import ServedModels
@@ -24,6 +24,8 @@ def main(socket: Path) -> None:
     configure_logging(config.log_level, config.log_format)
     if config.threads is not None:
         torch.set_num_threads(config.threads)
+    if config.deterministic:
+        use_deterministic_kernels()
     torch.backends.cudnn.allow_tf32 = False  # PyTorch's default rounds convolutions to ten bits, and calls that float32
     loader = Loader(config, choose_device(config.device))
     models = ServedModels(loader, socket.with_name("unloaded.json"), socket.with_suffix(".loading.json"))

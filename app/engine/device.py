@@ -1,5 +1,6 @@
 """Device: from its name to PyTorch's; ``python -m app.engine.device NAME ...`` fails with one line if one cannot be used here."""
 
+import os
 import sys
 
 import torch
@@ -15,6 +16,14 @@ def choose_device(name: str) -> torch.device:
         reason = str(error).splitlines()[0]
         sys.stderr.write(f"--device must be one that PyTorch can use here (got {name!r}): {reason}\n")
         raise SystemExit(2) from None
+
+
+def use_deterministic_kernels() -> None:
+    """Have PyTorch take kernels that compute the same to the last bit each time; before anything is computed."""
+    os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
+    os.environ["MKL_CBWR"] = "AUTO,STRICT"  # or products of small matrices depend on where in memory a row lies
+    torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # nothing reads any
 
 
 if __name__ == "__main__":

@@ -15,18 +15,21 @@ import structlog
 import torch
 from torch import Tensor
 
-from app.engine.backends import candidates, choose, low_precision
+from app.engine.backends import Backend, FixedBatch, candidates, choose, low_precision
 from app.engine.batch import RunningBatch
+from app.engine.masked import Masking
+from app.engine.running_request import RunningRequest
 from app.engine.scheduler import Scheduler
 from app.engine.warm_starts import WarmStarts
 from app.engine_client import messages
 from app.engine_client.messages import ServedVersion
-from app.settings import EngineConfig
+from app.settings import BackendName, EngineConfig
 from jfb import Checkpoint, LabelStop, checkpoint, store
 from jfb.config import Serving
 from jfb.label_stop import Kind, label_tolerance
 
 MAX_SLOTS = defaultdict(lambda: 1024, cpu=64)  # by the type of the device
+DETERMINISTIC_SLOTS = defaultdict(lambda: 256, cpu=16)  # not measured, as rounding depends on them
 MAX_PROBE_NUMBERS = 2**28  # of the inputs, or of the states, that a model is tried with
 Value = TypeVar("Value")
 
@@ -70,29 +73,55 @@ class Loader:
 def make_batch(found: Checkpoint, folder: Path, device: torch.device, config: EngineConfig) -> RunningBatch:
     """Choose what computes the version that was found in a folder, and make room for its rows.
 
-    If ``config.slots`` is None, they are as many as a measurement finds worthwhile, at most ``MAX_SLOTS``.
+    If ``config.slots`` is None, they are as many as a measurement finds worthwhile, at most ``MAX_SLOTS``. Raises ``ValueError``
+    if rows shall be deterministic and are not.
     """
-    max_slots = config.slots or min(MAX_SLOTS[device.type], _max_rows(found, device))
-    backends, low = candidates(found, folder, device, config.backend), low_precision(found, device)
-    only = None if config.backend == "auto" else config.backend
-    choice = choose(backends, _probe(found, max_slots), only=only, low_precision=low, precision=config.precision)
-    slots = config.slots or min(choice.best_slots, max_slots)
+    fixed = config.deterministic
+    max_slots = config.slots or min((DETERMINISTIC_SLOTS if fixed else MAX_SLOTS)[device.type], _max_rows(found, device))
+    wanted: BackendName = "torch" if fixed and config.backend == "auto" else config.backend
+    backends, low = candidates(found, folder, device, wanted), None if fixed else low_precision(found, device)
+    only = None if wanted == "auto" else wanted
+    probe = _probe(found, max_slots)
+    choice = choose(backends, probe, only=only, low_precision=low, precision=config.precision)
+    slots = config.slots or (max_slots if fixed else min(choice.best_slots, max_slots))
     microseconds = [round(1e6 * seconds / 2**k, 1) for k, seconds in enumerate(choice.step_seconds)]
     used = sorted({name for names in choice.table.values() for name in names})
     log.info("backends chosen", folder=str(folder), backends=used, low_precision=choice.low_precision is not None, slots=slots)
     log.debug("backends measured", **choice.table, microseconds_per_row=microseconds, refused=choice.refused)
     norm, stop = found.config.serving.residual_norm, LabelStop.of(found.network, found.config.serving)
-    network = choice.backend, found.solvers, norm, found.config.input.shape
+    backend: Backend = FixedBatch(choice.backend, slots) if fixed else choice.backend
     batch = RunningBatch(
-        *network,
+        backend,
+        found.solvers,
+        norm,
+        found.config.input.shape,
         slots=slots,
         low_precision=choice.low_precision,
         label_stop=stop,
         has_learned_start=found.config.learned_start is not None,
     )
     if device.type == "cpu":  # elsewhere the host works while the device iterates
-        batch.measure(time.perf_counter)
+        batch.measure(time.perf_counter, Masking() if fixed else None)
+    if fixed:
+        _check_slots(batch, probe[:1])
     return batch
+
+
+def _check_slots(batch: RunningBatch, probe: Tensor) -> None:
+    """Check that a row, ``probe``, computes the same to the last bit in every slot."""
+    scheduler = Scheduler(batch, max_waiting_rows=batch.slots)
+    for number, solver in enumerate(batch.solvers):
+        rows = batch.slots
+        inputs = probe.repeat(rows, *(1,) * (probe.dim() - 1)).numpy().tobytes()
+        asked = messages.Request("", 0, inputs, [1e-30] * rows, [3] * rows, [None] * rows, solver=solver)
+        request = RunningRequest(number, asked, batch.input_shape)
+        scheduler.submit(request)
+        while scheduler.busy:
+            scheduler.tick(0.0)
+        if len({(*logits, residual) for logits, residual in zip(request.logits.tolist(), request.residual, strict=True)}) > 1:
+            raise ValueError(f"deterministic: {solver} rounds a row differently in different slots (--slots {rows})")
+    for lane in batch.lanes:
+        lane.wasted_iterations = 0
 
 
 def _described(batch: RunningBatch, serving: Serving) -> messages.LabelStop | None:
