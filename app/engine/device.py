@@ -5,6 +5,8 @@ import sys
 
 import torch
 
+from app.settings import EngineConfig
+
 
 def choose_device(name: str) -> torch.device:
     """The device of a name; ``auto`` is CUDA if there is one, else the CPU. Ends the process for one that cannot be used."""
@@ -16,6 +18,15 @@ def choose_device(name: str) -> torch.device:
         reason = str(error).splitlines()[0]
         sys.stderr.write(f"--device must be one that PyTorch can use here (got {name!r}): {reason}\n")
         raise SystemExit(2) from None
+
+
+def set_up_torch(config: EngineConfig) -> None:
+    """Set what holds for a whole process: threads, precision and kernels; before anything is computed."""
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    torch.backends.cudnn.allow_tf32 = False  # PyTorch's default rounds convolutions to ten bits, and calls that float32
+    if config.deterministic:
+        use_deterministic_kernels()
 
 
 def use_deterministic_kernels() -> None:

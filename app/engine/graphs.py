@@ -1,10 +1,17 @@
 """CUDA graphs: many kernels launched as one; and copies to the host that it need not wait for."""
 
+import subprocess
+import sys
 from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
 
 import structlog
 import torch
 from torch import Tensor
+
+from app.settings import EngineConfig
 
 WARM_UPS = 3
 """Runs before a capture, in which libraries select kernels and allocate memory."""
@@ -21,16 +28,37 @@ def eager(run: Run) -> Run:
     return run
 
 
+def why_not_captured(folder: Path, device: torch.device, config: EngineConfig) -> str:
+    """Why the iterations of the version in a folder must not be captured, found out by ``capture_trial``; empty if they may."""
+    command = [sys.executable, "-m", "app.engine.capture_trial", str(folder), str(device)]
+    seconds = config.load_seconds / 2
+    try:
+        tried = subprocess.run(command, input=config.model_dump_json(), text=True, capture_output=True, timeout=seconds)
+    except subprocess.TimeoutExpired:
+        return f"the trial took more than {seconds:g} s"
+    if tried.returncode == 0:
+        return ""
+    return (tried.stderr.strip().splitlines() or [f"the trial ended with status {tried.returncode}"])[-1]
+
+
+@cache
+def _stream_and_pool(device: torch.device) -> tuple[torch.cuda.Stream, Any]:
+    """What graphs of a device must have in common to share memory."""
+    return torch.cuda.Stream(device), torch.cuda.graph_pool_handle()  # type: ignore[no-untyped-call]
+
+
 class CudaGraphs:
-    """Captures functions as CUDA graphs that share their memory, so only one of them may run at a time.
+    """Captures functions as CUDA graphs. All graphs of a device share memory, so one may run at a time.
 
     After a capture that fails, nothing is captured any more, and everything runs eagerly.
+
+    Attributes:
+        failure: of a capture; None while there was none.
     """
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-        self._pool = torch.cuda.graph_pool_handle()
+        self._stream, self._pool = _stream_and_pool(device)
         self.failure: str | None = None
 
     def __call__(self, run: Run) -> Run:

@@ -17,7 +17,8 @@ from torch import Tensor
 
 from app.engine.backends import Backend, FixedBatch, candidates, choose, low_precision
 from app.engine.batch import RunningBatch
-from app.engine.masked import Masking
+from app.engine.graphs import Capture, CudaGraphs, eager, why_not_captured
+from app.engine.masked import BLOCKS, Masking
 from app.engine.running_request import RunningRequest
 from app.engine.scheduler import Scheduler
 from app.engine.warm_starts import WarmStarts
@@ -61,7 +62,7 @@ class Loader:
     def _load(self, model: str, version: int, fingerprint: str) -> LoadedVersion:
         folder = self.config.model_store / model / str(version)
         found = checkpoint.load(folder, self.device)
-        batch = make_batch(found, folder, self.device, self.config)
+        batch = make_batch(found, folder, self.device, self.config, self._capture(folder))
         warm_starts = WarmStarts(self.config.session_bytes, self.config.session_seconds)
         label_stop = _described(batch, found.config.serving)
         config = found.config.model_dump_json()
@@ -69,19 +70,30 @@ class Loader:
         served = ServedVersion(model, version, config, fingerprint, published, tuple(batch.solvers), label_stop)
         return LoadedVersion(Scheduler(batch, max_waiting_rows=self.config.max_waiting_rows, warm_starts=warm_starts), served)
 
+    def _capture(self, folder: Path) -> Capture:
+        """What captures a version's iterations: on a GPU CUDA graphs, if that worked in a process of its own."""
+        if self.device.type != "cuda":
+            return eager
+        if reason := why_not_captured(folder, self.device, self.config):
+            log.warning("CUDA graphs not used", folder=str(folder), reason=reason)
+            return eager
+        return CudaGraphs(self.device)
 
-def make_batch(found: Checkpoint, folder: Path, device: torch.device, config: EngineConfig) -> RunningBatch:
+
+def make_batch(
+    found: Checkpoint, folder: Path, device: torch.device, config: EngineConfig, capture: Capture = eager
+) -> RunningBatch:
     """Choose what computes the version that was found in a folder, and make room for its rows.
 
-    If ``config.slots`` is None, they are as many as a measurement finds worthwhile, at most ``MAX_SLOTS``. Raises ``ValueError``
-    if rows shall be deterministic and are not.
+    If ``config.slots`` is None, they are as many as a measurement finds worthwhile, at most ``MAX_SLOTS``. On a GPU blocks of
+    iterations are captured. Raises ``ValueError`` if rows shall be deterministic and are not.
     """
     fixed = config.deterministic
     max_slots = config.slots or min((DETERMINISTIC_SLOTS if fixed else MAX_SLOTS)[device.type], _max_rows(found, device))
     wanted: BackendName = "torch" if fixed and config.backend == "auto" else config.backend
     backends, low = candidates(found, folder, device, wanted), None if fixed else low_precision(found, device)
     only = None if wanted == "auto" else wanted
-    probe = _probe(found, max_slots)
+    probe = make_probe(found, max_slots)
     choice = choose(backends, probe, only=only, low_precision=low, precision=config.precision)
     slots = config.slots or (max_slots if fixed else min(choice.best_slots, max_slots))
     microseconds = [round(1e6 * seconds / 2**k, 1) for k, seconds in enumerate(choice.step_seconds)]
@@ -100,8 +112,11 @@ def make_batch(found: Checkpoint, folder: Path, device: torch.device, config: En
         label_stop=stop,
         has_learned_start=found.config.learned_start is not None,
     )
-    if device.type == "cpu":  # elsewhere the host works while the device iterates
-        batch.measure(time.perf_counter, Masking() if fixed else None)
+    masking = Masking() if fixed else None
+    if device.type != "cpu":
+        buckets = () if fixed else tuple(2**k for k in range(slots.bit_length()))
+        masking = Masking(buckets, BLOCKS, capture, reads_out=True)
+    batch.measure(time.perf_counter, masking)
     if fixed:
         _check_slots(batch, probe[:1])
     return batch
@@ -140,12 +155,12 @@ def _described(batch: RunningBatch, serving: Serving) -> messages.LabelStop | No
 @torch.inference_mode()
 def _max_rows(found: Checkpoint, device: torch.device) -> int:
     """How many rows may be tried together, as a power of two: models whose rows are large must not take all memory."""
-    inputs = _probe(found, 1).to(device)
+    inputs = make_probe(found, 1).to(device)
     numbers = max(inputs.numel(), found.network.first_state(found.network.inject(inputs)).numel())
     return 1 << (max(1, MAX_PROBE_NUMBERS // numbers).bit_length() - 1)
 
 
-def _probe(found: Checkpoint, rows: int) -> Tensor:
+def make_probe(found: Checkpoint, rows: int) -> Tensor:
     """Inputs that may not mean anything, but are in the range of the model's."""
     spec = found.config.input
     uniform = torch.rand(rows, *spec.shape, generator=torch.Generator().manual_seed(0))

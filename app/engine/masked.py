@@ -15,6 +15,9 @@ from jfb import LabelStop, ResidualNorm, residual
 from jfb.mixed_precision import needs_full_precision, size_in
 from jfb.solvers import Memory, Solver
 
+BLOCKS = 1, 4, 8
+"""Numbers of iterations that are captured."""
+
 Evaluate = Callable[[Memory, Tensor, Tensor], Tensor]
 Readout = Callable[[Tensor], Tensor]
 

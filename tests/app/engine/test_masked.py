@@ -4,22 +4,28 @@ from collections import Counter
 from collections.abc import Callable
 from copy import deepcopy
 from functools import partial
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from app.engine.backends import TorchBackend
 from app.engine.batch import RunningBatch
-from app.engine.graphs import Run
+from app.engine.capture_trial import difference
+from app.engine.graphs import Capture, CudaGraphs, Run, eager, why_not_captured
 from app.engine.lane import MAX_SECONDS_BETWEEN_LOOKS
+from app.engine.loading import make_batch
 from app.engine.masked import MaskedIterations, Masking
 from app.engine.scheduler import Scheduler
 from app.engine.slots import SlotTable
-from jfb import ImplicitNetwork, LabelStop, ResidualNorm
+from app.settings import EngineConfig
+from jfb import ImplicitNetwork, LabelStop, ResidualNorm, checkpoint, predict
 from jfb.label_stop import Kind
 from jfb.mixed_precision import low_precision_step
 from jfb.solvers import Anderson, Mixing, Picard, Solver
 from tests.app.engine.geometric import Geometric, every, make_request, tick_until_idle
+from tests.app.engine.requests import pictures, running_request
 from tests.jfb.networks import small_mlp, small_resnet
 
 SLOTS = 4
@@ -96,3 +102,59 @@ def test_the_smallest_bucket_that_holds_the_rows_is_computed_as_it_was_captured(
     assert calls == {(1, 8, False): 1, (2, 8, False): 1, (4, 8, False): 1, (6, 8, False): 1}
     assert scheduler.step_evaluations == 8 * (1 + 2 + 4 + 6)
     assert scheduler.wasted_iterations == scheduler.step_evaluations - (1 * 8 + 2 * 3 + 3 * 4 + 5 * 2)
+
+
+class Skipping:
+    """A capture that goes wrong without an error: some of what it returns computes nothing."""
+
+    def __init__(self) -> None:
+        self.captured = 0
+
+    def __call__(self, run: Run) -> Run:
+        self.captured += 1
+        return run if self.captured % 2 else lambda: None
+
+
+def test_a_trial_finds_out_whether_captured_iterations_compute_the_same() -> None:
+    def batch(capture: Capture) -> RunningBatch:
+        backend = TorchBackend(small_mlp().float().requires_grad_(False))
+        found = RunningBatch(backend, {"picard": Picard(), "anderson": Anderson()}, ResidualNorm.RELATIVE, (5,), slots=6)
+        found.measure(every(MAX_SECONDS_BETWEEN_LOOKS / 9), Masking((1, 2, 4), (1, 4), capture, reads_out=True))
+        return found
+
+    probe = torch.rand(6, 5, generator=torch.Generator().manual_seed(0))
+    assert difference(batch(eager), batch(eager), probe) == ""
+    assert "logits of 1 rows differ by" in difference(batch(Skipping()), batch(eager), probe)
+
+
+@pytest.mark.slow
+def test_where_there_is_no_gpu_the_trial_says_why_nothing_is_captured(store: Path) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    reason = why_not_captured(store / "digits" / "1", torch.device("cuda"), EngineConfig(model_store=store))
+    assert "CUDA" in reason
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_on_a_gpu_graphs_answer_as_predict_does(store: Path, deterministic: bool) -> None:
+    device, folder, config = torch.device("cuda"), store / "digits" / "1", EngineConfig(slots=16, deterministic=deterministic)
+    assert why_not_captured(folder, device, config) == ""
+    found, graphs = checkpoint.load(folder, device), CudaGraphs(device)
+    batch = make_batch(found, folder, device, config, graphs)
+    assert graphs.failure is None
+    inputs = pictures(40)
+    for solver in found.solvers:
+        scheduler = Scheduler(batch, max_waiting_rows=99)
+        wasted = scheduler.wasted_iterations
+        for row in range(40):
+            scheduler.submit(running_request(row, inputs[row : row + 1], [10.0 ** -(row % 5)], [50], [None], solver=solver))
+        requests = sorted(tick_until_idle(scheduler), key=lambda request: request.number)
+        tolerance = torch.tensor([10.0 ** -(row % 5) for row in range(40)], device=device)
+        on_device = torch.from_numpy(inputs).to(device)
+        expected = predict(found.network, on_device, tolerance=tolerance, max_iterations=50, solver=found.solvers[solver])
+        counts = np.array([request.iterations[0] for request in requests])
+        assert np.abs(counts - expected.solution.iterations.cpu().numpy()).max() <= 1
+        assert np.concatenate([request.logits for request in requests]) == pytest.approx(expected.logits.cpu().numpy(), abs=1e-3)
+        assert scheduler.step_evaluations == scheduler.iterations + scheduler.wasted_iterations - wasted
