@@ -70,23 +70,22 @@ class Loader:
         served = ServedVersion(model, version, config, fingerprint, published, tuple(batch.solvers), label_stop)
         return LoadedVersion(Scheduler(batch, max_waiting_rows=self.config.max_waiting_rows, warm_starts=warm_starts), served)
 
-    def _capture(self, folder: Path) -> Capture:
-        """What captures a version's iterations: on a GPU CUDA graphs, if that worked in a process of its own."""
-        if self.device.type != "cuda":
-            return eager
-        if reason := why_not_captured(folder, self.device, self.config):
+    def _capture(self, folder: Path) -> Capture | None:
+        """What captures a version's iterations on a GPU: nothing if that failed in a process of its own."""
+        if self.device.type == "cuda" and (reason := why_not_captured(folder, self.device, self.config)):
             log.warning("CUDA graphs not used", folder=str(folder), reason=reason)
             return eager
-        return CudaGraphs(self.device)
+        return None
 
 
 def make_batch(
-    found: Checkpoint, folder: Path, device: torch.device, config: EngineConfig, capture: Capture = eager
+    found: Checkpoint, folder: Path, device: torch.device, config: EngineConfig, capture: Capture | None = None
 ) -> RunningBatch:
     """Choose what computes the version that was found in a folder, and make room for its rows.
 
     If ``config.slots`` is None, they are as many as a measurement finds worthwhile, at most ``MAX_SLOTS``. On a GPU blocks of
-    iterations are captured. Raises ``ValueError`` if rows shall be deterministic and are not.
+    iterations are captured, as CUDA graphs unless ``capture`` is given. Raises ``ValueError`` if rows shall be deterministic and
+    are not.
     """
     fixed = config.deterministic
     max_slots = config.slots or min((DETERMINISTIC_SLOTS if fixed else MAX_SLOTS)[device.type], _max_rows(found, device))
@@ -113,10 +112,11 @@ def make_batch(
         has_learned_start=found.config.learned_start is not None,
     )
     masking = Masking() if fixed else None
-    if device.type != "cpu":
+    if device.type == "cuda":
         buckets = () if fixed else tuple(2**k for k in range(slots.bit_length()))
-        masking = Masking(buckets, BLOCKS, capture, reads_out=True)
-    batch.measure(time.perf_counter, masking)
+        masking = Masking(buckets, BLOCKS, capture or CudaGraphs(device), reads_out=True)
+    if device.type == "cpu" or masking is not None:
+        batch.measure(time.perf_counter, masking)
     if fixed:
         _check_slots(batch, probe[:1])
     return batch
