@@ -19,6 +19,7 @@ from app.engine.backends import Backend, FixedBatch, candidates, choose, low_pre
 from app.engine.batch import RunningBatch
 from app.engine.graphs import Capture, CudaGraphs, eager, why_not_captured
 from app.engine.masked import BLOCKS, Masking
+from app.engine.memory import measured_slots
 from app.engine.running_request import RunningRequest
 from app.engine.scheduler import Scheduler
 from app.engine.warm_starts import WarmStarts
@@ -83,14 +84,31 @@ def make_batch(
 ) -> RunningBatch:
     """Choose what computes the version that was found in a folder, and make room for its rows.
 
-    If ``config.slots`` is None, they are as many as a measurement finds worthwhile, at most ``MAX_SLOTS``. On a GPU blocks of
-    iterations are captured, as CUDA graphs unless ``capture`` is given. Raises ``ValueError`` if rows shall be deterministic and
-    are not.
+    If ``config.slots`` is None, they are as many as a measurement finds worthwhile, at most ``MAX_SLOTS`` and on a GPU what
+    fits into its memory. There, blocks of iterations are captured, as CUDA graphs unless ``capture`` is given. Raises
+    ``ValueError`` if rows shall be deterministic and are not.
     """
     fixed = config.deterministic
-    max_slots = config.slots or min((DETERMINISTIC_SLOTS if fixed else MAX_SLOTS)[device.type], _max_rows(found, device))
+    norm, stop = found.config.serving.residual_norm, LabelStop.of(found.network, found.config.serving)
     wanted: BackendName = "torch" if fixed and config.backend == "auto" else config.backend
     backends, low = candidates(found, folder, device, wanted), None if fixed else low_precision(found, device)
+
+    def make(backend: Backend, slots: int, low: Backend | None) -> RunningBatch:
+        return RunningBatch(
+            backend,
+            found.solvers,
+            norm,
+            found.config.input.shape,
+            slots=slots,
+            low_precision=low,
+            label_stop=stop,
+            has_learned_start=found.config.learned_start is not None,
+        )
+
+    max_slots = config.slots or min((DETERMINISTIC_SLOTS if fixed else MAX_SLOTS)[device.type], _max_rows(found, device))
+    if device.type == "cuda" and config.slots is None and not fixed:
+        reference = next(iter(backends.values()))
+        max_slots = min(max_slots, measured_slots(lambda slots: make(reference, slots, low), device))
     only = None if wanted == "auto" else wanted
     probe = make_probe(found, max_slots)
     choice = choose(backends, probe, only=only, low_precision=low, precision=config.precision)
@@ -99,18 +117,7 @@ def make_batch(
     used = sorted({name for names in choice.table.values() for name in names})
     log.info("backends chosen", folder=str(folder), backends=used, low_precision=choice.low_precision is not None, slots=slots)
     log.debug("backends measured", **choice.table, microseconds_per_row=microseconds, refused=choice.refused)
-    norm, stop = found.config.serving.residual_norm, LabelStop.of(found.network, found.config.serving)
-    backend: Backend = FixedBatch(choice.backend, slots) if fixed else choice.backend
-    batch = RunningBatch(
-        backend,
-        found.solvers,
-        norm,
-        found.config.input.shape,
-        slots=slots,
-        low_precision=choice.low_precision,
-        label_stop=stop,
-        has_learned_start=found.config.learned_start is not None,
-    )
+    batch = make(FixedBatch(choice.backend, slots) if fixed else choice.backend, slots, choice.low_precision)
     masking = Masking() if fixed else None
     if device.type == "cuda":
         buckets = () if fixed else tuple(2**k for k in range(slots.bit_length()))
