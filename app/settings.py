@@ -25,6 +25,8 @@ class EngineConfig(BaseModel, frozen=True, use_attribute_docstrings=True, extra=
     """What computes the models; auto measures at loading which is fastest at each batch size."""
     precision: Precision = "auto"
     """With mixed, rows start in bfloat16 and end in float32; auto uses that where it is measured to be faster."""
+    deterministic: bool = False
+    """With true, a row's response is the same to the last bit alone, in any company, and on repetition; slower."""
     threads: int | None = Field(default=None, ge=1)
     """CPU threads of each engine; PyTorch's choice for one engine, an equal share of the cores for several, unless set."""
     max_waiting_rows: int = Field(default=4096, ge=1)

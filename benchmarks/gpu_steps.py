@@ -1,10 +1,11 @@
 """Time of one iteration on a device, by batch size, by precision, and by how its kernels are launched.
 
-For each batch size: microseconds per iteration (one ``step`` of all rows), TFLOP/s, and their share of the measured peak, which
-is that of a square matrix product in the same precision. *eager* launches one kernel at a time; *compiled* is ``torch.compile``;
-*graph* replays a captured CUDA graph. float32 is without TF32; tf32 lets the matrix units round their inputs to 10 bits; bfloat16
-holds state and weights in 16 bits. Each result is compared with float64 on the CPU before it is timed. On a CPU, whose cores
-other programs share, the time is the CPU time divided by the number of threads.
+For each batch size: microseconds per iteration of all rows, TFLOP/s, and their share of the measured peak, which is that of a
+square matrix product in the same precision. All iterate as the engine does on a GPU: step, residual, and what masks the rows that
+have ended. *eager* launches one kernel at a time; *compiled* is ``torch.compile`` of the step; *graph* replays a captured CUDA
+graph of one iteration, *graph8* of eight. float32 is without TF32; tf32 lets the matrix units round their inputs to 10 bits;
+bfloat16 computes the step in 16 bits between float32 states. Each result is compared with float64 on the CPU before it is timed.
+On a CPU, whose cores other programs share, the time is the CPU time divided by the number of threads.
 
     python -m benchmarks.gpu_steps                                  # the cifar10 recipe's network, untrained
     python -m benchmarks.gpu_steps model_store/authors_mnist/1 --batches 1,32,1024
@@ -29,8 +30,12 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 import jfb
-from jfb import ImplicitNetwork
+from app.engine.graphs import CudaGraphs, eager
+from app.engine.masked import MaskedIterations, Masking
+from app.engine.slots import SlotTable
+from jfb import ImplicitNetwork, ResidualNorm
 from jfb.architectures import build
+from jfb.solvers import Memory, Picard
 from training.device import choose_device
 from training.recipe import load_recipe
 
@@ -73,45 +78,43 @@ class Cell:
 
 
 class Iteration:
-    """Iterates one batch in place: the network, the state and the injection keep their memory on the device."""
+    """Iterates one batch as the engine does on a GPU (``app/engine/masked.py``), without waiting for it."""
 
-    def __init__(self, network: ImplicitNetwork, state: Tensor, injection: Tensor) -> None:
-        self.network, self.state, self.injection = network, state.clone(), injection
+    def __init__(self, network: ImplicitNetwork, state: Tensor, injection: Tensor, mode: str, dtype: torch.dtype) -> None:
+        step = torch.compile(network.step, dynamic=False) if mode == "compiled" else network.step
+
+        def evaluate(_: Memory, point: Tensor, injection: Tensor) -> Tensor:
+            return step(point.to(dtype), injection.to(dtype)).to(point.dtype)
+
+        graphs = CudaGraphs(state.device) if mode in BLOCKS_OF_GRAPHS else None
+        self.times = BLOCKS_OF_GRAPHS.get(mode, 1)
         self.start = state
+        self.table = SlotTable(state, injection, {})
+        masking = Masking(blocks=(self.times,), capture=graphs or eager)
+        self.masked = MaskedIterations(self.table, Picard(), ResidualNorm.RELATIVE, evaluate, first_entries, masking=masking)
+        if graphs is not None and graphs.failure is not None:
+            raise RuntimeError(graphs.failure)
+        self.table.fill(len(state))
+        self.table.max_iterations[:] = 2**40  # the tolerance is 0, so no row ends
 
-    def eager(self) -> Callable[[], None]:
-        def iterate() -> None:
-            self.state.copy_(self.network.step(self.state, self.injection))
+    def __call__(self) -> None:
+        self.masked.start(self.times, judging=False)
 
-        return iterate
-
-    def compiled(self) -> Callable[[], None]:
-        step = torch.compile(self.network.step, dynamic=False)
-
-        def iterate() -> None:
-            self.state.copy_(step(self.state, self.injection))
-
-        return iterate
-
-    def graph(self) -> Callable[[], None]:
-        iterate = self.eager()
-        side = torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):  # libraries select kernels and allocate memory before the capture
-            for _ in range(3):
-                iterate()
-        torch.cuda.current_stream().wait_stream(side)
-        captured = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(captured):
-            iterate()
-        return captured.replay
+    def again(self) -> Tensor:
+        """Iterate from the start; return the states."""
+        self.table.point.copy_(self.start)
+        self()
+        return self.masked.next_state
 
 
-MODES: dict[str, Callable[[Iteration], Callable[[], None]]] = {
-    "eager": Iteration.eager,
-    "compiled": Iteration.compiled,
-    "graph": Iteration.graph,
-}
+def first_entries(states: Tensor) -> Tensor:
+    """In place of a readout, which is not measured."""
+    return states.flatten(1)[:, :1]
+
+
+BLOCKS_OF_GRAPHS = {"graph": 1, "graph8": 8}
+"""Iterations per graph."""
+MODES = ("eager", "compiled", *BLOCKS_OF_GRAPHS)
 
 
 @contextmanager
@@ -173,27 +176,27 @@ def measure(
     on_device = copy.deepcopy(network).to(device, torch.float32)
     if inputs.dim() == 4:
         on_device = on_device.to(memory_format=torch.channels_last)
-    there = on_device.inject(inputs.to(device, torch.float32)).to(chosen.dtype)
+    there = on_device.inject(inputs.to(device, torch.float32))
+    start = on_device.initial_state(there)
     on_device = on_device.to(chosen.dtype)
-    iteration = Iteration(on_device, on_device.initial_state(there), there)
     with FlopCounterMode(display=False) as counter:
-        on_device.step(iteration.state, there)
-    if mode == "graph" and device.type != "cuda":
+        on_device.step(start.to(chosen.dtype), there.to(chosen.dtype))
+    if mode in BLOCKS_OF_GRAPHS and device.type != "cuda":
         cell.note = "graphs need CUDA"
         return cell
     try:
         with tensor_float(chosen.tf32):
-            iterate = MODES[mode](iteration)
+            iterate = Iteration(on_device, start, there, mode, chosen.dtype)
+            for _ in range(iterate.times - 1):
+                expected = network.step(expected, injection)
             for _ in range(3):
                 iterate()
-            iteration.state.copy_(iteration.start)
-            iterate()
-            found = iteration.state[:few].cpu().double()
+            found = iterate.again()[:few].cpu().double()
             cell.error = float((found - expected).norm() / expected.norm())
             if not cell.error <= chosen.max_error:
                 cell.note = f"wrong: error must be at most {chosen.max_error:g}"
                 return cell
-            taken = seconds_per_call(iterate, device, seconds)
+            taken = seconds_per_call(iterate, device, seconds) / iterate.times
     except (RuntimeError, torch.cuda.OutOfMemoryError) as error:
         cell.note = str(error).splitlines()[0][:80]
         return cell

@@ -15,6 +15,9 @@ class LockstepScheduler(Scheduler):
     def _admit(self, now: float) -> None:
         if not self.active_rows:
             super()._admit(now)
+            for lane in self._batch.active_lanes:  # on a GPU, a row that has ended would be masked until the batch is looked at
+                lane.table.tolerance[:] = lane.table.tolerance.min()
+                lane.table.max_iterations[:] = lane.table.max_iterations.max()
 
     def _retire(self, now: float) -> int:
         if not self.active_rows:

@@ -43,7 +43,8 @@ def _default(name: str, field: FieldInfo) -> str:
     """The default as people write it; nothing where the description says what happens without a value."""
     if field.default in (None, ""):
         return ""
-    text = f"{field.default:.12g}" if isinstance(field.default, int | float) else str(field.default)
+    number = isinstance(field.default, int | float) and not isinstance(field.default, bool)
+    text = f"{field.default:.12g}" if number else str(field.default)
     return f" (default: {text}{f', {field.default >> 20} MiB' if name.endswith('_bytes') else ''})"
 
 
@@ -52,5 +53,5 @@ def _metavar(field: FieldInfo) -> str:
     if get_origin(field.annotation) is Literal:
         return f"{{{','.join(arguments)}}}"
     kind: object = arguments[0] if arguments else field.annotation
-    names: dict[object, str] = {int: "<int>", float: "<float>", Path: "<path>"}
+    names: dict[object, str] = {bool: "<bool>", int: "<int>", float: "<float>", Path: "<path>"}
     return names.get(kind, "<str>")

@@ -5,9 +5,7 @@ import os
 import sys
 from pathlib import Path
 
-import torch
-
-from app.engine.device import choose_device
+from app.engine.device import choose_device, set_up_torch
 from app.engine.loading import Loader
 from app.engine.process import EngineProcess
 from app.engine.served_models import ServedModels
@@ -22,9 +20,7 @@ def main(socket: Path) -> None:
     lifeline.on_parent_exit(lambda: os._exit(0))  # whatever the main thread does
     config = EngineConfig.model_validate_json(lifeline.config)
     configure_logging(config.log_level, config.log_format)
-    if config.threads is not None:
-        torch.set_num_threads(config.threads)
-    torch.backends.cudnn.allow_tf32 = False  # PyTorch's default rounds convolutions to ten bits, and calls that float32
+    set_up_torch(config)
     loader = Loader(config, choose_device(config.device))
     models = ServedModels(loader, socket.with_name("unloaded.json"), socket.with_suffix(".loading.json"))
     with lifeline.beating():  # many models may take longer than a process may be silent

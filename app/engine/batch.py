@@ -14,6 +14,7 @@ from torch import Tensor
 from app.engine.backends.backend import Backend
 from app.engine.isolation import Fail, one_by_one
 from app.engine.lane import TRIES, Lane
+from app.engine.masked import Masking
 from jfb import LabelStop, ResidualNorm
 from jfb.onnx.file import OnnxFileError
 from jfb.onnx.one_row import Lived, OneRow
@@ -86,6 +87,10 @@ class RunningBatch:
     def active_lanes(self) -> list[Lane]:
         return [lane for lane in self.lanes if lane.table.active]
 
+    @property
+    def wasted_iterations(self) -> int:
+        return sum(lane.wasted_iterations for lane in self.lanes)
+
     def offers_label_stop(self, solver: str | None) -> bool:
         """Whether rows of a solver may end by their label."""
         return self._full_precision[solver or self._default].label_stop is not None
@@ -155,9 +160,16 @@ class RunningBatch:
         memory = lane.start(point) | rest
         lane.table.admit(point=point, injection=injection, memory=memory, iterations=[lived.iterations], **host)
 
-    def measure(self, clock: Callable[[], float]) -> None:
-        """Find out what computes iterations and rows that are alone fastest, and how many iterations fit between two looks."""
+    def measure(self, clock: Callable[[], float], masking: Masking | None = None) -> None:
+        """Find out what computes iterations and rows that are alone fastest, and how many iterations fit between two looks.
+
+        With ``masking``, all lanes iterate that way.
+        """
         with torch.inference_mode():
+            if masking is not None:
+                for lane in self.lanes:
+                    lane.measure(clock, masking)
+                return
             for name, lane in self._full_precision.items():
                 lane.measure(clock)
                 self._measure_one_row(name, lane, clock)
@@ -207,6 +219,6 @@ class RunningBatch:
             once: whether to iterate once only.
 
         Returns:
-            For each lane with rows, how many there are, and how often they were iterated.
+            For each lane with rows, how many were computed, and how often.
         """
-        return [(lane.table.active, lane.advance(fail, once=once)) for lane in self.active_lanes]
+        return [lane.advance(fail, once=once) for lane in self.active_lanes]

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 
 import numpy as np
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from app.engine.backends.backend import Backend
 from app.engine.isolation import Fail, one_by_one
+from app.engine.masked import Evaluate, MaskedIterations, Masking, Readout
 from app.engine.slots import SlotTable
 from jfb import LabelStop, ResidualNorm, residual
 from jfb.label_stop import Stability
@@ -48,8 +50,9 @@ class Lane:
             that has come near to its tolerance, its cap or its deadline goes on, so every result is of the full precision.
 
     Attributes:
-        next_state: ``step`` of the points before the last iteration, ``[active, *state_shape]``.
+        next_state: ``step`` of the points before the last iteration, ``[active, *state_shape]``, or of all slots.
         iteration_seconds: measured: of an iteration of 1, 2, 4, ... rows; while it is empty, rows are looked at after each.
+        wasted_iterations: those of slots without a row, and of rows that had ended.
     """
 
     def __init__(
@@ -66,6 +69,7 @@ class Lane:
         self.solver = solver
         self.label_stop = label_stop
         self.iteration_seconds: Sequence[float] = ()
+        self.wasted_iterations = 0
         self._label_memory = list(label_stop.start(point)) if label_stop is not None else []
         memory = self.start(point)
         self.table = SlotTable(point, injection, memory)
@@ -79,18 +83,38 @@ class Lane:
         self._residual: Tensor | NDArray[np.floating] = self._size
         self._logits = backend.readout(self.next_state).clone() if full_precision is None else self.next_state
         self._judged: _Judged | None = None
+        self._all_go_on = True
+        self._logits_on_host: Tensor | None = None  # of all rows, if the last block of masked iterations read them out
         self._fused: FusedIteration | None = None
+        self._masked: MaskedIterations | None = None
+        self._started: tuple[int, int, bool] | None = None  # slots, iterations, and whether they are judged; not waited for yet
 
     def start(self, point: Tensor) -> Memory:
         """What rows that start at these points remember."""
         return self.solver.start(point) | (self.label_stop.start(point) if self.label_stop is not None else {})
 
-    def measure(self, clock: Callable[[], float]) -> None:
+    def measure(self, clock: Callable[[], float], masking: Masking | None = None) -> None:
         """Find out how long an iteration takes, and whether one call for all of it beats calls for its parts.
 
-        Only while there are no rows.
+        With ``masking``, iterations are masked, whether or not that is faster. Only while there are no rows.
         """
+        if masking is not None:
+            backend = (self.full_precision or self)._backend
+            self._masked = MaskedIterations(
+                self.table,
+                self.solver,
+                self._residual_norm,
+                partial(self._backend.evaluate, self.solver),
+                backend.readout,
+                label_stop=self.label_stop,
+                low_precision=self.full_precision is not None,
+                masking=masking,
+            )
+            self.next_state = self._masked.next_state
         self.iteration_seconds = self._measured(clock)
+        self.wasted_iterations = 0
+        if masking is not None:
+            return
         as_parts = self.table
         point, injection = (as_parts.tensors[name].contiguous() for name in ("point", "injection"))
         self.table = SlotTable(point, injection, self.start(point))
@@ -112,6 +136,7 @@ class Lane:
             times = [clock()]
             for _ in range(TRIES):
                 self._iterate(False, lambda *_: None)
+                self.wait_for_residual()
                 times.append(clock())
             found.append(min(end - begin for begin, end in pairwise(times)))
         self.table.fill(0)
@@ -122,26 +147,89 @@ class Lane:
         """How many iterations of that many rows fit between two looks, at least 1; measured."""
         return max(1, int(MAX_SECONDS_BETWEEN_LOOKS / self.iteration_seconds[(rows - 1).bit_length()]))
 
-    def advance(self, fail: Fail, *, once: bool = False) -> int:
-        """Iterate all rows until one of them has ended, or until it is time to look at what has arrived; return how often.
+    def advance(self, fail: Fail, *, once: bool = False) -> tuple[int, int]:
+        """Iterate all rows until one of them has ended, or until it is time to look at what has arrived.
 
         Args:
             once: whether to iterate once only.
+
+        Returns:
+            How many slots were computed, and how often.
         """
-        table, most = self.table, 1
+        table, most, slots = self.table, 1, self.table.active
         if self.iteration_seconds and not once:
-            most = min(self.iterations_between_looks(table.active), int((table.max_iterations - table.iterations).min()))
+            left = table.max_iterations - table.iterations
+            most = min(self.iterations_between_looks(table.active), int(left.min() if self._masked is None else left.max()))
         judging = self.label_stop is not None and bool(table.by_label.any())
+        if self._masked is not None:
+            slots = self._masked.bucket(table.active)
+            if table.point.is_cuda:  # to look before the block has ended would be to wait for it
+                most = self._masked.block(most)
         done = 0
         while not done or (done < most and not self._some_ended()):
-            self._iterate(judging, fail)
-            done += 1
+            done += self._iterate(judging, fail, most - done)
         self._settle()
-        table.iterations += done
-        return done
+        if self._masked is None:
+            table.iterations += done
+        return slots, done
 
-    def _iterate(self, judging: bool, fail: Fail) -> None:
-        """Iterate once, and judge the rows that end by their label, if there are any."""
+    def _iterate(self, judging: bool, fail: Fail, most: int = 1) -> int:
+        """Iterate, and judge the rows that end by their label, if there are any; return how often, once unless it is masked."""
+        if self._masked is not None:
+            return self._iterate_masked(self._masked, judging, fail, most)
+        self._iterate_once(judging, fail)
+        return 1
+
+    def _iterate_masked(self, masked: MaskedIterations, judging: bool, fail: Fail, most: int) -> int:
+        times, active = masked.block(most), self.table.active
+        try:
+            masked.start(times, judging)
+        except torch.AcceleratorError:
+            raise
+        except Exception as error:
+            if not (times := masked.completed):
+                log.warning("masked iteration failed, computing its requests one by one", error=repr(error), rows=active)
+                times = 1
+                masked.start_once(*self._isolated(fail), judging)
+                for tensor in self.table.tensors.values():
+                    tensor[active:] = tensor[:1]  # what raised may be in a free slot, and is computed no more
+        self._started = masked.bucket(active), times, judging
+        return times
+
+    def _isolated(self, fail: Fail) -> tuple[Evaluate, Readout]:
+        """Maps of all slots that fail the requests whose rows raise."""
+        active = self.table.active
+
+        def evaluate(memory: Memory, point: Tensor, injection: Tensor) -> Tensor:
+            found = point.clone()
+            found[:active] = self._evaluate(fail)
+            return found
+
+        def readout(states: Tensor) -> Tensor:
+            found = self._logits[: len(states)].clone()
+            found[:active] = self._readout(np.arange(active), states[:active], fail)
+            return found
+
+        return evaluate, readout
+
+    def _collect(self) -> None:
+        """Take what a block of masked iterations came to."""
+        if self._masked is None or self._started is None:
+            return
+        (slots, times, judging), self._started = self._started, None
+        table = self.table
+        counts, moved, size, margin, bound, running = self._masked.wait()[:, : table.active]
+        self._all_go_on = bool(running.all())
+        table.iterations += counts.astype(np.int64)
+        self.wasted_iterations += slots * times - int(counts.sum())
+        self._residual, self._size = moved.astype(table.tolerance.dtype), torch.from_numpy(size.astype(table.tolerance.dtype))
+        self._logits_on_host, self._judged = self._masked.logits(judging), None
+        if judging and self._logits_on_host is not None:
+            rows = np.flatnonzero(table.by_label)
+            stability = Stability(torch.from_numpy(margin[rows]), torch.from_numpy(bound[rows]))
+            self._judged = _Judged(rows, self._logits_on_host[rows], stability)
+
+    def _iterate_once(self, judging: bool, fail: Fail) -> None:
         if self._fused is None:
             self._iterate_in_parts(judging, fail)
             return
@@ -213,6 +301,7 @@ class Lane:
 
     def wait_for_residual(self) -> NDArray[np.floating]:
         """The residuals of the last iteration, ``[active]``: the host waits for the device here, and nowhere else in a tick."""
+        self._collect()
         found = self._residual if isinstance(self._residual, np.ndarray) else self._residual.cpu().numpy()
         if self._judged is not None:
             self.table.margin[self._judged.rows] = self._judged.stability.margin.cpu().numpy()
@@ -220,8 +309,10 @@ class Lane:
         return found
 
     def _some_ended(self) -> bool:
-        """Whether a row is done, except by its cap or deadline."""
+        """Whether a row is done, except by its deadline, or its cap unless it is masked."""
         found = self.wait_for_residual()
+        if self._masked is not None:
+            return not self._all_go_on
         if len(found) == 1:  # for which NumPy would take ten times as long
             if not self.table.tolerance.item() < found.item() < math.inf:
                 return True
@@ -246,7 +337,9 @@ class Lane:
 
     def read_out(self, rows: NDArray[np.intp], fail: Fail) -> NDArray[np.floating]:
         """The logits of m rows, ``[m, classes]``, on the host; what was judged is not read out again."""
-        if self._judged is not None and self.table.by_label[rows].all():
+        if self._logits_on_host is not None:
+            logits = self._logits_on_host[torch.from_numpy(rows)]
+        elif self._judged is not None and self.table.by_label[rows].all():
             logits = self._judged.logits[torch.from_numpy(np.searchsorted(self._judged.rows, rows))]
         else:
             logits = self._readout(rows, self.states(rows), fail)

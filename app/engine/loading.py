@@ -15,18 +15,23 @@ import structlog
 import torch
 from torch import Tensor
 
-from app.engine.backends import candidates, choose, low_precision
+from app.engine.backends import Backend, FixedBatch, candidates, choose, low_precision
 from app.engine.batch import RunningBatch
+from app.engine.graphs import Capture, CudaGraphs, eager, why_not_captured
+from app.engine.masked import BLOCKS, Masking
+from app.engine.memory import measured_slots
+from app.engine.running_request import RunningRequest
 from app.engine.scheduler import Scheduler
 from app.engine.warm_starts import WarmStarts
 from app.engine_client import messages
 from app.engine_client.messages import ServedVersion
-from app.settings import EngineConfig
+from app.settings import BackendName, EngineConfig
 from jfb import Checkpoint, LabelStop, checkpoint, store
 from jfb.config import Serving
 from jfb.label_stop import Kind, label_tolerance
 
 MAX_SLOTS = defaultdict(lambda: 1024, cpu=64)  # by the type of the device
+DETERMINISTIC_SLOTS = defaultdict(lambda: 256, cpu=16)  # not measured, as rounding depends on them
 MAX_PROBE_NUMBERS = 2**28  # of the inputs, or of the states, that a model is tried with
 Value = TypeVar("Value")
 
@@ -58,7 +63,7 @@ class Loader:
     def _load(self, model: str, version: int, fingerprint: str) -> LoadedVersion:
         folder = self.config.model_store / model / str(version)
         found = checkpoint.load(folder, self.device)
-        batch = make_batch(found, folder, self.device, self.config)
+        batch = make_batch(found, folder, self.device, self.config, self._capture(folder))
         warm_starts = WarmStarts(self.config.session_bytes, self.config.session_seconds)
         label_stop = _described(batch, found.config.serving)
         config = found.config.model_dump_json()
@@ -66,33 +71,79 @@ class Loader:
         served = ServedVersion(model, version, config, fingerprint, published, tuple(batch.solvers), label_stop)
         return LoadedVersion(Scheduler(batch, max_waiting_rows=self.config.max_waiting_rows, warm_starts=warm_starts), served)
 
+    def _capture(self, folder: Path) -> Capture | None:
+        """What captures a version's iterations on a GPU: nothing if that failed in a process of its own."""
+        if self.device.type == "cuda" and (reason := why_not_captured(folder, self.device, self.config)):
+            log.warning("CUDA graphs not used", folder=str(folder), reason=reason)
+            return eager
+        return None
 
-def make_batch(found: Checkpoint, folder: Path, device: torch.device, config: EngineConfig) -> RunningBatch:
+
+def make_batch(
+    found: Checkpoint, folder: Path, device: torch.device, config: EngineConfig, capture: Capture | None = None
+) -> RunningBatch:
     """Choose what computes the version that was found in a folder, and make room for its rows.
 
-    If ``config.slots`` is None, they are as many as a measurement finds worthwhile, at most ``MAX_SLOTS``.
+    If ``config.slots`` is None, they are as many as a measurement finds worthwhile, at most ``MAX_SLOTS`` and on a GPU what
+    fits into its memory. There, blocks of iterations are captured, as CUDA graphs unless ``capture`` is given. Raises
+    ``ValueError`` if rows shall be deterministic and are not.
     """
-    max_slots = config.slots or min(MAX_SLOTS[device.type], _max_rows(found, device))
-    backends, low = candidates(found, folder, device, config.backend), low_precision(found, device)
-    only = None if config.backend == "auto" else config.backend
-    choice = choose(backends, _probe(found, max_slots), only=only, low_precision=low, precision=config.precision)
-    slots = config.slots or min(choice.best_slots, max_slots)
+    fixed = config.deterministic
+    norm, stop = found.config.serving.residual_norm, LabelStop.of(found.network, found.config.serving)
+    wanted: BackendName = "torch" if fixed and config.backend == "auto" else config.backend
+    backends, low = candidates(found, folder, device, wanted), None if fixed else low_precision(found, device)
+
+    def make(backend: Backend, slots: int, low: Backend | None) -> RunningBatch:
+        return RunningBatch(
+            backend,
+            found.solvers,
+            norm,
+            found.config.input.shape,
+            slots=slots,
+            low_precision=low,
+            label_stop=stop,
+            has_learned_start=found.config.learned_start is not None,
+        )
+
+    max_slots = config.slots or min((DETERMINISTIC_SLOTS if fixed else MAX_SLOTS)[device.type], _max_rows(found, device))
+    if device.type == "cuda" and config.slots is None and not fixed:
+        reference = next(iter(backends.values()))
+        max_slots = min(max_slots, measured_slots(lambda slots: make(reference, slots, low), device))
+    only = None if wanted == "auto" else wanted
+    probe = make_probe(found, max_slots)
+    choice = choose(backends, probe, only=only, low_precision=low, precision=config.precision)
+    slots = config.slots or (max_slots if fixed else min(choice.best_slots, max_slots))
     microseconds = [round(1e6 * seconds / 2**k, 1) for k, seconds in enumerate(choice.step_seconds)]
     used = sorted({name for names in choice.table.values() for name in names})
     log.info("backends chosen", folder=str(folder), backends=used, low_precision=choice.low_precision is not None, slots=slots)
     log.debug("backends measured", **choice.table, microseconds_per_row=microseconds, refused=choice.refused)
-    norm, stop = found.config.serving.residual_norm, LabelStop.of(found.network, found.config.serving)
-    network = choice.backend, found.solvers, norm, found.config.input.shape
-    batch = RunningBatch(
-        *network,
-        slots=slots,
-        low_precision=choice.low_precision,
-        label_stop=stop,
-        has_learned_start=found.config.learned_start is not None,
-    )
-    if device.type == "cpu":  # elsewhere the host works while the device iterates
-        batch.measure(time.perf_counter)
+    batch = make(FixedBatch(choice.backend, slots) if fixed else choice.backend, slots, choice.low_precision)
+    masking = Masking() if fixed else None
+    if device.type == "cuda":
+        buckets = () if fixed else tuple(2**k for k in range(slots.bit_length()))
+        masking = Masking(buckets, BLOCKS, capture or CudaGraphs(device), reads_out=True)
+    if device.type == "cpu" or masking is not None:
+        batch.measure(time.perf_counter, masking)
+    if fixed:
+        _check_slots(batch, probe[:1])
     return batch
+
+
+def _check_slots(batch: RunningBatch, probe: Tensor) -> None:
+    """Check that a row, ``probe``, computes the same to the last bit in every slot."""
+    scheduler = Scheduler(batch, max_waiting_rows=batch.slots)
+    for number, solver in enumerate(batch.solvers):
+        rows = batch.slots
+        inputs = probe.repeat(rows, *(1,) * (probe.dim() - 1)).numpy().tobytes()
+        asked = messages.Request("", 0, inputs, [1e-30] * rows, [3] * rows, [None] * rows, solver=solver)
+        request = RunningRequest(number, asked, batch.input_shape)
+        scheduler.submit(request)
+        while scheduler.busy:
+            scheduler.tick(0.0)
+        if len({(*logits, residual) for logits, residual in zip(request.logits.tolist(), request.residual, strict=True)}) > 1:
+            raise ValueError(f"deterministic: {solver} rounds a row differently in different slots (--slots {rows})")
+    for lane in batch.lanes:
+        lane.wasted_iterations = 0
 
 
 def _described(batch: RunningBatch, serving: Serving) -> messages.LabelStop | None:
@@ -111,12 +162,12 @@ def _described(batch: RunningBatch, serving: Serving) -> messages.LabelStop | No
 @torch.inference_mode()
 def _max_rows(found: Checkpoint, device: torch.device) -> int:
     """How many rows may be tried together, as a power of two: models whose rows are large must not take all memory."""
-    inputs = _probe(found, 1).to(device)
+    inputs = make_probe(found, 1).to(device)
     numbers = max(inputs.numel(), found.network.first_state(found.network.inject(inputs)).numel())
     return 1 << (max(1, MAX_PROBE_NUMBERS // numbers).bit_length() - 1)
 
 
-def _probe(found: Checkpoint, rows: int) -> Tensor:
+def make_probe(found: Checkpoint, rows: int) -> Tensor:
     """Inputs that may not mean anything, but are in the range of the model's."""
     spec = found.config.input
     uniform = torch.rand(rows, *spec.shape, generator=torch.Generator().manual_seed(0))

@@ -35,7 +35,7 @@ class Scheduler:
         clock: what the requests' ``timings`` are read from.
 
     Attributes:
-        ticks, step_evaluations, iterations, rows_ended, batch_sizes: as in ``messages.Counters``.
+        ticks, step_evaluations, iterations, wasted_iterations, rows_ended, batch_sizes: as in ``messages.Counters``.
     """
 
     def __init__(
@@ -65,6 +65,10 @@ class Scheduler:
     @property
     def active_rows(self) -> int:
         return self._batch.active
+
+    @property
+    def wasted_iterations(self) -> int:
+        return self._batch.wasted_iterations
 
     @property
     def waiting_rows(self) -> int:

@@ -207,6 +207,7 @@ class Counters(Struct, frozen=True):
     ticks: int
     step_evaluations: int  # rows summed over the ticks: the work that was done
     iterations: int  # iterations summed over the rows that ended, cancelled ones included: the work that was requested
+    wasted_iterations: int  # of free slots, and of rows that had ended and were computed with the others
     rows_ended: int
     batch_sizes: list[int]  # ticks with at most 1, 2, 4, 8, ... rows, and more than half as many
     active_rows: int

@@ -20,6 +20,7 @@ COUNTERS = {
     "ticks": "Iterations of the running batch.",
     "step_evaluations": "Rows summed over the ticks: the work that was done.",
     "iterations": "Iterations summed over the rows that ended: the work that was requested.",
+    "wasted_iterations": "Iterations of free slots, and of rows that had ended: the work that was done in vain.",
     "rows_ended": "Rows that ended.",
 }
 GAUGES = {

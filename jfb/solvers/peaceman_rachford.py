@@ -39,9 +39,10 @@ class PeacemanRachford(Solver):
         self.check(type(network))
         assert isinstance(network, MonotoneNetwork)
         dual, started = memory["dual"], memory["started"]
-        new = (~started).nonzero().squeeze(1)
-        if len(new):  # not in start(), which does not know the injection
-            dual[new] = network.forward_step(state[new], injection[new], self.alpha)
+        if not bool(started.all()):  # not in start(), which does not know the injection
+            # Of all rows, because rounding may depend on how many there are.
+            first = network.forward_step(state, injection, self.alpha)
+            torch.where(started.view(-1, *(1,) * (dual.dim() - 1)), dual, first, out=dual)
             started.fill_(True)
         reflected = 2 * state - dual
         dual.copy_(2 * network.resolvent(reflected + self.alpha * injection, self.alpha) - reflected)

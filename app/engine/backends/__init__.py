@@ -3,5 +3,6 @@
 from app.engine.backends.backend import Backend, BFloat16Backend, TorchBackend
 from app.engine.backends.candidates import candidates, low_precision
 from app.engine.backends.choice import Choice, choose
+from app.engine.backends.fixed_batch import FixedBatch
 
-__all__ = ["BFloat16Backend", "Backend", "Choice", "TorchBackend", "candidates", "choose", "low_precision"]
+__all__ = ["BFloat16Backend", "Backend", "Choice", "FixedBatch", "TorchBackend", "candidates", "choose", "low_precision"]

@@ -1,7 +1,8 @@
 """A network whose every iteration is known in closed form, and which raises for chosen rows."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from itertools import count
 
 import numpy as np
 import torch
@@ -85,6 +86,12 @@ def make_request(
     inputs = np.tile(np.array([[ratio, raises]], dtype=np.float32), (rows, 1))
     tolerance = [0.5 ** (k - 1) for k in iterations]
     return running_request(id, inputs, tolerance, [cap] * rows, [deadline] * rows, session=session, streamed=streamed, stop=stop)
+
+
+def every(seconds: float) -> Callable[[], float]:
+    """A clock by which everything takes that long."""
+    times: Iterator[float] = count(0.0, seconds)
+    return lambda: next(times)
 
 
 def state_after(iterations: int) -> float:

@@ -1,7 +1,4 @@
-"""Rows that are advanced several iterations at a time: each is answered as by ``jfb.predict``, and none is iterated in vain."""
-
-from collections.abc import Callable, Iterator
-from itertools import count
+"""Rows that are advanced several iterations at a time: each is answered as by ``jfb.predict``, and what is in vain is counted."""
 
 import numpy as np
 import pytest
@@ -12,11 +9,12 @@ from hypothesis import strategies as st
 from app.engine.backends import TorchBackend
 from app.engine.batch import RunningBatch
 from app.engine.lane import MAX_SECONDS_BETWEEN_LOOKS
+from app.engine.masked import Masking
 from app.engine.running_request import RunningRequest
 from app.engine.scheduler import Scheduler
 from jfb import ResidualNorm, predict
 from jfb.solvers import Anderson, Mixing, Picard, Solver
-from tests.app.engine.geometric import make_request, make_scheduler, tick_until_idle
+from tests.app.engine.geometric import every, make_request, make_scheduler, tick_until_idle
 from tests.app.engine.requests import running_request
 from tests.jfb.networks import small_mlp
 
@@ -29,16 +27,13 @@ SOLVERS: dict[str, Solver] = {
 INPUTS = np.random.default_rng(0).uniform(-2, 2, (40, 5)).astype(np.float32)
 
 
-def every(seconds: float) -> Callable[[], float]:
-    """A clock by which everything takes that long."""
-    times: Iterator[float] = count(0.0, seconds)
-    return lambda: next(times)
-
-
-def advancing(scheduler: Scheduler, iterations: int) -> Scheduler:
+def advancing(scheduler: Scheduler, iterations: int, masking: Masking | None = None) -> Scheduler:
     """Let a scheduler look at its rows only after that many iterations."""
-    scheduler._batch.measure(every(0.999 * MAX_SECONDS_BETWEEN_LOOKS / iterations))
+    scheduler._batch.measure(every(0.999 * MAX_SECONDS_BETWEEN_LOOKS / iterations), masking)
     return scheduler
+
+
+MASKINGS = [None, Masking(), Masking((1, 2), (1, 4, 8)), Masking(blocks=(1, 3), reads_out=True)]
 
 
 A_ROW = st.tuples(
@@ -51,13 +46,13 @@ A_ROW = st.tuples(
 )
 
 
-@settings(max_examples=40, deadline=None)
-@given(st.lists(A_ROW, min_size=1, max_size=20), st.integers(1, 9))
+@settings(max_examples=60, deadline=None)
+@given(st.lists(A_ROW, min_size=1, max_size=20), st.integers(1, 9), st.sampled_from(MASKINGS))
 def test_every_row_gets_what_predict_gives_it_however_many_iterations_are_between_two_looks(
-    rows: list[tuple[int, float, int, str, int, bool]], iterations: int
+    rows: list[tuple[int, float, int, str, int, bool]], iterations: int, masking: Masking | None
 ) -> None:
     batch = RunningBatch(TorchBackend(NETWORK, dtype=torch.float64), SOLVERS, ResidualNorm.RELATIVE, (5,), slots=4)
-    scheduler = advancing(Scheduler(batch, max_waiting_rows=len(rows)), iterations)
+    scheduler = advancing(Scheduler(batch, max_waiting_rows=len(rows)), iterations, masking)
     finished: dict[int, RunningRequest] = {}
     cancelled = set()
     for id, (index, tolerance, cap, solver, ticks, cancels) in enumerate(rows):
@@ -76,7 +71,8 @@ def test_every_row_gets_what_predict_gives_it_however_many_iterations_are_betwee
         assert request.status == expected.solution.status
         assert request.residual == pytest.approx(expected.solution.residual.tolist(), rel=1e-6)
         assert request.logits == pytest.approx(expected.logits.numpy(), abs=1e-9)
-    assert scheduler.step_evaluations == scheduler.iterations
+    assert scheduler.step_evaluations == scheduler.iterations + scheduler.wasted_iterations
+    assert masking is not None or scheduler.wasted_iterations == 0
 
 
 def test_the_engine_looks_when_a_row_ends_and_after_as_many_iterations_as_fit() -> None:

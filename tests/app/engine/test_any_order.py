@@ -4,9 +4,11 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
 
+from app.engine.lane import MAX_SECONDS_BETWEEN_LOOKS
+from app.engine.masked import Masking
 from app.engine_client.errors import QueueFull
 from jfb import Status
-from tests.app.engine.geometric import INJECT, NOWHERE, READOUT, STEP, make_request, make_scheduler, state_after
+from tests.app.engine.geometric import INJECT, NOWHERE, READOUT, STEP, every, make_request, make_scheduler, state_after
 
 SLOTS, MAX_WAITING_ROWS, CAP = 3, 12, 8
 
@@ -85,8 +87,18 @@ class AnyOrder(RuleBasedStateMachine):
             self.tick()
         assert not self.outstanding
         assert self.scheduler.waiting_rows == self.scheduler.active_rows == 0
-        assert self.scheduler.step_evaluations == self.scheduler.iterations
+        assert self.scheduler.step_evaluations == self.scheduler.iterations + self.scheduler.wasted_iterations
+
+
+class AnyOrderMasked(AnyOrder):
+    """The same, up to four iterations at a time, in which rows that have ended are masked."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scheduler._batch.measure(every(MAX_SECONDS_BETWEEN_LOOKS / 5.5), Masking((1, 2), (1, 4)))
 
 
 TestAnyOrder = AnyOrder.TestCase
 TestAnyOrder.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+TestAnyOrderMasked = AnyOrderMasked.TestCase
+TestAnyOrderMasked.settings = settings(max_examples=40, stateful_step_count=40, deadline=None)

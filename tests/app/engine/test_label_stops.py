@@ -9,6 +9,8 @@ from torch import Tensor
 
 from app.engine.backends import TorchBackend
 from app.engine.batch import RunningBatch
+from app.engine.lane import MAX_SECONDS_BETWEEN_LOOKS
+from app.engine.masked import Masking
 from app.engine.running_request import RunningRequest
 from app.engine.scheduler import Scheduler
 from app.engine_client.messages import Stop
@@ -16,7 +18,7 @@ from jfb import ImplicitNetwork, LabelStop, ResidualNorm, Status, predict, solve
 from jfb.architectures import ImplicitMLP, ImplicitResNet
 from jfb.label_stop import Kind
 from jfb.solvers import SOLVERS, PeacemanRachford, Picard
-from tests.app.engine.geometric import READOUT, Geometric, make_request, make_scheduler, tick_until_idle
+from tests.app.engine.geometric import READOUT, Geometric, every, make_request, make_scheduler, tick_until_idle
 from tests.app.engine.requests import running_request
 from tests.jfb.networks import small_mlp, small_monotone_mlp, small_resnet
 
@@ -33,8 +35,9 @@ def even(network: ImplicitMLP | ImplicitResNet, inputs: np.ndarray) -> None:
 @pytest.mark.parametrize("kind", list(Kind))
 @pytest.mark.parametrize("solver", ["picard", "anderson"])
 @pytest.mark.parametrize(("make", "shape"), [(small_resnet, (1, 6, 6)), (small_mlp, (5,))], ids=["resnet", "mlp"])
+@pytest.mark.parametrize("masking", [None, Masking((1, 2), (1, 4)), Masking(reads_out=True)])
 def test_every_row_gets_what_predict_gives_it_with_any_company_and_any_stop(
-    make: type, shape: tuple[int, ...], solver: str, kind: Kind
+    masking: Masking | None, make: type, shape: tuple[int, ...], solver: str, kind: Kind
 ) -> None:
     network = make()
     rng = np.random.default_rng(0)
@@ -51,6 +54,8 @@ def test_every_row_gets_what_predict_gives_it_with_any_company_and_any_stop(
     batch = RunningBatch(
         TorchBackend(network, dtype=torch.float64), solvers, ResidualNorm.RELATIVE, shape, slots=7, label_stop=label_stop
     )
+    if masking is not None:
+        batch.measure(every(MAX_SECONDS_BETWEEN_LOOKS / 5.5), masking)
     scheduler = Scheduler(batch, max_waiting_rows=rows)
     finished: dict[int, RunningRequest] = {}
     for id in range(rows):

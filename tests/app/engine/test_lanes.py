@@ -10,10 +10,12 @@ from torch import Tensor
 
 from app.engine.backends import BFloat16Backend, TorchBackend
 from app.engine.batch import RunningBatch
+from app.engine.lane import MAX_SECONDS_BETWEEN_LOOKS
+from app.engine.masked import Masking
 from app.engine.scheduler import Scheduler
 from jfb import ImplicitNetwork, ResidualNorm, Status, predict
 from jfb.solvers import SOLVERS, Anderson, Picard
-from tests.app.engine.geometric import tick_until_idle
+from tests.app.engine.geometric import every, tick_until_idle
 from tests.app.engine.requests import running_request
 from tests.jfb.networks import small_resnet
 
@@ -52,10 +54,15 @@ def make_batch(slots: int, *, mixed: bool = False) -> RunningBatch:
 
 
 @pytest.mark.parametrize("mixed", [False, True], ids=["float32", "mixed"])
-@pytest.mark.parametrize("slots", [7, 3])
-def test_every_row_gets_what_predict_gives_it_with_its_solver_in_any_company(slots: int, mixed: bool) -> None:
+@pytest.mark.parametrize(("slots", "masking"), [(7, None), (3, None), (7, Masking((1, 2, 4), (1, 4))), (3, Masking())])
+def test_every_row_gets_what_predict_gives_it_with_its_solver_in_any_company(
+    slots: int, masking: Masking | None, mixed: bool
+) -> None:
     inputs = np.random.default_rng(0).uniform(0, 1, (60, *SHAPE)).astype(np.float32)
-    scheduler = Scheduler(make_batch(slots, mixed=mixed), max_waiting_rows=60)
+    batch = make_batch(slots, mixed=mixed)
+    if masking is not None:
+        batch.measure(every(MAX_SECONDS_BETWEEN_LOOKS / 5.5), masking)
+    scheduler = Scheduler(batch, max_waiting_rows=60)
     submitted = list(
         zip(
             range(60),
@@ -81,7 +88,9 @@ def test_every_row_gets_what_predict_gives_it_with_its_solver_in_any_company(slo
         assert requests[id].status == expected.solution.status
         assert requests[id].residual == pytest.approx(expected.solution.residual.tolist(), rel=1e-3)
         assert requests[id].logits == pytest.approx(expected.logits.numpy(), abs=1e-5)
-    assert scheduler.step_evaluations == scheduler.iterations == sum(request.iterations[0] for request in requests.values())
+    assert scheduler.iterations == sum(request.iterations[0] for request in requests.values())
+    assert scheduler.step_evaluations == scheduler.iterations + scheduler.wasted_iterations
+    assert (scheduler.wasted_iterations == 0) == (masking is None)
     assert scheduler.active_rows == scheduler.waiting_rows == 0
 
 

@@ -58,9 +58,11 @@ class Running:
 
 
 @asynccontextmanager
-async def running(store: Path, folder: Path, *, number: int = 1, hang_seconds: float = 10.0) -> AsyncIterator[Running]:
+async def running(
+    store: Path, folder: Path, *, number: int = 1, hang_seconds: float = 10.0, **settings: object
+) -> AsyncIterator[Running]:
     """That many engines, all ready."""
-    config = EngineConfig.model_validate(CONFIG | {"model_store": store}).model_dump_json()
+    config = EngineConfig.model_validate(CONFIG | {"model_store": store} | settings).model_dump_json()
     sockets = [folder / f"{k}.sock" for k in range(number)]
     files = [folder / f"{k}.json" for k in range(number)]
     processes = [

@@ -1,0 +1,160 @@
+"""Masked iterations as a GPU captures them: without a look from the host, once for each bucket and block."""
+
+from collections import Counter
+from collections.abc import Callable
+from copy import deepcopy
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from app.engine.backends import TorchBackend
+from app.engine.batch import RunningBatch
+from app.engine.capture_trial import difference
+from app.engine.graphs import Capture, CudaGraphs, Run, eager, why_not_captured
+from app.engine.lane import MAX_SECONDS_BETWEEN_LOOKS
+from app.engine.loading import make_batch
+from app.engine.masked import MaskedIterations, Masking
+from app.engine.scheduler import Scheduler
+from app.engine.slots import SlotTable
+from app.settings import EngineConfig
+from jfb import ImplicitNetwork, LabelStop, ResidualNorm, checkpoint, predict
+from jfb.label_stop import Kind
+from jfb.mixed_precision import low_precision_step
+from jfb.solvers import Anderson, Mixing, Picard, Solver
+from tests.app.engine.geometric import Geometric, every, make_request, tick_until_idle
+from tests.app.engine.requests import pictures, running_request
+from tests.jfb.networks import small_mlp, small_resnet
+
+SLOTS = 4
+
+
+def mixing(channels: int) -> Mixing:
+    found = Mixing(torch.eye(channels), torch.full((channels,), 0.3), 0.8)
+    for name in ("matrix", "momentum", "_one_and_momentum"):
+        setattr(found, name, getattr(found, name).to("meta"))
+    return found
+
+
+@pytest.mark.parametrize("low_precision", [False, True], ids=["full", "low"])
+@pytest.mark.parametrize(
+    ("solver", "norm"),
+    [*((Picard, norm) for norm in ResidualNorm), (Anderson, ResidualNorm.RELATIVE), (Mixing, ResidualNorm.MAX)],
+)
+@pytest.mark.parametrize(("make", "shape"), [(small_resnet, (1, 6, 6)), (small_mlp, (5,))], ids=["resnet", "mlp"])
+def test_the_host_looks_at_nothing_while_a_block_is_computed(
+    make: Callable[[], ImplicitNetwork], shape: tuple[int, ...], solver: type[Solver], norm: ResidualNorm, low_precision: bool
+) -> None:
+    """On the meta device tensors have no values: whatever would look at one raises, and so does a shape that depends on one."""
+    network = make().float().requires_grad_(False).to("meta")
+    low = deepcopy(network).bfloat16()
+    inputs = torch.zeros(SLOTS, *shape, device="meta")
+    injection = network.inject(inputs)
+    point = network.initial_state(injection)
+    algorithm = mixing(point.shape[1]) if solver is Mixing else solver()
+    stop = None if low_precision or norm is ResidualNorm.CHANNEL_MAX else LabelStop(Kind.ESTIMATE, 1.0)
+    memory = algorithm.start(point) | (stop.start(point) if stop is not None else {})
+    runs: list[Run] = []
+
+    def capture(run: Run) -> Run:
+        runs.append(run)
+        return run
+
+    MaskedIterations(
+        SlotTable(point, injection, memory),
+        algorithm,
+        norm,
+        (lambda _, *rows: low_precision_step(low, *rows)) if low_precision else (lambda _, *rows: network.step(*rows)),
+        network.readout,
+        label_stop=stop,
+        low_precision=low_precision,
+        masking=Masking((1, 2), (1, 4), capture, reads_out=True),
+    )
+    assert len(runs) == 3 * 2 * (1 if stop is None else 2)
+    with torch.inference_mode():
+        for run in runs:
+            run()
+
+
+def test_the_smallest_bucket_that_holds_the_rows_is_computed_as_it_was_captured() -> None:
+    calls: Counter[tuple[int, ...]] = Counter()
+
+    def capture(run: Run) -> Run:
+        assert isinstance(run, partial)
+
+        def replay() -> None:
+            calls[run.args] += 1
+            run()
+
+        return replay
+
+    backend = TorchBackend(Geometric(), dtype=torch.float64)
+    batch = RunningBatch(backend, {"picard": Picard()}, ResidualNorm.ABSOLUTE, (2,), slots=6)
+    batch.measure(every(MAX_SECONDS_BETWEEN_LOOKS / 9), Masking((1, 2, 4), (1, 4, 8), capture))
+    scheduler = Scheduler(batch, max_waiting_rows=9)
+    calls.clear()
+    for rows, iterations in ((1, 8), (2, 3), (3, 4), (5, 2)):
+        scheduler.submit(make_request(rows, [iterations] * rows))
+        (request,) = tick_until_idle(scheduler)
+        assert request.iterations == [iterations] * rows
+    assert calls == {(1, 8, False): 1, (2, 8, False): 1, (4, 8, False): 1, (6, 8, False): 1}
+    assert scheduler.step_evaluations == 8 * (1 + 2 + 4 + 6)
+    assert scheduler.wasted_iterations == scheduler.step_evaluations - (1 * 8 + 2 * 3 + 3 * 4 + 5 * 2)
+
+
+class Skipping:
+    """A capture that goes wrong without an error: some of what it returns computes nothing."""
+
+    def __init__(self) -> None:
+        self.captured = 0
+
+    def __call__(self, run: Run) -> Run:
+        self.captured += 1
+        return run if self.captured % 2 else lambda: None
+
+
+def test_a_trial_finds_out_whether_captured_iterations_compute_the_same() -> None:
+    def batch(capture: Capture) -> RunningBatch:
+        backend = TorchBackend(small_mlp().float().requires_grad_(False))
+        found = RunningBatch(backend, {"picard": Picard(), "anderson": Anderson()}, ResidualNorm.RELATIVE, (5,), slots=6)
+        found.measure(every(MAX_SECONDS_BETWEEN_LOOKS / 9), Masking((1, 2, 4), (1, 4), capture, reads_out=True))
+        return found
+
+    probe = torch.rand(6, 5, generator=torch.Generator().manual_seed(0))
+    assert difference(batch(eager), batch(eager), probe) == ""
+    assert "logits of 1 rows differ by" in difference(batch(Skipping()), batch(eager), probe)
+
+
+@pytest.mark.slow
+def test_where_there_is_no_gpu_the_trial_says_why_nothing_is_captured(store: Path) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    reason = why_not_captured(store / "digits" / "1", torch.device("cuda"), EngineConfig(model_store=store))
+    assert "CUDA" in reason
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_on_a_gpu_graphs_answer_as_predict_does(store: Path, deterministic: bool) -> None:
+    device, folder, config = torch.device("cuda"), store / "digits" / "1", EngineConfig(slots=16, deterministic=deterministic)
+    assert why_not_captured(folder, device, config) == ""
+    found, graphs = checkpoint.load(folder, device), CudaGraphs(device)
+    batch = make_batch(found, folder, device, config, graphs)
+    assert graphs.failure is None
+    inputs = pictures(40)
+    for solver in found.solvers:
+        scheduler = Scheduler(batch, max_waiting_rows=99)
+        wasted = scheduler.wasted_iterations
+        for row in range(40):
+            scheduler.submit(running_request(row, inputs[row : row + 1], [10.0 ** -(row % 5)], [50], [None], solver=solver))
+        requests = sorted(tick_until_idle(scheduler), key=lambda request: request.number)
+        tolerance = torch.tensor([10.0 ** -(row % 5) for row in range(40)], device=device)
+        on_device = torch.from_numpy(inputs).to(device)
+        expected = predict(found.network, on_device, tolerance=tolerance, max_iterations=50, solver=found.solvers[solver])
+        counts = np.array([request.iterations[0] for request in requests])
+        assert np.abs(counts - expected.solution.iterations.cpu().numpy()).max() <= 1
+        assert np.concatenate([request.logits for request in requests]) == pytest.approx(expected.logits.cpu().numpy(), abs=1e-3)
+        assert scheduler.step_evaluations == scheduler.iterations + scheduler.wasted_iterations - wasted
