@@ -99,7 +99,7 @@ class HostCopy:
             self._copied.record(torch.cuda.current_stream(self._tensor.device))
 
     def wait(self) -> Tensor:
-        """The copy that was begun last."""
+        """The last copy, once it is complete."""
         if self._copied is not None:
             self._copied.synchronize()
         return self._copy
