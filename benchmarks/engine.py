@@ -46,7 +46,7 @@ class Run:
     latencies: dict[object, list[float]]
     """Milliseconds, by kind of image."""
     evaluations: float
-    """Of ``step`` for one row, per request."""
+    """Of ``step`` for one row, per request, without what was computed for free slots and for rows that had ended."""
 
     def percentile(self, kind: object, share: float) -> float:
         return float(np.percentile(self.latencies[kind], 100 * share))
@@ -107,7 +107,7 @@ def drive(
             request = Request("model", 1, images[number].tobytes(), [tolerances[number]], [1000], [None])
             scheduler.submit(RunningRequest(number, request, images.shape[1:]))
 
-    evaluations, start = scheduler.step_evaluations, clock()
+    evaluations, start = scheduler.step_evaluations - scheduler.wasted_iterations, clock()
     for _ in range(clients):
         send()
     while scheduler.busy:
@@ -115,7 +115,8 @@ def drive(
             latencies[kinds[request.number]].append(1000 * (clock() - sent[request.number]))
             send()
     seconds = clock() - start
-    return Run(len(images) / seconds, latencies, (scheduler.step_evaluations - evaluations) / len(images))
+    evaluations = scheduler.step_evaluations - scheduler.wasted_iterations - evaluations
+    return Run(len(images) / seconds, latencies, evaluations / len(images))
 
 
 def compare(

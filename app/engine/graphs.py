@@ -3,9 +3,7 @@
 import subprocess
 import sys
 from collections.abc import Callable
-from functools import cache
 from pathlib import Path
-from typing import Any
 
 import structlog
 import torch
@@ -41,14 +39,8 @@ def why_not_captured(folder: Path, device: torch.device, config: EngineConfig) -
     return (tried.stderr.strip().splitlines() or [f"the trial ended with status {tried.returncode}"])[-1]
 
 
-@cache
-def _stream_and_pool(device: torch.device) -> tuple[torch.cuda.Stream, Any]:
-    """What graphs of a device must have in common to share memory."""
-    return torch.cuda.Stream(device), torch.cuda.graph_pool_handle()  # type: ignore[no-untyped-call]
-
-
 class CudaGraphs:
-    """Captures functions as CUDA graphs. All graphs of a device share memory, so one may run at a time.
+    """Captures functions as CUDA graphs that share memory, so one of them may run at a time; those of another object may, too.
 
     After a capture that fails, nothing is captured any more, and everything runs eagerly.
 
@@ -58,7 +50,9 @@ class CudaGraphs:
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._stream, self._pool = _stream_and_pool(device)
+        # cuBLAS has a workspace for each stream, which graphs keep, and warm-ups on the same stream would write to.
+        self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        self._pool = torch.cuda.graph_pool_handle()
         self.failure: str | None = None
 
     def __call__(self, run: Run) -> Run:
@@ -105,7 +99,7 @@ class HostCopy:
             self._copied.record(torch.cuda.current_stream(self._tensor.device))
 
     def wait(self) -> Tensor:
-        """The copy that was begun last."""
+        """The last copy, once it is complete."""
         if self._copied is not None:
             self._copied.synchronize()
         return self._copy

@@ -78,7 +78,7 @@ class MaskedIterations:
         self._evaluate, self._readout = evaluate, readout
         self._label_stop = label_stop
         self._low_precision = low_precision
-        self._reads_out = masking.reads_out and not low_precision
+        self._reads_out, self._has_read_out = masking.reads_out and not low_precision, False
         self._buckets = (*(rows for rows in masking.buckets if rows < slots), slots)
         self._blocks = masking.blocks
         self._running = point.new_zeros(slots, dtype=torch.bool)
@@ -122,7 +122,7 @@ class MaskedIterations:
 
     def logits(self, judged: bool) -> Tensor | None:
         """``next_state`` read out, ``[slots, classes]`` on the host; None if it was not."""
-        return self._logits_on_host.wait() if judged or self._reads_out else None
+        return self._logits_on_host.wait() if judged or self._has_read_out else None
 
     def _started(self, run: Run) -> None:
         table, active, limits = self._table, self._table.active, self._new_limits.numpy()
@@ -130,9 +130,10 @@ class MaskedIterations:
         limits[1, :active] = table.max_iterations - table.iterations - self._low_precision  # the last is never in low precision
         limits[1, active:] = 0
         self._limits.copy_(self._new_limits, non_blocking=True)
-        self.completed = 0
+        self.completed, self._has_read_out = 0, False
         try:
             run()
+            self._has_read_out = self._reads_out
         finally:
             self._facts_on_host.start()
             self._logits_on_host.start()

@@ -138,13 +138,16 @@ def test_so_it_does_in_the_company_of_rows_that_raise() -> None:
 
 @pytest.mark.slow
 @pytest.mark.anyio
-async def test_an_engine_process_answers_the_same_bits_alone_together_and_again(tmp_path: Path) -> None:
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+async def test_an_engine_process_answers_the_same_bits_alone_together_and_again(device: str, tmp_path: Path) -> None:
     """Also with a matrix of odd sides, whose products depend on where in memory a row lies unless MKL is kept from it."""
+    if device == "cuda" and not torch.cuda.is_available():
+        pytest.skip("needs a GPU")
     for name, config in (("digits", DIGITS), ("odd", ODD)):
         with new_version(tmp_path / "store", name) as folder:
             checkpoint.save(folder, config, network_of(config, 1))
     vectors = np.random.default_rng(0).uniform(-1, 1, (12, 5)).astype(np.float32)
-    async with running(tmp_path / "store", tmp_path, deterministic=True, slots=5) as one:
+    async with running(tmp_path / "store", tmp_path, device=device, deterministic=True, slots=5) as one:
 
         async def ask(model: str, inputs: NDArray[np.float32]) -> tuple[bytes, list[int], list[float]]:
             rows = len(inputs)

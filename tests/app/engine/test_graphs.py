@@ -59,7 +59,7 @@ class FakeGraph:
 
 
 @pytest.fixture
-def cuda(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeCuda]:
+def cuda(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> FakeCuda:
     fake = FakeCuda(fails=request.param)
     default = FakeStream(fake, torch.device("cuda"))
     for name, value in {
@@ -72,9 +72,7 @@ def cuda(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Ite
         "synchronize": lambda device: fake.note("synchronise"),
     }.items():
         monkeypatch.setattr(torch.cuda, name, value)
-    graphs._stream_and_pool.cache_clear()
-    yield fake
-    graphs._stream_and_pool.cache_clear()
+    return fake
 
 
 @pytest.mark.parametrize("cuda", [False], indirect=True)

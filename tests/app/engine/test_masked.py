@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 from app.engine.backends import TorchBackend
 from app.engine.batch import RunningBatch
@@ -24,7 +25,7 @@ from jfb import ImplicitNetwork, LabelStop, ResidualNorm, checkpoint, predict
 from jfb.label_stop import Kind
 from jfb.mixed_precision import low_precision_step
 from jfb.solvers import Anderson, Mixing, Picard, Solver
-from tests.app.engine.geometric import Geometric, every, make_request, tick_until_idle
+from tests.app.engine.geometric import Geometric, every, make_request, state_after, tick_until_idle
 from tests.app.engine.requests import pictures, running_request
 from tests.jfb.networks import small_mlp, small_resnet
 
@@ -102,6 +103,36 @@ def test_the_smallest_bucket_that_holds_the_rows_is_computed_as_it_was_captured(
     assert calls == {(1, 8, False): 1, (2, 8, False): 1, (4, 8, False): 1, (6, 8, False): 1}
     assert scheduler.step_evaluations == 8 * (1 + 2 + 4 + 6)
     assert scheduler.wasted_iterations == scheduler.step_evaluations - (1 * 8 + 2 * 3 + 3 * 4 + 5 * 2)
+
+
+class OutOfMemory(TorchBackend):
+    """Raises at some calls of ``step``, whatever the rows are."""
+
+    calls = 0
+    fails_at: frozenset[int] = frozenset()
+
+    def step(self, state: Tensor, injection: Tensor) -> Tensor:
+        self.calls += 1
+        if self.calls in self.fails_at:
+            raise RuntimeError("out of memory")
+        return super().step(state, injection)
+
+
+@pytest.mark.parametrize("fails_at", [{1}, {2}, {3}, {4, 5}, {3, 4}, {9}])
+def test_a_block_that_raises_is_as_long_as_it_was_computed(fails_at: set[int]) -> None:
+    backend = OutOfMemory(Geometric(), dtype=torch.float64)
+    batch = RunningBatch(backend, {"picard": Picard()}, ResidualNorm.ABSOLUTE, (2,), slots=4)
+    batch.measure(every(MAX_SECONDS_BETWEEN_LOOKS / 5), Masking((1, 2), (1, 4), reads_out=True))
+    scheduler = Scheduler(batch, max_waiting_rows=9)
+    backend.calls, backend.fails_at = 0, frozenset(fails_at)
+    wanted = {1: 1, 2: 3, 3: 7, 4: 9}
+    for number, iterations in wanted.items():
+        scheduler.submit(make_request(number, [iterations]))
+    for request in tick_until_idle(scheduler):
+        assert request.failure is None
+        assert request.iterations == [wanted[request.number]]
+        assert request.logits[0, 0] == state_after(wanted[request.number])
+    assert scheduler.step_evaluations == scheduler.iterations + scheduler.wasted_iterations
 
 
 class Skipping:
