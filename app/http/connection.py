@@ -51,13 +51,14 @@ class _LingeringTransport:
         if self.lingering:
             return
         if not self._unwritten:
-            asyncio.get_running_loop().call_soon(self._flush)
+            asyncio.get_running_loop().call_soon(self.flush)
         self._unwritten.append(data)
         self._unwritten_bytes += len(data)
         if self._unwritten_bytes > MAX_COALESCED_BYTES:
-            self._flush()
+            self.flush()
 
-    def _flush(self) -> None:
+    def flush(self) -> None:
+        """Write at once what waits for the end of the turn."""
         if self._unwritten:
             data, self._unwritten, self._unwritten_bytes = b"".join(self._unwritten), [], 0
             self._transport.write(data)
@@ -66,7 +67,7 @@ class _LingeringTransport:
         return self.lingering or self._transport.is_closing()
 
     def close(self) -> None:  # the second call closes at once
-        self._flush()
+        self.flush()
         if self.receiving and not self.is_closing():
             self.lingering = True
             self._transport.write_eof()
@@ -153,6 +154,7 @@ class BoundedConnection(HttpToolsProtocol):
 
     def eof_received(self) -> bool | None:  # type: ignore[override]
         """Keep the connection until its requests are answered, if the last of them has arrived whole."""
+        self._transport.flush()
         if self.cycle is None or self.cycle.more_body or self.cycle.response_complete:
             return None
         self.cycle.keep_alive = False
