@@ -23,6 +23,8 @@ FED_BYTES = 16 * 1024
 MAX_UNSENT_BYTES = 256 * 1024
 """What the system holds of responses that a client has not read: it would take several megabytes of each connection."""
 PROBE_SECONDS = 0.05
+MAX_COALESCED_BYTES = 16 * 1024
+"""What waits for the end of a turn of the event loop, at most."""
 
 
 class _LingeringTransport:
@@ -36,6 +38,8 @@ class _LingeringTransport:
         self.lingering = False  # whether what arrives must be discarded
         self._transport = transport
         self._seconds = seconds
+        self._unwritten: list[bytes] = []
+        self._unwritten_bytes = 0
         self._timer: asyncio.TimerHandle | None = None
         self._reading_timer: asyncio.TimerHandle | None = None
 
@@ -43,13 +47,27 @@ class _LingeringTransport:
         return getattr(self._transport, name)
 
     def write(self, data: bytes) -> None:
-        if not self.lingering:
+        """Write with what else this turn of the event loop writes: head and body of a response are one packet, and wake once."""
+        if self.lingering:
+            return
+        if not self._unwritten:
+            asyncio.get_running_loop().call_soon(self.flush)
+        self._unwritten.append(data)
+        self._unwritten_bytes += len(data)
+        if self._unwritten_bytes > MAX_COALESCED_BYTES:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write at once what waits for the end of the turn."""
+        if self._unwritten:
+            data, self._unwritten, self._unwritten_bytes = b"".join(self._unwritten), [], 0
             self._transport.write(data)
 
     def is_closing(self) -> bool:
         return self.lingering or self._transport.is_closing()
 
     def close(self) -> None:  # the second call closes at once
+        self.flush()
         if self.receiving and not self.is_closing():
             self.lingering = True
             self._transport.write_eof()
@@ -136,6 +154,7 @@ class BoundedConnection(HttpToolsProtocol):
 
     def eof_received(self) -> bool | None:  # type: ignore[override]
         """Keep the connection until its requests are answered, if the last of them has arrived whole."""
+        self._transport.flush()
         if self.cycle is None or self.cycle.more_body or self.cycle.response_complete:
             return None
         self.cycle.keep_alive = False
