@@ -12,9 +12,8 @@ class LockstepScheduler(Scheduler):
     batch must have one solver and no low precision; deadlines and label stops count only once the batch has ended.
     """
 
-    def _admit(self, now: float) -> None:
-        if not self.active_rows:
-            super()._admit(now)
+    def _admit(self, now: float) -> bool:
+        return not self.active_rows and super()._admit(now)
 
     def _retire(self, now: float) -> int:
         if not self.active_rows:
