@@ -12,12 +12,14 @@ class LockstepScheduler(Scheduler):
     batch must have one solver and no low precision; deadlines and label stops count only once the batch has ended.
     """
 
-    def _admit(self, now: float) -> None:
-        if not self.active_rows:
-            super()._admit(now)
-            for lane in self._batch.active_lanes:  # on a GPU, a row that has ended would be masked until the batch is looked at
-                lane.table.tolerance[:] = lane.table.tolerance.min()
-                lane.table.max_iterations[:] = lane.table.max_iterations.max()
+    def _admit(self, now: float) -> bool:
+        if self.active_rows:
+            return False
+        iterated = super()._admit(now)
+        for lane in self._batch.active_lanes:  # on a GPU, a row that has ended would be masked until the batch is looked at
+            lane.table.tolerance[:] = lane.table.tolerance.min()
+            lane.table.max_iterations[:] = lane.table.max_iterations.max()
+        return iterated
 
     def _retire(self, now: float) -> int:
         if not self.active_rows:

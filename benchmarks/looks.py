@@ -34,7 +34,7 @@ class Patience:
         self.iterations = iterations
         self.in_vain = 0
 
-    def advance(self, lane: Lane, fail: Fail, *, once: bool = False) -> int:
+    def advance(self, lane: Lane, fail: Fail, *, once: bool = False) -> tuple[int, int]:
         table = lane.table
         ended = np.zeros(table.active, np.bool_)
         most = min(self.iterations, int((table.max_iterations - table.iterations).min()))
@@ -44,7 +44,7 @@ class Patience:
             ended |= lane.wait_for_residual() <= table.tolerance
         lane._settle()
         table.iterations += most
-        return most
+        return table.active, most
 
 
 def main(
