@@ -40,6 +40,7 @@ class _LingeringTransport:
         self._seconds = seconds
         self._unwritten: list[bytes] = []
         self._unwritten_bytes = 0
+        self._flushing: asyncio.Handle | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._reading_timer: asyncio.TimerHandle | None = None
 
@@ -50,8 +51,8 @@ class _LingeringTransport:
         """Write with what else this turn of the event loop writes: head and body of a response are one packet, and wake once."""
         if self.lingering:
             return
-        if not self._unwritten:
-            asyncio.get_running_loop().call_soon(self.flush)
+        if self._flushing is None:
+            self._flushing = asyncio.get_running_loop().call_soon(self.flush)
         self._unwritten.append(data)
         self._unwritten_bytes += len(data)
         if self._unwritten_bytes > MAX_COALESCED_BYTES:
@@ -59,8 +60,11 @@ class _LingeringTransport:
 
     def flush(self) -> None:
         """Write at once what waits for the end of the turn."""
-        if self._unwritten:
-            data, self._unwritten, self._unwritten_bytes = b"".join(self._unwritten), [], 0
+        if self._flushing is None:
+            return
+        self._flushing.cancel()
+        data, self._unwritten, self._unwritten_bytes, self._flushing = b"".join(self._unwritten), [], 0, None
+        if not self._transport.is_closing():
             self._transport.write(data)
 
     def is_closing(self) -> bool:
@@ -210,6 +214,7 @@ class BoundedConnection(HttpToolsProtocol):
             self.timeout_keep_alive_task = self.loop.call_later(self.timeout_keep_alive, self.timeout_keep_alive_handler)
 
     def on_response_complete(self) -> None:
+        self._transport.flush()  # before what a turn of the event loop does next: the log line, for example
         super().on_response_complete()
         unread = self._transport.receiving and not self._in_head
         if unread and not self.transport.is_closing() and self.cycle.response_complete:
