@@ -164,6 +164,10 @@ class Metrics:
         if self._timer is None:
             self._timer = asyncio.get_running_loop().call_later(FLUSH_SECONDS, self.flush)
 
+    async def wait_for_all(self) -> None:
+        """Return when the other workers, too, have written what they have counted so far."""
+        await asyncio.sleep(2 * FLUSH_SECONDS)
+
     def flush(self) -> None:
         """Write what has been counted."""
         if self._timer is not None:

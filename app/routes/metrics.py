@@ -67,6 +67,13 @@ class EngineCollector(Collector):
             yield metric
 
 
+async def refresh(state: AppState) -> None:
+    """Have engines and workers write what they have counted so far."""
+    await state.engines.refresh(1.0)  # if it takes longer, the last numbers are used
+    if state.settings.http_workers > 1:
+        await state.metrics.wait_for_all()
+
+
 @router.get(
     "/metrics",
     summary="Counters for Prometheus",
@@ -74,5 +81,5 @@ class EngineCollector(Collector):
     response_class=Response,
 )
 async def metrics(state: State) -> Response:
-    await state.engines.refresh(1.0)  # if it takes longer, the last numbers are used
+    await refresh(state)
     return Response(generate_latest(state.registry), media_type=CONTENT_TYPE_LATEST)

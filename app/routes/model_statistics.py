@@ -9,6 +9,7 @@ from app.engine_client.messages import ServedVersion
 from app.http.auth import AccessRoute, user
 from app.http.state import AppState, State
 from app.inference import run
+from app.routes.metrics import refresh
 from app.routes.openapi import errors
 from app.schemas.open_inference import Duration, InferenceStatistics, ModelStatistics, Statistics
 
@@ -40,7 +41,7 @@ async def version_statistics(state: State, model: Annotated[ServedVersion, Depen
 
 
 async def _statistics(state: AppState, versions: list[tuple[str, int]]) -> Statistics:
-    await state.engines.refresh(1.0)  # as for /metrics
+    await refresh(state)
     totals: Counter[tuple[str, str, str]] = Counter()
     for sample in (sample for family in state.registry.collect() for sample in family.samples):
         name, labels = sample.name, sample.labels
