@@ -15,7 +15,7 @@ import logging
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -28,10 +28,11 @@ from rich.table import Table
 from torch import Tensor
 
 import jfb
+from app.engine.graphs import CudaGraphs, eager
 from app.settings import BackendName
 from benchmarks.engine import MODES, ComputeOptions, Run, drive, make_scheduler, mixed_tolerances
 from benchmarks.gpu_steps import seconds_per_call
-from benchmarks.untrained import publish_recipe
+from benchmarks.untrained import ModelOrUntrained, model_or_untrained
 from jfb import Checkpoint, residual
 from training.device import choose_device, now
 
@@ -62,7 +63,10 @@ class Bare:
         def readout() -> None:
             self.logits.copy_(network.readout(self.state))
 
-        self.inject, self.step, self.readout = (captured(part, device) for part in (inject, step, readout))
+        graphs = CudaGraphs(device) if device.type == "cuda" else None
+        self.inject, self.step, self.readout = map(graphs or eager, (inject, step, readout))
+        if graphs is not None and graphs.failure is not None:
+            raise RuntimeError(graphs.failure)
 
     def solve_in_lockstep(self, inputs: Tensor, tolerance: float, max_iterations: int = 1000) -> Tensor:
         """Iterate until the slowest row has converged; return the logits."""
@@ -83,22 +87,6 @@ class Bare:
             self.step()
         self.readout()
         return self.logits.cpu()
-
-
-def captured(call: Callable[[], None], device: torch.device) -> Callable[[], None]:
-    """Return the replay of a CUDA graph of a call; the call itself on other devices."""
-    if device.type != "cuda":
-        return call
-    side = torch.cuda.Stream(device)
-    side.wait_stream(torch.cuda.current_stream(device))
-    with torch.cuda.stream(side):  # libraries select kernels and allocate memory before the capture
-        for _ in range(3):
-            call()
-    torch.cuda.current_stream(device).wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        call()
-    return graph.replay
 
 
 def measure_slots(
@@ -195,16 +183,9 @@ def write(path: Path | None, rows: Sequence[Mapping[str, object]]) -> None:
             writer.writerows(rows)
 
 
-def model_or_untrained(model: Path | None, folder: Path) -> Path:
-    """Return a version's folder: the given one, or that of the cifar10 recipe's network, untrained, in a temporary store."""
-    return model or publish_recipe("cifar10", folder)
-
-
 @torch.inference_mode()
 def main(
-    model: Annotated[
-        Path | None, typer.Argument(help="A version's folder; the cifar10 recipe's network, untrained, by default.")
-    ] = None,
+    model: ModelOrUntrained = None,
     slots: Annotated[str, typer.Option(help="Separated by commas.")] = "64,256,1024",
     requests: Annotated[int, typer.Option(min=1, help="Requests per slot and round.")] = 8,
     rounds: Annotated[int, typer.Option(min=1)] = 3,

@@ -26,12 +26,13 @@ import typer
 from rich.console import Console
 
 import jfb
-from benchmarks.gpu_batching import model_or_untrained, random_images, show, write
+from benchmarks.gpu_batching import random_images, show, write
 from benchmarks.processes import processor_seconds
 from benchmarks.serving.load import Outcome, closed_loop
 from benchmarks.serving.requests import LOOSE, STRICT, Request, encode, make_requests
 from benchmarks.serving.rows import Row
 from benchmarks.serving.server import ServerFailed, adopt_orphans, descendants, free_port, running
+from benchmarks.untrained import ModelOrUntrained, model_or_untrained
 from training.device import choose_device
 
 IMAGES = 64
@@ -107,9 +108,7 @@ def describe(server: str, connections: int, outcome: Outcome, busy: dict[str, fl
 
 
 def main(
-    model: Annotated[
-        Path | None, typer.Argument(help="A version's folder; the cifar10 recipe's network, untrained, by default.")
-    ] = None,
+    model: ModelOrUntrained = None,
     connections: Annotated[str, typer.Option(help="Separated by commas.")] = "1,64,512",
     seconds: Annotated[float, typer.Option(min=0.5, help="Duration of each measurement.")] = 3.0,
     servers: Annotated[int, typer.Option(min=1, help="How many of the servers, in order.")] = 4,

@@ -33,6 +33,7 @@ import jfb
 from app.engine.graphs import CudaGraphs, eager
 from app.engine.masked import MaskedIterations, Masking
 from app.engine.slots import SlotTable
+from benchmarks.untrained import ModelOrUntrained
 from jfb import ImplicitNetwork, ResidualNorm
 from jfb.architectures import build
 from jfb.solvers import Memory, Picard
@@ -226,9 +227,7 @@ def write(path: Path, cells: list[Cell]) -> None:
 
 
 def main(
-    model: Annotated[
-        Path | None, typer.Argument(help="A version's folder; the cifar10 recipe's network, untrained, by default.")
-    ] = None,
+    model: ModelOrUntrained = None,
     batches: Annotated[str, typer.Option(help="Separated by commas.")] = ",".join(map(str, BATCHES)),
     precisions: Annotated[str, typer.Option(help="Separated by commas.")] = ",".join(PRECISIONS),
     modes: Annotated[str, typer.Option(help="Separated by commas.")] = ",".join(MODES),

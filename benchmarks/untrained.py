@@ -18,6 +18,10 @@ from training.recipe import load_recipe
 CLASSES = 10
 HIGH = 255.0
 """Inputs are uniform in [0, 255]."""
+ModelOrUntrained = Annotated[
+    Path | None, typer.Argument(help="A version's folder; the cifar10 recipe's network, untrained, by default.")
+]
+"""Argument of a command, for ``model_or_untrained``."""
 
 
 def publish(
@@ -44,6 +48,11 @@ def publish_recipe(recipe: str, store: Path) -> Path:
     """Publish the network of a recipe for CIFAR-10 images."""
     chosen = load_recipe(recipe)
     return publish(store, recipe, chosen.network.name, (3, 32, 32), chosen.network.arguments, tolerance=1e-3, max_iterations=1000)
+
+
+def model_or_untrained(model: Path | None, folder: Path) -> Path:
+    """Return a version's folder: the given one, or that of the cifar10 recipe's network, untrained, in a temporary store."""
+    return model or publish_recipe("cifar10", folder)
 
 
 def main(

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -13,7 +12,7 @@ from torch import Tensor
 
 from app.engine.backends.backend import Backend
 from app.engine.isolation import Fail, one_by_one
-from app.engine.lane import TRIES, Lane
+from app.engine.lane import Lane, shortest
 from app.engine.masked import Masking
 from jfb import LabelStop, ResidualNorm
 from jfb.onnx.file import OnnxFileError
@@ -184,14 +183,8 @@ class RunningBatch:
         if one_row is None:
             return
         inputs = np.zeros((1, *self.input_shape), np.float32)
-        seconds = []
-        for live in (partial(self._live_in_parts, inputs, lane), partial(one_row, inputs, 0.0, TRIED_ITERATIONS)):
-            times = [clock()]
-            for _ in range(TRIES):
-                live()
-                times.append(clock())
-            seconds.append(min(end - begin for begin, end in pairwise(times)))
-        if seconds[1] < seconds[0]:
+        in_parts = shortest(partial(self._live_in_parts, inputs, lane), clock)
+        if shortest(partial(one_row, inputs, 0.0, TRIED_ITERATIONS), clock) < in_parts:
             self._one_row[name] = one_row
 
     def _live_in_parts(self, inputs: NDArray[np.float32], lane: Lane) -> None:

@@ -15,10 +15,7 @@ from torch import Tensor
 from app.engine.batch import RunningBatch
 from app.engine.device import set_up_torch
 from app.engine.graphs import CudaGraphs, eager
-from app.engine.loading import make_batch, make_probe
-from app.engine.running_request import RunningRequest
-from app.engine.scheduler import Scheduler
-from app.engine_client.messages import Request
+from app.engine.loading import iterated, make_batch, make_probe
 from app.settings import EngineConfig
 from jfb import checkpoint
 
@@ -42,24 +39,18 @@ def main(folder: Path, device: torch.device, config: EngineConfig) -> None:
 
 def difference(captured: RunningBatch, uncaptured: RunningBatch, probe: Tensor) -> str:
     """How the answers of two batches to the same rows differ; empty if they do not."""
-    for number, solver in enumerate(captured.solvers):
+    for solver in captured.solvers:
         for rows in sorted({1, len(probe)}):
-            found, expected = (_logits(batch, probe[:rows], number, solver) for batch in (captured, uncaptured))
+            found, expected = (_logits(batch, probe[:rows], solver) for batch in (captured, uncaptured))
             largest, size = (float(np.abs(logits).max()) for logits in (found - expected, expected))
             if not largest <= MAX_DIFFERENCE * max(1.0, size) and np.isfinite(size):
                 return f"{solver}: logits of {rows} rows differ by {largest:.1e} from those of iterations that are not captured"
     return ""
 
 
-def _logits(batch: RunningBatch, probe: Tensor, number: int, solver: str) -> NDArray[np.floating]:
+def _logits(batch: RunningBatch, probe: Tensor, solver: str) -> NDArray[np.floating]:
     """The logits of some rows after some iterations."""
-    rows = len(probe)
-    scheduler = Scheduler(batch, max_waiting_rows=rows)
-    asked = Request("", 0, probe.numpy().tobytes(), [1e-30] * rows, [ITERATIONS] * rows, [None] * rows, solver=solver)
-    request = RunningRequest(number, asked, batch.input_shape)
-    scheduler.submit(request)
-    while scheduler.busy:
-        scheduler.tick(0.0)
+    request = iterated(batch, probe, solver, ITERATIONS)
     if request.failure is not None:
         sys.exit(request.failure)
     return request.logits

@@ -28,7 +28,16 @@ log = structlog.get_logger(__name__)
 MAX_SECONDS_BETWEEN_LOOKS = 1e-3
 """How long rows are iterated before the engine looks at what has arrived, unless one of them ends earlier."""
 TRIES = 5
-"""Of an iteration, to find out how long it takes."""
+"""Of what is tried out, to find out how long it takes."""
+
+
+def shortest(run: Callable[[], object], clock: Callable[[], float]) -> float:
+    """The seconds of the shortest of a few runs, as others may be using the machine."""
+    times = [clock()]
+    for _ in range(TRIES):
+        run()
+        times.append(clock())
+    return min(end - begin for begin, end in pairwise(times))
 
 
 @dataclass(frozen=True)
@@ -133,15 +142,14 @@ class Lane:
         found = []
         for k in range((self.table.slots - 1).bit_length() + 1):
             self.table.fill(min(2**k, self.table.slots))
-            times = [clock()]
-            for _ in range(TRIES):
-                self._iterate(False, lambda *_: None)
-                self.wait_for_residual()
-                times.append(clock())
-            found.append(min(end - begin for begin, end in pairwise(times)))
+            found.append(shortest(self._try, clock))
         self.table.fill(0)
         self._settle()
         return found
+
+    def _try(self) -> None:
+        self._iterate(False, lambda *_: None)
+        self.wait_for_residual()
 
     def iterations_between_looks(self, rows: int) -> int:
         """How many iterations of that many rows fit between two looks, at least 1; measured."""

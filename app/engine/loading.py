@@ -131,19 +131,26 @@ def make_batch(
 
 def _check_slots(batch: RunningBatch, probe: Tensor) -> None:
     """Check that a row, ``probe``, computes the same to the last bit in every slot."""
-    scheduler = Scheduler(batch, max_waiting_rows=batch.slots)
-    for number, solver in enumerate(batch.solvers):
-        rows = batch.slots
-        inputs = probe.repeat(rows, *(1,) * (probe.dim() - 1)).numpy().tobytes()
-        asked = messages.Request("", 0, inputs, [1e-30] * rows, [3] * rows, [None] * rows, solver=solver)
-        request = RunningRequest(number, asked, batch.input_shape)
-        scheduler.submit(request)
-        while scheduler.busy:
-            scheduler.tick(0.0)
-        if len({(*logits, residual) for logits, residual in zip(request.logits.tolist(), request.residual, strict=True)}) > 1:
-            raise ValueError(f"deterministic: {solver} rounds a row differently in different slots (--slots {rows})")
+    inputs = probe.repeat(batch.slots, *(1,) * (probe.dim() - 1))
+    for solver in batch.solvers:
+        found = iterated(batch, inputs, solver, 3)
+        if len({(*logits, residual) for logits, residual in zip(found.logits.tolist(), found.residual, strict=True)}) > 1:
+            raise ValueError(f"deterministic: {solver} rounds a row differently in different slots (--slots {batch.slots})")
     for lane in batch.lanes:
         lane.wasted_iterations = 0
+
+
+def iterated(batch: RunningBatch, inputs: Tensor, solver: str, iterations: int) -> RunningRequest:
+    """What rows, at most as many as there are slots, came to after some iterations in an empty batch."""
+    rows = len(inputs)
+    scheduler = Scheduler(batch, max_waiting_rows=rows)
+    numbers = inputs.numpy().tobytes()
+    asked = messages.Request("", 0, numbers, [1e-30] * rows, [iterations] * rows, [None] * rows, solver=solver)
+    request = RunningRequest(0, asked, batch.input_shape)
+    scheduler.submit(request)
+    while scheduler.busy:
+        scheduler.tick(0.0)
+    return request
 
 
 def _described(batch: RunningBatch, serving: Serving) -> messages.LabelStop | None:

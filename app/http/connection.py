@@ -38,8 +38,7 @@ class _LingeringTransport:
         self.lingering = False  # whether what arrives must be discarded
         self._transport = transport
         self._seconds = seconds
-        self._unwritten: list[bytes] = []
-        self._unwritten_bytes = 0
+        self._unwritten = bytearray()
         self._flushing: asyncio.Handle | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._reading_timer: asyncio.TimerHandle | None = None
@@ -53,9 +52,8 @@ class _LingeringTransport:
             return
         if self._flushing is None:
             self._flushing = asyncio.get_running_loop().call_soon(self.flush)
-        self._unwritten.append(data)
-        self._unwritten_bytes += len(data)
-        if self._unwritten_bytes > MAX_COALESCED_BYTES:
+        self._unwritten += data
+        if len(self._unwritten) > MAX_COALESCED_BYTES:
             self.flush()
 
     def flush(self) -> None:
@@ -63,7 +61,7 @@ class _LingeringTransport:
         if self._flushing is None:
             return
         self._flushing.cancel()
-        data, self._unwritten, self._unwritten_bytes, self._flushing = b"".join(self._unwritten), [], 0, None
+        data, self._unwritten, self._flushing = self._unwritten, bytearray(), None
         if not self._transport.is_closing():
             self._transport.write(data)
 

@@ -189,12 +189,7 @@ def _rows_of_lists(lists: list[Any], spec: InputSpec, max_rows: int) -> Rows:
 
 def _rows_of_json(raw: msgspec.Raw, spec: InputSpec, max_rows: int) -> Rows:
     text = bytes(raw)
-    rows: NDArray[Any] | None = None
-    if b"." not in text:  # most likely pixels, which take half of the time
-        with suppress(NumbersError):  # other numbers are taken or rejected below
-            rows = parse_numbers(text, spec.shape, np.dtype(np.uint8))
-    if rows is None:
-        rows = numbers_of_json("inputs", text, spec.shape, np.dtype(np.float64))
+    rows = numbers_of_json("inputs", text, spec.shape, np.dtype(np.float64))
     if rows is None:  # raise what is wrong with the lists
         _check_lists("inputs", decode_json("body", text, Any), spec)
         return _rows_of_lists(decode_json("inputs", text, lists_of(float, len(spec.shape) + 1)), spec, max_rows)

@@ -1,5 +1,7 @@
 """One iteration as an ONNX graph: ``step``, the residual, and what the solver makes of them."""
 
+from collections.abc import Mapping
+
 import onnx
 import onnx.inliner
 import onnx.parser
@@ -136,15 +138,14 @@ def iteration(
         movement_norm: of ``movement``, if that is wanted.
     """
     state = sides(step, "next_state")
-    functions = [as_function("step", step), residual_function(residual_norm, state)]
+    maps = {"step": step} if readout is None else {"step": step, "readout": readout}
+    functions = functions_of(maps, residual_norm, mixing)
     inputs, outputs, rest = "", "", []
     if mixing is not None:
-        functions.append(mix_function(mixing, state))
         inputs = f", float[n,{state}] previous, float[n,{state}] accepted, float[n] allowed"
         outputs += f", float[n,{state}] proposal, float[n] next_allowed"
         rest.append(f"proposal, next_allowed = {DOMAIN}.mix (point, next_state, length, previous, accepted, allowed)")
     if readout is not None:
-        functions.append(as_function("readout", readout))
         outputs += f", float[n,{sides(readout, 'logits')}] logits"
         rest.append(f"logits = {DOMAIN}.readout (next_state)")
     if movement_norm is not None:
@@ -162,6 +163,19 @@ def iteration(
         rest="\n    ".join(rest),
     )
     return inline(text, functions)
+
+
+def functions_of(
+    maps: Mapping[str, ModelProto], residual_norm: ResidualNorm, mixing: Mixing | None, *, one_row: bool = False
+) -> list[FunctionProto]:
+    """What graphs call: the given ones of ``MAPS``, ``residual``, and with mixing ``mix``.
+
+    Args:
+        one_row: whether ``mix`` is only called with one row.
+    """
+    state = sides(maps["step"], "next_state")
+    functions = [*(as_function(name, graph) for name, graph in maps.items()), residual_function(residual_norm, state)]
+    return functions if mixing is None else [*functions, mix_function(mixing, state, one_row=one_row)]
 
 
 def residual_function(norm: ResidualNorm, state: str, name: str = "residual") -> FunctionProto:

@@ -4,7 +4,7 @@ from onnx import ModelProto
 
 from jfb.config import ResidualNorm
 from jfb.onnx.file import OPSET
-from jfb.onnx.iteration import as_function, inline, mix_function, residual_function, sides
+from jfb.onnx.iteration import functions_of, inline, sides
 from jfb.solvers import Mixing
 
 # The loop of ``jfb.solve``, in ONNX's text format. ``row`` holds the indices of the rows that go on, so a row that has ended is
@@ -105,9 +105,6 @@ def assemble(maps: dict[str, ModelProto], residual_norm: ResidualNorm, mixing: M
         mixing: the solver; Picard iteration without.
     """
     state = sides(maps["step"], "state")
-    functions = [*(as_function(name, graph) for name, graph in maps.items()), residual_function(residual_norm, state)]
-    if mixing is not None:
-        functions.append(mix_function(mixing, state))
     text = LOOP.format(
         ir_version=maps["step"].ir_version,
         opset=OPSET,
@@ -116,4 +113,4 @@ def assemble(maps: dict[str, ModelProto], residual_norm: ResidualNorm, mixing: M
         solver={name: text.format(state=state) for name, text in (MIXING if mixing else PICARD).items()},
         logits=sides(maps["readout"], "logits"),
     )
-    return inline(text, functions)
+    return inline(text, functions_of(maps, residual_norm, mixing))

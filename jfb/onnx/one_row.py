@@ -9,7 +9,7 @@ from onnx import ModelProto
 
 from jfb.config import ResidualNorm
 from jfb.onnx.file import OPSET
-from jfb.onnx.iteration import as_function, inline, mix_function, residual_function, sides
+from jfb.onnx.iteration import functions_of, inline, sides
 from jfb.onnx.network import new_session
 from jfb.solvers import Mixing
 
@@ -117,9 +117,6 @@ def one_row(maps: Mapping[str, ModelProto], residual_norm: ResidualNorm, mixing:
     ``injection``, ``point``; with mixing also its memory: ``previous``, ``accepted`` and ``allowed``.
     """
     state = sides(maps["step"], "next_state")
-    functions = [*(as_function(name, graph) for name, graph in maps.items()), residual_function(residual_norm, state)]
-    if mixing is not None:
-        functions.append(mix_function(mixing, state, one_row=True))
     gaps = {name: text.format(state=state) for name, text in (MIXING if mixing else PICARD).items()}
     text = ONE_ROW.format(
         ir_version=maps["step"].ir_version,
@@ -131,4 +128,4 @@ def one_row(maps: Mapping[str, ModelProto], residual_norm: ResidualNorm, mixing:
         start=LEARNED_START if "initial_state" in maps else ZEROS,
         **gaps,
     )
-    return inline(text, functions)
+    return inline(text, functions_of(maps, residual_norm, mixing, one_row=True))

@@ -1,6 +1,8 @@
 """Compilation: torch.compile of the fixed-point map in training, where it is measured to be faster."""
 
 import warnings
+from collections.abc import Callable
+from functools import partial
 
 import torch
 from rich.console import Console
@@ -9,9 +11,8 @@ from torch import Tensor
 from jfb import ImplicitNetwork
 from jfb.gradients import JFB, Search
 from training.data import Data
-from training.device import now, tensor_float_32
 from training.loop.network import build_network
-from training.loop.precision import MAX_TIME_RATIO, ROUNDS
+from training.loop.precision import is_faster
 from training.loop.processes import Processes
 from training.loop.run_folder import Snapshot
 from training.recipe import Recipe
@@ -45,9 +46,7 @@ def resolve_compilation(
     except RuntimeError as error:  # such as a compiler that is not installed
         console.print(f"not compiled: {str(error).splitlines()[0]}", style="yellow", soft_wrap=True)
     torch.compiler.reset()  # the graphs of this network count towards a limit
-    # As for the precision, the first process decides for all.
-    votes = processes.total(torch.tensor(float(faster and processes.first), device=device))
-    return recipe.changed({"search.compile": bool(votes)})
+    return recipe.changed({"search.compile": processes.decide(faster, device)})
 
 
 def compile_step(network: ImplicitNetwork) -> None:
@@ -69,14 +68,10 @@ def compiled_is_faster(network: ImplicitNetwork, inputs: Tensor, search: Search)
     network.train()
     eager = network.step
     compile_step(network)
-    steps = {False: eager, True: network.step}
-    seconds = {False: float("inf"), True: float("inf")}
-    with tensor_float_32(inputs.device):
-        for _ in range(ROUNDS + 1):
-            for compiled, step in steps.items():
-                network.step = step  # type: ignore[method-assign]
-                started = now(inputs.device)
-                state, _ = JFB()(network, network.inject(inputs), search)
-                torch.autograd.backward(network.readout(state).sum())
-                seconds[compiled] = min(seconds[compiled], now(inputs.device) - started)
-    return seconds[True] <= MAX_TIME_RATIO * seconds[False]
+
+    def learn(step: Callable[[Tensor, Tensor], Tensor]) -> None:
+        network.step = step  # type: ignore[method-assign, assignment]
+        state, _ = JFB()(network, network.inject(inputs), search)
+        torch.autograd.backward(network.readout(state).sum())
+
+    return is_faster(partial(learn, network.step), partial(learn, eager), inputs.device)

@@ -1,6 +1,8 @@
 """Precision: choose float32 or bfloat16 for the search by timing both on this device."""
 
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -16,7 +18,7 @@ from training.recipe import Recipe
 
 ROUNDS = 5
 MAX_TIME_RATIO = 0.85
-"""bfloat16 is chosen if it takes at most this fraction of float32's time; noise should not decide a near tie."""
+"""Another way is chosen if it takes at most this fraction of the usual one's time; noise should not decide a near tie."""
 
 
 def resolve_precision(
@@ -30,9 +32,7 @@ def resolve_precision(
     network = build_network(measured, data.input, len(data.classes), device)
     inputs = data.train.inputs[: recipe.optimisation.batch_size].to(device, torch.float32)
     faster = bfloat16_is_faster(network, inputs, recipe.search.build())
-    # The first process decides for all: they must agree, and their clocks do not.
-    votes = processes.total(torch.tensor(float(faster and processes.first), device=device))
-    return recipe.changed({"search.precision": "bfloat16" if bool(votes) else "float32"})
+    return recipe.changed({"search.precision": "bfloat16" if processes.decide(faster, device) else "float32"})
 
 
 @torch.no_grad()
@@ -47,11 +47,17 @@ def bfloat16_is_faster(network: ImplicitNetwork, inputs: Tensor, search: Search)
         search: its own precision is ignored.
     """
     injection = network.inject(inputs)
-    seconds = {False: float("inf"), True: float("inf")}
-    with tensor_float_32(inputs.device):  # as in training
+    usual, other = (partial(replace(search, bfloat16=bfloat16), network, injection) for bfloat16 in (False, True))
+    return is_faster(other, usual, inputs.device)
+
+
+def is_faster(other: Callable[[], object], usual: Callable[[], object], device: torch.device) -> bool:
+    """Run two ways of doing the same in turn, as in training, and compare the shortest times: ``MAX_TIME_RATIO``."""
+    seconds = {usual: float("inf"), other: float("inf")}
+    with tensor_float_32(device):
         for _ in range(ROUNDS + 1):
-            for bfloat16 in seconds:
-                started = now(inputs.device)
-                replace(search, bfloat16=bfloat16)(network, injection)
-                seconds[bfloat16] = min(seconds[bfloat16], now(inputs.device) - started)
-    return seconds[True] <= MAX_TIME_RATIO * seconds[False]
+            for run in seconds:
+                started = now(device)
+                run()
+                seconds[run] = min(seconds[run], now(device) - started)
+    return seconds[other] <= MAX_TIME_RATIO * seconds[usual]

@@ -37,6 +37,10 @@ class Processes:
             dist.all_reduce(numbers)
         return numbers
 
+    def decide(self, choice: bool, device: torch.device) -> bool:
+        """Return the choice of the first process: all must agree, and what they measure does not."""
+        return bool(self.total(torch.tensor(float(choice and self.first), device=device)))
+
     def wait_for_all(self) -> None:
         """Block until every process has called this."""
         if self.count > 1:
