@@ -1,6 +1,7 @@
 """Responses: from what the engine computed to what a client gets, as ``schemas.native`` describes it."""
 
 import math
+import struct
 from base64 import b64encode
 from math import isfinite
 from typing import Any
@@ -12,15 +13,21 @@ from app.engine_client.messages import Iteration, Result, ServedVersion
 
 MAX_FEW_NUMBERS = 64
 """Logits of a response that Python turns into probabilities faster than NumPy."""
+FLOAT_BYTES = 4
 
 
 def predict_response(model: ServedVersion, result: Result) -> dict[str, Any]:
     """A ``PredictResponse``: labels and probabilities from logits; nulls for rows that diverged or have no answer."""
     classes = model.config.classes
-    logits = result.logits_array()
-    few = logits.size <= MAX_FEW_NUMBERS
-    rows: list[list[float]] = logits.tolist()
-    rounded = [_rounded_softmax(row) for row in rows] if few else _float32_digits(softmax(logits)).tolist()
+    rows: list[list[float]]
+    if len(result.logits) <= MAX_FEW_NUMBERS * FLOAT_BYTES:
+        numbers = [*struct.unpack(f"<{len(result.logits) // FLOAT_BYTES}f", result.logits)]
+        width = len(numbers) // len(result.iterations)
+        rows = [numbers[begin : begin + width] for begin in range(0, len(numbers), width)]
+        rounded = [_rounded_softmax(row) for row in rows]
+    else:
+        logits = result.logits_array()
+        rows, rounded = logits.tolist(), _float32_digits(softmax(logits)).tolist()
     predictions = []
     for row, (iterations, status) in enumerate(zip(result.iterations, result.status, strict=True)):
         valid = status != "diverged" and isfinite(rounded[row][0])

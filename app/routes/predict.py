@@ -56,8 +56,8 @@ router = APIRouter(tags=["predict"], route_class=FastRoute, dependencies=[Depend
 @router.post("/models/{name}/versions/{version}/predict", summary="Predict with one version of a model", **OPENAPI)
 async def predict(request: Request) -> Response:
     arrived = time.monotonic()
-    ranges = request.headers.get("accept", "").split(",")
-    wants_events = EVENT_STREAM in [one.partition(";")[0].strip().lower() for one in ranges]
+    accepted = request.headers.get("accept", "").lower()
+    wants_events = EVENT_STREAM in accepted and EVENT_STREAM in [one.partition(";")[0].strip() for one in accepted.split(",")]
     decode = partial(decode_predict, request, arrived, streamed=wants_events)
     if wants_events:
         return EventStream(*await run.stream(request, decode))
