@@ -9,7 +9,7 @@ from prometheus_client import CollectorRegistry
 
 from app.engine_client.client import Engines
 from app.http.auth import ApiKeys
-from app.observability.metrics import Metrics
+from app.observability.request_log import RequestLog
 from app.observability.tracing import Tracing
 from app.settings import Settings
 from app.supervisor.supervisor import RunFolder
@@ -17,7 +17,7 @@ from app.supervisor.supervisor import RunFolder
 
 @dataclass(eq=False)
 class AppState:
-    """One running application's settings, engines, API keys and metrics."""
+    """One running application's settings, engines, API keys and log of requests."""
 
     settings: Settings
     engines: Engines
@@ -25,7 +25,7 @@ class AppState:
     api_keys: ApiKeys
     registry: CollectorRegistry
     """What Prometheus reads."""
-    metrics: Metrics
+    request_log: RequestLog
     tracing: Tracing | None = None
     stopping: Event = field(default_factory=Event)
     """Set when the server has been told to stop; it still answers for a while, but is not ready."""

@@ -4,7 +4,7 @@ import asyncio
 import re
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
-from contextlib import aclosing, suppress
+from contextlib import aclosing
 from functools import partial
 from typing import Any, TypeVar
 
@@ -15,10 +15,10 @@ from app.engine_client.client import Engines
 from app.engine_client.errors import NotServed
 from app.engine_client.messages import Iteration, Request, Result, ServedVersion
 from app.http.errors import ApiError, invalid
-from app.http.middleware import RequestLog
 from app.http.state import AppState
 from app.inference.numbers import MAX_INLINE_BYTES
 from app.inference.pool import BODIES
+from app.observability.record import RequestRecord
 from app.observability.tracing import MAX_EVENTS
 from jfb.store import is_alias
 
@@ -62,34 +62,35 @@ async def _with_model(
 ) -> tuple[ServedVersion, Value]:
     """Run what is decoded for a model; again where ``NotServed`` says that the model was replaced in the meantime."""
     engines, client = http.app.state.server.engines, http.scope["client_id"]
-    log: RequestLog = http.scope["request_log"]
+    record: RequestRecord = http.scope["record"]
 
-    async def attempt() -> tuple[ServedVersion, Value]:
+    replacements = 0
+    while True:
         model = await find_model(http)
-        log.model, log.version = model.model, str(model.version)
+        record.model, record.version = model.model, str(model.version)
         if engines.rejections:
             engines.raise_if_full(model, client)
         request = await decode(model)
-        log.rows, request.client = request.rows, client
-        return model, await run(http, request)
-
-    for _ in range(MAX_REPLACEMENTS):
-        with suppress(NotServed):
-            return await attempt()
-    return await attempt()
+        record.rows, request.client = request.rows, client
+        try:
+            return model, await run(http, request)
+        except NotServed:
+            replacements += 1
+            if replacements > MAX_REPLACEMENTS:
+                raise
 
 
 async def _predict(http: HttpRequest, request: Request) -> Result:
     state: AppState = http.app.state.server
-    log: RequestLog = http.scope["request_log"]
-    if log.traced:
-        return _in_time(await unless_disconnected(http, _last(_reported(state, log, request))))
-    log.result = await unless_disconnected(http, state.engines.predict(request))
-    return _in_time(log.result)
+    record: RequestRecord = http.scope["record"]
+    if record.traced:
+        return _in_time(await unless_disconnected(http, _last(_reported(state, record, request))))
+    record.result = await unless_disconnected(http, state.engines.predict(request))
+    return _in_time(record.result)
 
 
 async def _stream(http: HttpRequest, request: Request) -> Events:
-    rest = _reported(http.app.state.server, http.scope["request_log"], request)
+    rest = _reported(http.app.state.server, http.scope["record"], request)
     first = await unless_disconnected(http, anext(rest))
     return (_in_time(first) if isinstance(first, Result) else first), rest
 
@@ -101,14 +102,14 @@ async def compute(http: HttpRequest, cost: int, function: Callable[[], Value]) -
     return await unless_disconnected(http, BODIES.run(cost, lambda _: function()))
 
 
-async def _reported(state: AppState, log: RequestLog, request: Request) -> AsyncGenerator[Iteration | Result, None]:
+async def _reported(state: AppState, record: RequestRecord, request: Request) -> AsyncGenerator[Iteration | Result, None]:
     async with aclosing(state.engines.stream(request)) as events:
         async for event in events:
             if isinstance(event, Result):
-                log.result = event
-            elif log.traced and len(log.steps) < MAX_EVENTS:
+                record.result = event
+            elif record.traced and len(record.steps) < MAX_EVENTS:
                 worst = {"jfb.iteration": max(event.iterations), "jfb.residual": max(event.residual)}
-                log.steps.append((time.time_ns(), worst | {"jfb.rows": len(event.rows)}))
+                record.steps.append((time.time_ns(), worst | {"jfb.rows": len(event.rows)}))
             yield event
 
 

@@ -1,6 +1,5 @@
 """Metrics: what an HTTP worker counts for Prometheus."""
 
-import asyncio
 import os
 from bisect import bisect_left
 from collections import Counter as Counts
@@ -8,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import cache
-from itertools import accumulate
+from itertools import accumulate, chain
 from math import isfinite
 from pathlib import Path
 
@@ -19,14 +18,13 @@ from prometheus_client.mmap_dict import MmapedDict
 from prometheus_client.registry import Collector
 
 from app.engine_client.messages import Result
+from app.observability.record import RequestRecord
 
 RESERVED_BYTES = 2**16
 MAX_ENTRY_OVERHEAD_BYTES = 32  # of a value in a file, next to its key
 
 log = structlog.get_logger(__name__)
 
-FLUSH_SECONDS = 0.05
-"""How long what a worker has counted is in its own memory only."""
 LABELS = ["model", "version"]
 BUCKET = "bucket"
 SECONDS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
@@ -128,8 +126,7 @@ class BatchedHistogram:
 
 
 class Metrics:
-    """What is counted of requests. It is written within ``FLUSH_SECONDS``, and to write each count by itself would take an eighth
-    of the time of a request."""
+    """What is counted of requests, some at a time: to write each count by itself would take an eighth of a request's time."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         def histogram(name: str, meaning: str, bounds: Sequence[float], labels: Sequence[str] = LABELS) -> BatchedHistogram:
@@ -145,34 +142,26 @@ class Metrics:
         self.row_iterations = histogram("jfb_row_iterations", "Iterations of a row.", powers)
         self.row_residual = histogram("jfb_row_residual", "Residual of a row's last iteration.", tens)
         self.histograms = [self.request_seconds, *self.phase_seconds.values(), self.row_iterations, self.row_residual]
-        self._timer: asyncio.TimerHandle | None = None
 
-    def count(
-        self, model: str, version: str, method: str, route: str, status: int | None, seconds: float, result: Result | None
-    ) -> None:
-        """Count a request that has been answered, and what the engine returned for it."""
-        self.requests.add((model, version, method, route, str(status)))
-        self.request_seconds.observe((model, route), [seconds])
-        if result is not None:
-            labels = model, version
-            for phase, (start, end) in result.timings.phases().items():
+    def count(self, records: Iterable[RequestRecord]) -> None:
+        """Count requests that have been answered, and what the engine returned for them."""
+        results: defaultdict[tuple[str, ...], list[Result]] = defaultdict(list)
+        for one in records:
+            self.requests.add((one.model, one.version, one.method, one.route, str(one.status)))
+            self.request_seconds.observe((one.model, one.route), [one.seconds])
+            if one.result is not None:
+                results[one.model, one.version].append(one.result)
+        for labels, computed in results.items():
+            for phase, (start, end) in chain.from_iterable(one.timings.phases().items() for one in computed):
                 self.phase_seconds[phase].observe(labels, [end - start])
-            for row_status in result.status:
-                self.rows.add((*labels, row_status))
-            self.row_iterations.observe(labels, result.iterations)
-            self.row_residual.observe(labels, result.residual)
-        if self._timer is None:
-            self._timer = asyncio.get_running_loop().call_later(FLUSH_SECONDS, self.flush)
-
-    async def wait_for_all(self) -> None:
-        """Return when the other workers, too, have written what they have counted so far."""
-        await asyncio.sleep(2 * FLUSH_SECONDS)
+            for status, rows in Counts(chain.from_iterable(one.status for one in computed)).items():
+                self.rows.add((*labels, status), rows)
+            self.row_iterations.observe(labels, chain.from_iterable(one.iterations for one in computed))
+            self.row_residual.observe(labels, chain.from_iterable(one.residual for one in computed))
+        self.flush()
 
     def flush(self) -> None:
         """Write what has been counted."""
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
         for counter in (self.requests, self.rows):
             counter.flush()
         for histogram in self.histograms:

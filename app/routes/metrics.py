@@ -70,8 +70,9 @@ class EngineCollector(Collector):
 async def refresh(state: AppState) -> None:
     """Have engines and workers write what they have counted so far."""
     await state.engines.refresh(1.0)  # if it takes longer, the last numbers are used
+    state.request_log.write()
     if state.settings.http_workers > 1:
-        await state.metrics.wait_for_all()
+        await state.request_log.wait_for_all()
 
 
 @router.get(

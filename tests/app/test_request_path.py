@@ -13,7 +13,7 @@ import httpx
 
 from app.http.server import GracefulServer
 from app.main import create_app
-from app.observability.metrics import FLUSH_SECONDS
+from app.observability.request_log import WRITE_SECONDS
 from app.settings import Settings
 from app.supervisor.supervisor import RunFolder
 from tests.app.running import RunningServer
@@ -72,7 +72,7 @@ async def visits_of_a_request(app_server: GracefulServer, listener: socket.socke
                 sys.setprofile(None)
             assert answer.status_code == 200, answer.text
             requests.append(profile.files)
-            await asyncio.sleep(2 * FLUSH_SECONDS)  # or what was counted might be written during the next request
+            await asyncio.sleep(2 * WRITE_SECONDS)  # or what was counted might be written during the next request
     app_server.should_exit = True
     await serving
     visits = min(requests[1:], key=len)
