@@ -13,6 +13,7 @@ from fastapi_offline import FastAPIOffline
 from prometheus_client import CollectorRegistry
 from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
+from starlette.types import ASGIApp
 
 from app.engine_client.client import Engines
 from app.http import errors
@@ -21,6 +22,7 @@ from app.http.fast_route import FastRoute, FastRoutes
 from app.http.middleware import RequestMiddleware
 from app.http.state import AppState
 from app.observability.metrics import AllWorkers, Metrics
+from app.observability.request_log import RequestLog
 from app.observability.tracing import Tracing
 from app.routes import health, metrics, model_statistics, models, open_inference, openapi, pages, predict, repository
 from app.settings import Settings
@@ -42,7 +44,7 @@ def create_app(settings: Settings | None = None, run_folder: RunFolder | None = 
             if supervisor is not None:
                 await stack.enter_async_context(supervisor)
             await stack.enter_async_context(state.engines)
-            stack.callback(state.metrics.flush)
+            stack.callback(state.request_log.write)
             if state.tracing is not None:
                 stack.push_async_callback(asyncio.to_thread, state.tracing.close)
             if settings.grpc_port is not None:
@@ -71,12 +73,6 @@ def create_app(settings: Settings | None = None, run_folder: RunFolder | None = 
         telemetry={"tracing": False, "metrics": False, "logs": False},  # FastAPI's own, which would cost time per request
     )
     app.state.server = state
-    may_be_fast = [*predict.router.routes, *open_inference.infer_router.routes]
-    app.add_middleware(FastRoutes, routes=[route for route in may_be_fast if isinstance(route, FastRoute)])
-    if settings.cors_origins:
-        origins = [origin.strip() for origin in settings.cors_origins.split(",")]
-        app.add_middleware(CORSMiddleware, allow_origins=origins, allow_methods=["*"], allow_headers=["*"], expose_headers=["*"])
-    app.add_middleware(RequestMiddleware, state=state)  # the last is the outermost
     errors.install(app)
     routers = [pages.model_router]
     routers += [module.router for module in (predict, models, model_statistics, open_inference, repository, health, pages)]
@@ -86,7 +82,19 @@ def create_app(settings: Settings | None = None, run_folder: RunFolder | None = 
     include(app, routers)
     app.mount("/static", pages.Static())
     openapi.install(app, state)
+    app.middleware_stack = _middleware(app, state)
     return app
+
+
+def _middleware(app: FastAPI, state: AppState) -> ASGIApp:
+    """What a request passes, around FastAPI's own layers, which those for fast routes do not pass."""
+    may_be_fast = [*predict.router.routes, *open_inference.infer_router.routes]
+    fast = FastRoutes(app.build_middleware_stack(), [route for route in may_be_fast if isinstance(route, FastRoute)])
+    layers: ASGIApp = fast
+    if state.settings.cors_origins:
+        origins = [origin.strip() for origin in state.settings.cors_origins.split(",")]
+        layers = CORSMiddleware(fast, allow_origins=origins, allow_methods=["*"], allow_headers=["*"], expose_headers=["*"])
+    return RequestMiddleware(layers, state)
 
 
 def create_metrics_app(state: AppState) -> FastAPI:
@@ -100,12 +108,13 @@ def create_metrics_app(state: AppState) -> FastAPI:
 
 def _create_state(settings: Settings, run_folder: RunFolder) -> AppState:
     counted, registry = CollectorRegistry(), CollectorRegistry()
+    counts = Metrics(counted)
     folder = os.environ.get("PROMETHEUS_MULTIPROC_DIR")  # set by the supervisor: one worker shows what all have counted
     source: Collector = MultiProcessCollector(None, folder) if folder else counted  # type: ignore[no-untyped-call]
     engines = Engines(run_folder.sockets, settings.default_model)
     tracing = Tracing(settings.otlp_endpoint) if settings.otlp_endpoint else None
-    state = AppState(settings, engines, run_folder, ApiKeys(settings), registry, Metrics(counted), tracing)
-    registry.register(AllWorkers(source, state.metrics))
+    state = AppState(settings, engines, run_folder, ApiKeys(settings), registry, RequestLog(counts), tracing)
+    registry.register(AllWorkers(source, counts))
     registry.register(metrics.EngineCollector(state))
     return state
 

@@ -23,6 +23,9 @@ class ApiError(HTTPException):
         super().__init__(status, message.encode(errors="replace").decode(), headers)
 
 
+INTERNAL_ERROR = ApiError(500, "server: internal error (see its log)")
+
+
 def invalid(field: str, requirement: str, got: object) -> ApiError:
     """The usual error, 422: ``<field>: must be <requirement> (got <value>)``."""
     return ApiError(422, f"{field}: must be {requirement} (got {shown(got)})")
@@ -85,6 +88,8 @@ async def respond(request: Request, error: Exception) -> Response:
             error = _validation_error(error)
         case HTTPException() if not isinstance(error, ApiError):
             error = _http_error(request, error)
+        case _ if not isinstance(error, ApiError):
+            error = INTERNAL_ERROR
     assert isinstance(error, ApiError)
     if error.status_code == 422 and getattr(request.scope.get("route"), "path", "").startswith("/v2"):
         error.status_code = 400  # the Open Inference Protocol has no 422
@@ -95,6 +100,7 @@ def install(app: FastAPI) -> None:
     """Answer every error with ``respond``, also those that FastAPI and Starlette raise."""
     for kind in (ApiError, HTTPException, RequestValidationError, EngineError, ClientDisconnect):
         app.add_exception_handler(kind, respond)
+    app.add_exception_handler(Exception, respond)
 
 
 def _http_error(request: Request, error: HTTPException) -> ApiError:

@@ -15,6 +15,21 @@ MAX_PATHS_REMEMBERED = 128
 """Clients name models, and there is no end of names."""
 
 
+class FastRequest(Request):
+    """A request whose body is read without Starlette's generator, in a third of its time."""
+
+    async def body(self) -> bytes:
+        """The whole body, which can be read once."""
+        pieces, more = [], True
+        while more:
+            message = await self.receive()
+            if message["type"] == "http.disconnect":
+                raise ClientDisconnect
+            pieces.append(message.get("body", b""))
+            more = message.get("more_body", False)
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+
 class FastRoute(AccessRoute):
     """A route whose endpoint takes a request only, and which depends on its access decision only."""
 
@@ -34,7 +49,7 @@ class FastRoute(AccessRoute):
 
 
 class FastRoutes:
-    """The innermost middleware: answers what a fast route matches, and leaves the rest, wrong methods included, to FastAPI."""
+    """Middleware: answers what a fast route matches, and leaves the rest, wrong methods included, to FastAPI."""
 
     def __init__(self, app: ASGIApp, routes: Sequence[FastRoute]) -> None:
         self._app = app
@@ -46,7 +61,7 @@ class FastRoutes:
             matched = self._found.get((scope["root_path"], scope["path"])) or self._match(scope)
             if matched:
                 scope.update(matched)
-                await scope["route"].answer(Request(scope, receive, send), receive, send)
+                await scope["route"].answer(FastRequest(scope, receive, send), receive, send)
                 return
         await self._app(scope, receive, send)
 

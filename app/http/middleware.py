@@ -1,21 +1,20 @@
 """Middleware around every request: its id, trace, log line and metrics, its body's limits, and a response even to a bug."""
 
 import asyncio
-import os
+import random
 import re
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from urllib.parse import urlsplit, urlunsplit
 
 import structlog
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.engine_client.messages import Result
-from app.http.errors import ApiError, error_response, unavailable
+from app.http.errors import INTERNAL_ERROR, ApiError, error_response, unavailable
 from app.http.state import AppState
-from app.observability.tracing import TraceStep
+from app.observability.logging import REQUEST_FIELDS
+from app.observability.record import RequestRecord
 from app.settings import Settings
 
 log = structlog.get_logger(__name__)
@@ -33,21 +32,6 @@ PAGE_HEADERS = {
 """Of every HTML page: it loads nothing from other hosts, and cannot be put into a frame."""
 DOCS_HEADERS = PAGE_HEADERS | {"content-security-policy": f"{CONTENT_POLICY} 'unsafe-inline'"}
 """Of /docs, which FastAPI writes with an inline script."""
-QUIET_ROUTES = ("/health", "/v2/health/live", "/v2/health/ready", "/metrics")
-"""Programs request these every few seconds; they are logged at the level debug."""
-
-
-@dataclass(slots=True)
-class RequestLog:
-    """What a route reports about its request, for the log, the metrics and the trace; nothing else of its content is kept."""
-
-    traced: bool = False
-    """Whether ``steps`` are wanted."""
-    model: str = ""
-    version: str = ""
-    rows: int | None = None
-    result: Result | None = None
-    steps: list[TraceStep] = field(default_factory=list)
 
 
 class RequestMiddleware:
@@ -64,7 +48,8 @@ class RequestMiddleware:
         started = time.perf_counter()
         headers, method = dict(reversed([*scope["headers"]])), scope["method"]  # the first of two with one name counts
         given = headers.get(b"x-request-id", b"").decode("latin-1")
-        request_id = given if 0 < len(given) <= 128 and given.isascii() and given.isprintable() else os.urandom(16).hex()
+        is_id = 0 < len(given) <= 128 and given.isascii() and given.isprintable()
+        request_id = given if is_id else f"{random.getrandbits(128):032x}"
         status: int | None = None
 
         async def send_with_id(message: Message) -> None:
@@ -82,9 +67,9 @@ class RequestMiddleware:
         tracing = self._state.tracing
         span = tracing.start(Headers(scope=scope)) if tracing else None
         trace_id = f"{span.get_span_context().trace_id:032x}" if span else _trace_id(headers)
-        request = scope["request_log"] = RequestLog(traced=span is not None and span.is_recording())
-        structlog.contextvars.clear_contextvars()  # a pipelined request inherits those of the previous one
-        structlog.contextvars.bind_contextvars(request_id=request_id, **({"trace_id": trace_id} if trace_id else {}))
+        fields = {"request_id": request_id, "trace_id": trace_id} if trace_id else {"request_id": request_id}
+        REQUEST_FIELDS.set(fields)
+        record = scope["record"] = RequestRecord(fields, method, traced=span is not None and span.is_recording())
         try:
             await self._app(scope, _bounded(receive, scope, headers, self._state.settings), send_with_id)
         except asyncio.CancelledError:  # uvicorn cancels what is still in flight when the time to shut down is over
@@ -93,27 +78,22 @@ class RequestMiddleware:
         except Exception:
             log.exception("unhandled exception")
             if status is None:
-                await error_response(ApiError(500, "server: internal error (see its log)"))(scope, receive, send_with_id)
+                await error_response(INTERNAL_ERROR)(scope, receive, send_with_id)
         finally:
-            # Unknown paths share one label, or clients could make up any number of labels.
-            route = getattr(scope.get("route"), "path", "unknown")
-            seconds = time.perf_counter() - started
-            self._state.metrics.count(request.model, request.version, method, route, status, seconds, request.result)
-            write = log.debug if route in QUIET_ROUTES else log.info
-            ms = round(seconds * 1e3, 2)
-            write("request", method=method, route=route, model=request.model, status=status, rows=request.rows, ms=ms)
+            record.route = getattr(scope.get("route"), "path", record.route)
+            record.status, record.seconds = status, time.perf_counter() - started
+            self._state.request_log.add(record)
             if tracing and span:
                 attributes = {
                     "http.request.method": method,
-                    "http.route": route,
+                    "http.route": record.route,
                     "http.response.status_code": status or 0,
-                    "jfb.model": request.model,
-                    "jfb.rows": request.rows or 0,
+                    "jfb.model": record.model,
+                    "jfb.rows": record.rows or 0,
                     "jfb.request_id": request_id,
                 }
-                tracing.end(
-                    span, f"{method} {route}", attributes, request.result.timings if request.result else None, request.steps
-                )
+                timings = record.result.timings if record.result else None
+                tracing.end(span, f"{method} {record.route}", attributes, timings, record.steps)
 
 
 def _bounded(receive: Receive, scope: Scope, headers: Mapping[bytes, bytes], settings: Settings) -> Receive:
@@ -158,6 +138,8 @@ def _drop_host(headers: list[tuple[bytes, bytes]]) -> None:
 
 
 def _trace_id(headers: Mapping[bytes, bytes]) -> str | None:
-    given = headers.get(b"traceparent", b"").decode("latin-1")
+    if b"traceparent" not in headers:
+        return None
+    given = headers[b"traceparent"].decode("latin-1")
     match = re.fullmatch(r"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}(-.*)?", given)
     return match[1] if match and match[1].strip("0") else None
