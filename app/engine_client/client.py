@@ -102,8 +102,7 @@ class Engines:
 
         Raises ``NotServed``, and the catalogue is up to date then, ``QueueFull``, ``EngineUnavailable`` or ``RequestFailed``.
         """
-        result: Result = await self._choose(request).answer(request)
-        return result
+        return cast(Result, await self._choose(request).answer(request))
 
     async def stream(self, request: Request) -> AsyncGenerator[Iteration | Result, None]:
         """As ``predict``, but yield each iteration, then the result. Closing the generator drops the rows."""
@@ -254,8 +253,11 @@ class EngineClient(asyncio.Protocol):
     def _send(self, message: messages.ToEngine) -> None:
         if self._transport is None:
             raise EngineUnavailable("no engine is ready")
-        if not self._unsent:  # whatever else this turn of the event loop sends goes along
-            asyncio.get_running_loop().call_soon(self._flush)
+        if not self._unsent:
+            if not self._pending:  # the engine waits for it
+                self._transport.write(messages.encode([message]))
+                return
+            asyncio.get_running_loop().call_soon(self._flush)  # along with whatever else this turn of the event loop sends
         self._unsent.append(message)
 
     def _flush(self) -> None:

@@ -153,6 +153,8 @@ class BoundedConnection(HttpToolsProtocol):
             if self._overhead_bytes > MAX_HEAD_BYTES and not self._rejected:
                 part = "head" if self._in_head else "trailers"
                 self._reject(ApiError(431, f"{part}: must have at most {MAX_HEAD_BYTES} bytes (got more)"))
+        if self._in_head and self._transport.receiving and self._timer is None and not self._rejected:
+            self._start_timer()  # for the rest of the head
 
     def eof_received(self) -> bool | None:  # type: ignore[override]
         """Keep the connection until its requests are answered, if the last of them has arrived whole."""
@@ -181,7 +183,7 @@ class BoundedConnection(HttpToolsProtocol):
         self._unset_keepalive_if_required()
         self._transport.receiving = self._in_head = True
         self._headers = 0
-        self._start_timer()
+        self._stop_timer()
 
     def on_header(self, name: bytes, value: bytes) -> None:
         self._headers += 1
