@@ -237,10 +237,14 @@ class BoundedConnection(HttpToolsProtocol):
         version = self.parser.get_http_version()
         if version not in ("1.0", "1.1"):
             raise ApiError(505, f"request: must be HTTP/1.1 (got HTTP/{version})")
-        hosts = sum(name == b"host" for name, _ in self.headers)
+        hosts, codings = 0, []
+        for name, value in self.headers:
+            if name == b"host":
+                hosts += 1
+            elif name == b"transfer-encoding":
+                codings.append(value.strip().lower())
         if hosts > 1 or (hosts == 0 and version == "1.1"):
             raise ApiError(400, f"host: must be given once (got it {hosts} times)")
-        codings = [value.strip().lower() for name, value in self.headers if name == b"transfer-encoding"]
         if codings and (codings != [b"chunked"] or version == "1.0"):
             got = b", ".join(codings).decode("latin-1")[:80]
             raise ApiError(501, f"transfer-encoding: must be chunked, in HTTP/1.1 (got {got} in HTTP/{version})")

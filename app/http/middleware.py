@@ -100,6 +100,8 @@ def _bounded(receive: Receive, scope: Scope, headers: Mapping[bytes, bytes], set
     """The body of a request; ``receive`` raises an ``ApiError`` for one that is late (408), or known to be too large (413)."""
     limit, seconds = settings.max_body_bytes, settings.body_timeout
     declared, connection = headers.get(b"content-length", b"0"), scope.get("connection")
+    if connection is not None and not connection.receiving and b"transfer-encoding" not in headers and int(declared) <= limit:
+        return receive  # all of it is there, and has the size that was declared: a timer would cost more than to take it
     deadline: float | None = None
     size, complete = 0, False
 
@@ -111,15 +113,12 @@ def _bounded(receive: Receive, scope: Scope, headers: Mapping[bytes, bytes], set
             deadline = asyncio.get_running_loop().time() + seconds
             if declared.isdigit() and int(declared) > limit:
                 raise ApiError(413, f"body: must have at most {limit} bytes (got {declared.decode()})")
-        if connection is not None and not connection.receiving:  # it is there, and a timer would cost more than to take it
-            message = await receive()
-        else:
-            try:
-                async with asyncio.timeout_at(deadline):
-                    message = await receive()
-            except TimeoutError as error:
-                text = f"body: must arrive within {seconds:g} s (got {size} bytes)"
-                raise ApiError(408, text, {"connection": "close"}) from error  # or the rest would be waited for
+        try:
+            async with asyncio.timeout_at(deadline):
+                message = await receive()
+        except TimeoutError as error:
+            text = f"body: must arrive within {seconds:g} s (got {size} bytes)"
+            raise ApiError(408, text, {"connection": "close"}) from error  # or the rest would be waited for
         size += len(message.get("body", b""))
         if size > limit:
             raise ApiError(413, f"body: must have at most {limit} bytes (got more)")
