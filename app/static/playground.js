@@ -59,6 +59,12 @@ function input() {
   throw new ServerError(422, `The input must be ${size} numbers (got ${numbers.length}).`);
 }
 
+function cancel() {
+  inFlight?.abort();
+  clearTimeout(timer);
+  clearTimeout(retry);
+}
+
 // The answer to the old input is no answer to the new one.
 function inputChanged() {
   inFlight?.abort();
@@ -75,6 +81,7 @@ function predictSoon() {
 async function send() {
   inFlight?.abort();
   stopReplay();
+  if (model.name !== $("model").value) return choose(); // whose samples could not be read
   const mine = (inFlight = new AbortController());
   try {
     const one = input();
@@ -228,6 +235,12 @@ function showSeen(one) {
   seen.getContext("2d").drawImage(small, 0, 0);
 }
 
+// An error of what was chosen, which no answer to the input may replace.
+function refuse(error, again) {
+  cancel();
+  showError(error, again);
+}
+
 // error: takes the place of the answer; null clears it. again: called for a retry.
 function showError(error, again) {
   clearTimeout(retry);
@@ -282,10 +295,11 @@ async function start() {
     if (models.length) {
       const link = readLink();
       const first = chosen ?? (models.find((one) => one.input.kind === "image") ?? models[0]).name;
-      $("model").value = models.some((one) => one.name === link.model) ? link.model : first;
+      const isServed = models.some((one) => one.name === link.model);
+      $("model").value = isServed ? link.model : first;
       await choose();
-      if (model.name === link.model) restore(link);
-      else if (link.model) showError(new ServerError(404, `The server has no model ${link.model}.`));
+      if (isServed && model?.name === link.model) restore(link);
+      else if (link.model && !isServed) refuse(new ServerError(404, `The server has no model ${link.model}.`));
     }
   } catch (error) {
     showError(error, start);
@@ -294,17 +308,18 @@ async function start() {
 
 async function choose() {
   const chosen = models.find((one) => one.name === $("model").value);
-  model = chosen;
-  inFlight?.abort();
+  const isChosen = () => $("model").value === chosen.name; // unless another one was chosen in the meantime
   $("numbers").disabled = true; // what is typed now would be lost
   let found = [];
   try {
     found = await get(`models/${encodeURIComponent(chosen.name)}/samples`);
   } catch (error) {
-    if (model === chosen) showError(error, choose);
+    if (isChosen()) refuse(error, choose);
     return;
   }
-  if (model !== chosen) return; // another one was chosen in the meantime
+  if (!isChosen()) return;
+  cancel(); // until now, the input was one for the old model
+  model = chosen;
   samples = found;
   kind = samples.length && samples.every((one) => read(one.input)) ? "maze" : model.input.kind;
   $("picture-input").hidden = kind !== "image";

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from playwright.sync_api import Browser, Page, expect
+from playwright.sync_api import Browser, Page, Route, expect
 
 from jfb.store import ModelVersion, remove_alias, set_alias
 from tests.app.routes.browsing import PHONE, page_of
@@ -179,6 +179,29 @@ def test_a_link_restores_the_model_the_input_and_the_settings(page: Page, digits
 def test_a_link_to_a_model_that_is_not_served_says_so(browser: Browser, digits_server: RunningServer) -> None:
     with page_of(browser, f"{digits_server.url}/?model=none") as (page, _):
         expect(page.locator("#error-text")).to_have_text("The server has no model none.")
+        page.wait_for_timeout(300)  # longer than the page waits before it sends a sample
+        expect(page.locator("#error")).to_be_visible()
+        page.get_by_role("button", name="Sample: 8").click()
+        expect(page.locator("#label")).to_have_text("8")
+
+
+def test_a_knob_that_moves_while_another_model_is_chosen_sends_no_input_of_the_old_one(
+    browser: Browser, strict_server: RunningServer
+) -> None:
+    held: list[Route] = []
+    with page_of(browser, f"{strict_server.url}/?model=wild") as (page, said):
+        page.locator("#numbers").fill("0, 0")
+        expect(page.locator("#said")).to_contain_text("iteration")
+        page.route("**/models/digits/samples", lambda route: held.append(route))
+        page.locator("#model").select_option("digits")
+        with page.expect_request(re.compile("/digits/|/predict")) as request:  # sent when the knob stands still
+            set_slider(page, "tolerance", -2)
+        assert request.value.url.endswith("/models/digits/samples")
+        expect(page.locator("#error")).to_be_hidden()
+        for route in held:
+            route.continue_()
+        expect(page.locator("#end")).to_have_text("Draw, or choose a sample")
+        assert said == []
 
 
 def save_digits(server: RunningServer, folder: Path) -> None:
