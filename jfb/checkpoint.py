@@ -179,6 +179,9 @@ def find_folder(model: str | Path, store: Path | None = None) -> Path:
             return folder
     if found := list_versions(store / model):
         return store / model / str(found[-1])
+    name, _, number = model.rpartition("/")
+    if name and (versions := list_versions(store / name)):
+        raise CheckpointError(f"model {name} has no version {number} (available: {', '.join(map(str, versions))})")
     known = list_models(store)
     nearest = get_close_matches(model, known, n=1)
     raise CheckpointError(

@@ -106,9 +106,10 @@ class _Layer(ImplicitNetwork):
         self.start = _parts("start", start)
         first = self.start[0]
         for part in self.start:
-            if not part.dim() or part.dtype != first.dtype or part.device != first.device or len(part) != len(first):
+            fits = part.dim() and part.is_floating_point() and len(part) == len(first)
+            if not fits or part.dtype != first.dtype or part.device != first.device:
                 given = ", ".join(f"{list(part.shape)} {part.dtype} {part.device}" for part in self.start)
-                raise ValueError(f"start: must be tensors [n, ...] of one n, type and device (got {given})")
+                raise ValueError(f"start: must be tensors [n, ...] of one n, floating-point type and device (got {given})")
         self.latest = _join(self.start).detach()
 
     def inject(self, inputs: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 import os
 import re
+import socket
 import subprocess
 import sys
 
@@ -76,3 +77,11 @@ def test_commands_run_on_their_side(arguments: list[str], status: int, part: str
     said = jfb(*arguments)
     assert said.returncode == status
     assert part in said.stderr
+
+
+@pytest.mark.slow
+def test_a_port_is_served_by_one_protocol() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+    said = jfb("serve", "--model-store", ".", "--port", port, "--grpc-port", port)
+    assert (said.returncode, "cannot bind port" in said.stderr) == (3, True)

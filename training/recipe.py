@@ -24,6 +24,12 @@ def _part(value: object) -> object:
     return value
 
 
+def _shape(value: object) -> object:
+    if value is not None and not (isinstance(value, list | tuple) and len(value) == 3):
+        raise ValueError(f"must be [channels, height, width] (got {value!r})")
+    return value
+
+
 Part = Annotated[str | float, BeforeValidator(_part)]
 NonNegative = Annotated[float, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0)]
@@ -43,7 +49,7 @@ class DataRecipe(Strict):
     """The column with the inputs: images, or vectors."""
     labels: str = "label"
     """The column with the labels."""
-    shape: tuple[int, int, int] | None = None
+    shape: Annotated[tuple[int, int, int] | None, BeforeValidator(_shape)] = None
     """``[1 or 3, height, width]``: images are converted and resized to it. Default: the shape of the first image."""
     train: str = "train"
     """Training split."""

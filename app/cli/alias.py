@@ -5,7 +5,8 @@ from typing import Annotated
 
 import typer
 
-from jfb.store import CheckpointError, ModelVersion, is_model_name, remove_alias, set_alias
+from jfb.config import must_be_one_of
+from jfb.store import CheckpointError, ModelVersion, list_models, remove_alias, set_alias
 
 program = typer.Typer(add_completion=False)
 
@@ -22,8 +23,8 @@ def alias(
 
     A running server sees it when it next scans the model store.
     """
-    if not is_model_name(model) or not (model_store / model).is_dir():
-        raise typer.BadParameter(f"must be the name of a model in {model_store} (got {model!r})", param_hint="'model'")
+    if model not in (known := list_models(model_store)):
+        raise typer.BadParameter(f"{must_be_one_of(known or ['none'], model)} in {model_store}", param_hint="'model'")
     if (version is None) != remove:
         problem = f"must be left out with --remove (got {version})" if remove else "must be given, or --remove"
         raise typer.BadParameter(problem, param_hint="'version'")

@@ -54,13 +54,13 @@ def main(program: str, arguments: Sequence[str]) -> None:
         _check_device(settings.device)
         if settings.otlp_endpoint:
             Tracing(settings.otlp_endpoint).close()
-        if settings.grpc_port is not None:
-            if find_spec("grpc") is None:
-                sys.stderr.write("--grpc-port needs the packages of the extra grpc\n")
-                sys.exit(2)
-            _bind(settings.host, settings.grpc_port).close()  # the workers share it; another server's would too
+        if settings.grpc_port is not None and find_spec("grpc") is None:
+            sys.stderr.write("--grpc-port needs the packages of the extra grpc\n")
+            sys.exit(2)
         listeners = _listen(settings)
         metrics_listener = None if settings.metrics_port is None else _bind(settings.host, settings.metrics_port)
+        if settings.grpc_port is not None:  # after the others, which would share it, too
+            _bind(settings.host, settings.grpc_port).close()
     except (ApiKeyError, StoreError, TracingUnavailable) as error:
         sys.stderr.write(f"{error}\n")
         sys.exit(2)

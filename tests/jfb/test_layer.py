@@ -141,8 +141,10 @@ def test_wrong_use_is_a_sentence() -> None:
          lambda: jfb.fixed_point(lambda u: u, start, gradient="jbf")),
         (ValueError, r"solver: must be one of picard, anderson \(got 'broyden'\)",
          lambda: jfb.fixed_point(lambda u: u, start, solver="broyden")),
-        (ValueError, r"start: must be tensors \[n, ...\] of one n, type and device \(got \[2, 3\] torch.float32 cpu, \[3\]",
+        (ValueError, r"start: must be tensors \[n, ...\] of one n, floating-point .* \(got \[2, 3\] torch.float32 cpu, \[3\]",
          lambda: jfb.fixed_point(lambda u: u, (start, torch.zeros(3)))),
+        (ValueError, r"start: must be tensors .* floating-point type .* \(got \[2, 3\] torch.int64 cpu\)",
+         lambda: jfb.fixed_point(lambda u: u, start.long())),
         (TypeError, r"start: must be a tensor or a tuple of tensors \(got float\)",
          lambda: jfb.fixed_point(lambda u: u, 0.0)),  # type: ignore[type-var]
         (ValueError, r"function's result: must have shape \[2, 3\], like start \(got \[2\]\)",

@@ -94,6 +94,8 @@ def test_an_unknown_argument_of_a_network_is_an_error_that_lists_the_known_ones(
     message = refusal(tmp_path, MINIMAL.replace("implicit_resnet", "implicit_resnet, arguments: {chanels: [8]}"))
     assert "mine.yaml: network.arguments.chanels: unknown argument: must be one of mean, std, channels" in message
     assert "(got 'chanels'; did you mean 'channels'?)" in message
+    message = refusal(tmp_path, MINIMAL.replace("source: ", "shape: [1, 16], source: "))
+    assert "mine.yaml: data.shape: must be [channels, height, width] (got [1, 16])" in message
     message = refusal(tmp_path, MINIMAL.replace("implicit_resnet", "implicit_resnet, arguments: {channels: many}"))
     assert "mine.yaml: network.arguments.channels: " in message
 

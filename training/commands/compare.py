@@ -13,22 +13,26 @@ from jfb.config import must_be_one_of
 from jfb.gradients import GRADIENTS
 from training.comparison.gradients import compare_gradients
 from training.device import choose_device
+from training.loop.network import check_before_data
 from training.recipe import load_recipe, shipped_recipes
 from training.reports.gradients_report import write_gradients_report
 from training.reports.rivals_report import write_rivals_report
 from training.rivals.compare import compare_rivals
 from training.rivals.table import RIVALS
 
+ALL_GRADIENTS = ", ".join(GRADIENTS)
+ALL_RIVALS = ", ".join(RIVALS)
+
 
 def compare(
     recipe: Annotated[str, Option(help=f"A shipped recipe ({', '.join(shipped_recipes())}), or the path of a .yaml file.")],
-    gradients: Annotated[str, Option(help="Gradients to compare, separated by commas.")] = ", ".join(GRADIENTS),
+    gradients: Annotated[str, Option(help="Gradients to compare, separated by commas.")] = ALL_GRADIENTS,
     epochs: Annotated[int | None, Option(help="Train for this many epochs instead of the recipe's.")] = None,
     rivals: Annotated[
         bool,
         Option("--rivals", help="Compare other kinds of networks of the same size instead of gradients."),
     ] = False,
-    only: Annotated[str, Option(help="Rivals to compare, separated by commas.")] = ", ".join(RIVALS),
+    only: Annotated[str, Option(help="With --rivals: the ones to compare, separated by commas.")] = ALL_RIVALS,
     data: Annotated[
         Path | None, Option(exists=True, file_okay=False, help="Read the data from this folder instead of the recipe's source.")
     ] = None,
@@ -42,9 +46,14 @@ def compare(
 ) -> None:
     """Train one network under several gradients, or its rivals, and write a report."""
     console = Console()
+    if rivals and gradients != ALL_GRADIENTS:
+        raise BadParameter(f"--gradients must be left out with --rivals (got {gradients})")
+    if not rivals and only != ALL_RIVALS:
+        raise BadParameter(f"--only needs --rivals (got {only})")
     names = _names("--only", "rival", only, RIVALS) if rivals else _names("--gradients", "gradient", gradients, GRADIENTS)
     changes = {"optimisation.epochs": epochs, "data.source": None if data is None else str(data)}
     chosen = load_recipe(recipe).changed({key: value for key, value in changes.items() if value is not None})
+    check_before_data(chosen)
     command = f"python -m training {shlex.join(sys.argv[1:])}"
     folder = out or Path("benchmarks") / ("rivals" if rivals else "comparison") / chosen.name
     if rivals:

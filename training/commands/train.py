@@ -4,7 +4,6 @@ import os
 import shlex
 import shutil
 import sys
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -28,8 +27,6 @@ from training.reports.evaluation_report import write_evaluation_report
 from training.reports.model_card import write_card
 from training.store import model_config, with_serving, write_trained
 
-GradientName = StrEnum("GradientName", list(GRADIENTS))  # type: ignore[misc]
-
 
 def train(
     recipe: Annotated[str, Argument(help=f"A shipped recipe ({', '.join(shipped_recipes())}), or the path of a .yaml file.")],
@@ -45,7 +42,8 @@ def train(
         "model_store"
     ),
     gradient: Annotated[
-        GradientName | None, Option(help="Use this gradient, with its default options, instead of the recipe's.")
+        str | None,
+        Option(help=f"Use this gradient ({', '.join(GRADIENTS)}), with its default options, instead of the recipe's."),
     ] = None,
     epochs: Annotated[int | None, Option(help="Train for this many epochs instead of the recipe's.")] = None,
     seed: Annotated[int | None, Option(help="Use this seed instead of the recipe's.")] = None,
@@ -68,7 +66,7 @@ def train(
     on = process_device(choose_device(device))
     changes: dict[str, object] = {
         "data.source": None if data is None else str(data),
-        "gradient": None if gradient is None else {"name": gradient.value},
+        "gradient": None if gradient is None else {"name": gradient},
         "optimisation.epochs": epochs,
         "optimisation.seed": seed,
     }

@@ -233,8 +233,8 @@ def test_an_alias_is_moved_to_another_version_and_back(own: RunningServer, own_s
     [
         (("digits", "stable", "999"), "version: must be one of "),
         (("digits", "v3", "1"), "alias: must be a letter and up to 127"),
-        (("digit", "stable", "1"), "must be the name of a model in"),
-        (("../digits", "stable", "1"), "must be the name of a model in"),
+        (("digit", "stable", "1"), "(got 'digit'; did you mean 'digits'?) in"),
+        (("../digits", "stable", "1"), "must be one of digits"),
         (("digits", "stable", "newest"), "'version'"),
         (("digits", "stable"), "'version': must be given, or --remove"),
         (("digits", "stable", "1", "--remove"), "'version': must be left out with --remove"),
@@ -244,7 +244,7 @@ def test_an_alias_is_moved_to_another_version_and_back(own: RunningServer, own_s
 def test_an_alias_that_cannot_be_is_refused(own_store: Path, arguments: tuple[str, ...], error: str) -> None:
     done = move(own_store, *arguments)
     assert done.returncode == 2
-    assert error in " ".join(done.stderr.split())
+    assert error in " ".join(done.stderr.replace("│", " ").split())
     assert read_aliases(own_store / "digits") == {}
 
 

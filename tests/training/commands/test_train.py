@@ -218,9 +218,10 @@ def test_help_lists_the_commands_and_the_shipped_recipes(run: Run) -> None:
     [
         (("train", "nope"), "error: recipe: must be one of"),
         (("train", "digits", "--epochs", "0"), "optimisation.epochs: must be greater than or equal to 1 (got 0)"),
-        (("train", "digits", "--gradient", "exact"), "'exact' is not one of"),
+        (("train", "digits", "--gradient", "exact"), "error: digits: gradient: name: must be one of jfb, neumann, "),
         (("train", "digits", "--device", "quantum"), "error: --device quantum: "),
         (("train", "digits", "--data", "nowhere"), "nowhere"),
+        (("train", "digits", "--gradient", "jbf"), "(got 'jbf'; did you mean 'jfb'?)"),
         (("evaluate", "nope"), "error: no model 'nope': must be a name in"),
     ],
 )
@@ -232,3 +233,21 @@ def test_mistakes_end_with_one_clear_message_and_no_traceback(
     assert message in finished.err
     assert "Traceback" not in finished.err
     assert list_models(tmp_path) == {}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--recipe", "digits", "--only", "jfb"), "--only needs --rivals (got jfb)"),
+        (("--recipe", "digits", "--rivals", "--gradients", "jfb"), "--gradients must be left out with --rivals (got jfb)"),
+    ],
+)
+def test_a_comparison_that_is_not_what_was_asked_for_does_not_start(run: Run, arguments: tuple[str, ...], message: str) -> None:
+    assert message in run("compare", *arguments).err
+
+
+def test_a_comparison_checks_its_recipe_before_data_is_read(run: Run, tmp_path: Path) -> None:
+    recipe = tmp_path / "mine.yaml"
+    network = "{name: implicit_resnet, arguments: {channels: [8, 8], pool: [4, 4]}}"
+    recipe.write_text(f"data: {{source: owner/name, shape: [1, 4, 4]}}\nnetwork: {network}\n")
+    assert "pool: must leave" in run("compare", "--recipe", str(recipe)).err
