@@ -25,8 +25,8 @@ from jfb.store import Sample
 Value = TypeVar("Value")
 program = typer.Typer(add_completion=False)
 BLOCKS = "▁▂▃▄▅▆▇█"
-MAX_WIDTH = 40
-"""Characters of a sparkline; longer series are thinned."""
+MIN_WIDTH, MAX_WIDTH = 11, 40
+"""Characters of a sparkline, as many as fit on a line; longer series are thinned."""
 STYLES = {"converged": "green", "label_stable": "green", "max_iterations": "yellow", "deadline": "yellow", "diverged": "red"}
 
 
@@ -75,10 +75,10 @@ def predict(
         raise typer.Exit(1) from error
 
 
-def sparkline(residuals: list[float | None]) -> str:
-    """Residuals as blocks on a log axis, ``!`` where one is not finite; of more than ``MAX_WIDTH``, evenly spread ones."""
-    if len(residuals) > MAX_WIDTH:
-        residuals = [residuals[round(k * (len(residuals) - 1) / (MAX_WIDTH - 1))] for k in range(MAX_WIDTH)]
+def sparkline(residuals: list[float | None], width: int = MAX_WIDTH) -> str:
+    """Residuals as blocks on a log axis, ``!`` where one is not finite; of more than ``width``, evenly spread ones."""
+    if len(residuals) > width:
+        residuals = [residuals[round(k * (len(residuals) - 1) / (width - 1))] for k in range(width)]
     powers = [math.log10(one) for one in residuals if one]
     low, high = min(powers, default=0.0), max(powers, default=0.0)
 
@@ -96,7 +96,15 @@ def _show(console: Console, names: list[str], events: Iterator[IterationEvent | 
     rows: list[Prediction | IterationEvent | None] = [None] * len(names)
     residuals: list[list[float | None]] = [[] for _ in names]
     first = next(events)  # before anything is drawn: an error response is raised here
-    live = Live(console=console, get_renderable=lambda: _table(names, rows, residuals), refresh_per_second=20, transient=True)
+
+    def table() -> Table:
+        plain = _table(names, rows)
+        if not watch:
+            return plain
+        width = max(MIN_WIDTH, min(MAX_WIDTH, console.width - console.measure(plain).maximum - 2))
+        return _table(names, rows, [sparkline(one, width) for one in residuals])
+
+    live = Live(console=console, get_renderable=table, refresh_per_second=20, transient=True)
     with live if watch else nullcontext():
         for event in chain([first], events):
             if isinstance(event, PredictResponse):
@@ -104,18 +112,20 @@ def _show(console: Console, names: list[str], events: Iterator[IterationEvent | 
             else:
                 rows[event.row] = event
                 residuals[event.row].append(event.residual)
-    console.print(_table(names, rows, residuals if watch else None))
+    console.print(table())
 
 
-def _table(names: list[str], rows: list[Prediction | IterationEvent | None], residuals: list[list[float | None]] | None) -> Table:
-    table = Table("image", "label", box=SIMPLE_HEAD)
+def _table(names: list[str], rows: list[Prediction | IterationEvent | None], sparklines: list[str] | None = None) -> Table:
+    table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, collapse_padding=True)
+    for column in ("image", "label"):
+        table.add_column(column, overflow="fold")
     for column in ("probability", "iterations", "residual"):
-        table.add_column(column, justify="right")
-    table.add_column("status")
-    if residuals is not None:
+        table.add_column(column, justify="right", no_wrap=True)
+    table.add_column("status", no_wrap=True)
+    if sparklines is not None:
         table.add_column("convergence", no_wrap=True)
     for place, (name, row) in enumerate(zip(names, rows, strict=True)):
-        line = [] if residuals is None else [Text(sparkline(residuals[place]), "cyan")]
+        line = [] if sparklines is None else [Text(sparklines[place], "cyan")]
         table.add_row(Text(name), *_cells(row), *line)
     return table
 

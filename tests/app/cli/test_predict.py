@@ -90,6 +90,13 @@ def test_a_sparkline_has_a_block_an_iteration_on_a_log_axis(residuals: list[floa
     assert sparkline(residuals) == drawn
 
 
+def test_words_and_numbers_are_whole_on_a_line_of_80_columns(server: RunningServer, images: list[Path]) -> None:
+    said = predict(*images, "--url", server.url, "--tolerance", 1e-30, "--watch", COLUMNS="80").stdout
+    assert "max_iterations" in said
+    assert "…" not in said
+    assert max(map(len, said.splitlines())) <= 80
+
+
 def test_a_long_sparkline_is_thinned_between_its_ends() -> None:
     line = sparkline([0.9**k for k in range(1000)])
     assert len(line) == MAX_WIDTH
