@@ -57,7 +57,7 @@ def test_the_help_of_every_command_names_it_and_fits_80_columns() -> None:
     assert "…" not in said.stdout  # no default is cut
     defaults = re.findall(r"default: ([^])]*)", re.sub(r"[│\s]+", " ", said.stdout))
     assert {"http://127.0.0.1:8000", "1, 2, 5, 10, 20, 50", "model_store"} <= {one.strip() for one in defaults}
-    assert [one for one in defaults if re.search(r"null|None|[\[{<'\"]|\d{9}", one)] == []
+    assert [one for one in defaults if re.search(r"null|None|True|False|[\[{<'\"]|\d{9}", one)] == []
 
 
 @pytest.mark.slow

@@ -43,8 +43,9 @@ def _default(name: str, field: FieldInfo) -> str:
     """The default as people write it; nothing where the description says what happens without a value."""
     if field.default in (None, ""):
         return ""
-    number = isinstance(field.default, int | float) and not isinstance(field.default, bool)
-    text = f"{field.default:.12g}" if number else str(field.default)
+    if isinstance(field.default, bool):
+        return f" (default: {str(field.default).lower()})"
+    text = f"{field.default:.12g}" if isinstance(field.default, int | float) else str(field.default)
     return f" (default: {text}{f', {field.default >> 20} MiB' if name.endswith('_bytes') else ''})"
 
 

@@ -27,7 +27,7 @@ def table(heading: str) -> list[list[str]]:
 
 
 def shown(default: object) -> str:
-    return "" if default is None or default == "" else str(default)
+    return "" if default is None or default == "" else str(default).lower() if isinstance(default, bool) else str(default)
 
 
 def test_every_setting_is_there_with_its_default_and_its_description() -> None:
