@@ -420,9 +420,10 @@ function useFiles(files) {
   else if (files.length) batch(files);
 }
 
-function batch(files) {
+async function batch(files) {
   $("batch").scrollIntoView({ block: "nearest" });
-  runBatch(model, settings(), files);
+  await runBatch(model, settings(), files);
+  $("batch").scrollIntoView({ block: "nearest" }); // now with its table
 }
 
 async function open(file) {

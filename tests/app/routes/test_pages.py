@@ -224,6 +224,7 @@ def test_a_batch_is_a_table_and_a_csv_file(browser: Browser, digits_server: Runn
             re.compile(r"^11 images · mean [\d.]+ iterations · 1 failed · 1 file ignored: not PNG or JPEG$")
         )
         expect(page.locator("#batch-rows tr")).to_have_count(11)
+        expect(page.locator("#batch-rows tr").last).to_be_in_viewport()
         with page.expect_download() as download:
             page.locator("#batch-csv").click()
         assert download.value.suggested_filename == "digits.csv"
