@@ -10,6 +10,7 @@ from pathlib import Path
 from types import FrameType
 
 import httpx
+import pytest
 
 from app.http.server import GracefulServer
 from app.main import create_app
@@ -52,10 +53,7 @@ class Visits:
 
 
 async def visits_of_a_request(app_server: GracefulServer, listener: socket.socket) -> list[str]:
-    """What one POST /predict on a connection of its own visits; of several, those of the shortest way.
-
-    Now and then an engine says what it serves while a request runs.
-    """
+    """What one POST /predict on a connection of its own visits; of several, those of the shortest way."""
     requests: list[list[str]] = []
 
     serving = asyncio.create_task(app_server.serve([listener]))
@@ -79,7 +77,10 @@ async def visits_of_a_request(app_server: GracefulServer, listener: socket.socke
     return visits[: len(visits) - visits[::-1].index("http/connection.py")]  # without what is cleaned up after the response
 
 
-def test_a_prediction_goes_through_few_files_in_the_documented_order_and_not_back(server: RunningServer) -> None:
+def test_a_prediction_goes_through_few_files_in_the_documented_order_and_not_back(
+    server: RunningServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("app.engine_client.client.REFRESH_SECONDS", 60.0)  # or an engine might say what it serves meanwhile
     arguments = Path(f"/proc/{server.worker_pid()}/cmdline").read_bytes().split(b"\0")
     folder = Path(arguments[arguments.index(b"app.cli.http_worker") + 1].decode())
     settings = Settings(default_model="slow", api_keys="key")  # type: ignore[arg-type]
