@@ -108,6 +108,13 @@ class Settings(BaseSettings, EngineConfig):
                 raise ValueError("must be origins such as https://example.org")
         return value
 
+    @field_validator("otlp_endpoint")
+    @classmethod
+    def _check_endpoint(cls, value: str | None) -> str | None:
+        if value is not None and not re.match(r"https?://[^/\s]", value):
+            raise ValueError("must be a URL such as http://localhost:4318")
+        return value
+
     @model_validator(mode="after")
     def _check(self) -> Self:
         if self.max_rows_per_request > self.max_waiting_rows:

@@ -53,7 +53,8 @@ class KeySet:
             try:
                 texts.append(self._file.read_text("utf-8"))
             except (OSError, UnicodeDecodeError) as error:
-                raise ApiKeyError(f"{flag} must be a readable file of API keys (got {self._file}: {error})") from error
+                reason = error.strerror if isinstance(error, OSError) else error
+                raise ApiKeyError(f"{flag} must be a readable file of API keys (got {self._file}: {reason})") from error
         hashes = frozenset(
             _hash(key.encode(errors="surrogateescape")) for text in texts for key in re.split(r"[\s,]+", text) if key
         )

@@ -37,6 +37,7 @@ def test_help_lists_every_setting_with_its_description_and_default() -> None:
         ([], {"JFB_PORT": "many"}, ("--port must be a valid integer", "(got many)")),
         (["--precision", "half"], {}, ("--precision must be 'auto', 'float32' or 'mixed' (got half)",)),
         ([], {"JFB_SLOTS": "0"}, ("--slots must be at least 1 (got 0)",)),
+        (["--otlp-endpoint", "collector"], {}, ("--otlp-endpoint must be a URL such as http://localhost:4318 (got collector)",)),
         (
             ["--max-rows-per-request", "9"],
             {"JFB_MAX_WAITING_ROWS": "8"},

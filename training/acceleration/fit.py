@@ -73,7 +73,7 @@ def fit_mixing(
     generator = torch.Generator().manual_seed(seed)
     columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
     began, used, step = clock(), 0.0, 0
-    with Progress(*columns, console=console, transient=True) as progress:
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task("fitting mixing", total=1.0)
         while used < 1:
             injection = _injection(network, inputs, generator, device)

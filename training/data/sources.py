@@ -199,7 +199,7 @@ def _decode_images(table: Any, split: str, column: str, shape: tuple[int, int, i
     first = _open(next(_encoded(table, column)), split, 0)
     channels, height, width = shape or (1 if first.mode in ("1", "L", "LA") else 3, first.height, first.width)
     decoded = np.empty((rows, channels, height, width), np.uint8)
-    with Progress(console=console, transient=True) as progress:
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task(f"decoding {split}", total=rows)
         for row, encoded in enumerate(_encoded(table, column)):
             image = _open(encoded, split, row)

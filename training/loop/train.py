@@ -194,4 +194,5 @@ def _progress_bar(console: Console) -> Progress:
         TextColumn("{task.fields[progress]}"),
         console=console,
         transient=True,
+        disable=not console.is_terminal,  # it would write empty lines
     )
