@@ -40,10 +40,9 @@ class Patience:
         most = min(self.iterations, int((table.max_iterations - table.iterations).min()))
         for _ in range(most):
             self.in_vain += int(np.count_nonzero(ended))
-            lane._iterate(False, fail)
+            lane._iterate(1, False, fail)
             ended |= lane.wait_for_residual() <= table.tolerance
-        lane._settle()
-        table.iterations += most
+        lane._settle(most)
         return table.active, most
 
 

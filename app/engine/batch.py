@@ -11,9 +11,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from app.engine.backends.backend import Backend
+from app.engine.fused_lane import faster
 from app.engine.isolation import Fail, one_by_one
 from app.engine.lane import Lane, shortest
 from app.engine.masked import Masking
+from app.engine.masked_lane import MaskedLane
 from jfb import LabelStop, ResidualNorm
 from jfb.onnx.file import OnnxFileError
 from jfb.onnx.one_row import Lived, OneRow
@@ -63,11 +65,11 @@ class RunningBatch:
         with torch.inference_mode():
             injection = backend.inject(torch.zeros(slots, *input_shape, device=backend.device, dtype=backend.dtype))
             point = backend.initial_state(injection)
-            self._full_precision = {}
+            self._full_precision: dict[str, Lane] = {}
             for name, solver in solvers.items():
                 stop = label_stop if label_stop is not None and label_stop.supports(type(solver)) else None
                 self._full_precision[name] = Lane(backend, solver, residual_norm, point, injection, label_stop=stop)
-            self._low_precision = {
+            self._low_precision: dict[str, Lane] = {
                 name: Lane(low_precision, lane.solver, residual_norm, point, injection, full_precision=lane)
                 for name, lane in self._full_precision.items()
                 if low_precision is not None and not lane.solver.splits
@@ -165,13 +167,16 @@ class RunningBatch:
         With ``masking``, all lanes iterate that way.
         """
         with torch.inference_mode():
-            if masking is not None:
-                for lane in self.lanes:
-                    lane.measure(clock, masking)
-                return
             for name, lane in self._full_precision.items():
-                lane.measure(clock)
-                self._measure_one_row(name, lane, clock)
+                if masking is not None:
+                    self._full_precision[name] = MaskedLane(lane, masking, clock)
+                else:
+                    self._full_precision[name] = faster(lane, clock)
+                    self._measure_one_row(name, self._full_precision[name], clock)
+            for name, lane in self._low_precision.items():
+                lane.full_precision = self._full_precision[name]
+                self._low_precision[name] = lane if masking is None else MaskedLane(lane, masking, clock)
+        self.lanes = [*self._full_precision.values(), *self._low_precision.values()]
 
     def _measure_one_row(self, name: str, lane: Lane, clock: Callable[[], float]) -> None:
         """Use one call for rows that are alone if there is one, and it is faster."""
@@ -191,15 +196,8 @@ class RunningBatch:
         """What a row does that is alone, without one call for it."""
         injection = self._backend.inject(torch.from_numpy(inputs))
         point = self._backend.initial_state(injection)
-        host = {
-            "request": 0,
-            "row": 0,
-            "tolerance": 0.0,
-            "max_iterations": TRIED_ITERATIONS,
-            "deadline": np.inf,
-            "by_label": False,
-        }
-        lane.table.admit(point=point, injection=injection, memory=lane.start(point), **host)
+        limits = {"tolerance": 0.0, "max_iterations": TRIED_ITERATIONS, "deadline": np.inf, "by_label": False}
+        lane.table.admit(point=point, injection=injection, memory=lane.start(point), request=0, row=0, **limits)
         while lane.table.iterations[0] < TRIED_ITERATIONS:
             lane.advance(lambda *_: None)
         lane.read_out(np.array([0]), lambda *_: None)

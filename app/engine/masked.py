@@ -54,7 +54,6 @@ class MaskedIterations:
 
     Attributes:
         next_state: ``step`` of the point before each row's last iteration, ``[slots, *state_shape]``.
-        completed: how many iterations of the last block were computed, for when it raised.
     """
 
     def __init__(
@@ -71,7 +70,6 @@ class MaskedIterations:
     ) -> None:
         point, slots = table.tensors["point"], table.slots
         self.next_state = point.clone()
-        self.completed = 0
         self._table = table
         self._solver = solver
         self._norm = residual_norm
@@ -106,51 +104,34 @@ class MaskedIterations:
 
     def start(self, times: int, judging: bool) -> None:
         """Begin to iterate the active rows, none of which has ended, that often."""
-        self._started(self._runs[self.bucket(self._table.active), times, judging])
-
-    def start_once(self, evaluate: Evaluate, readout: Readout, judging: bool) -> None:
-        """Iterate them once with other maps of all slots in the bucket."""
-        self._started(partial(self._run, self.bucket(self._table.active), 1, judging, evaluate, readout))
-
-    def wait(self) -> NDArray[np.float64]:
-        """What the iterations since ``start`` came to, ``[6, slots]``.
-
-        Of each slot: count, residual, size, margin, bound, and whether the row goes on.
-        """
-        found: NDArray[np.float64] = self._facts_on_host.wait().numpy()
-        return found
-
-    def logits(self, judged: bool) -> Tensor | None:
-        """``next_state`` read out, ``[slots, classes]`` on the host; None if it was not."""
-        return self._logits_on_host.wait() if judged or self._has_read_out else None
-
-    def _started(self, run: Run) -> None:
         table, active, limits = self._table, self._table.active, self._new_limits.numpy()
         limits[0, :active], limits[2, :active] = table.tolerance, table.by_label
         limits[1, :active] = table.max_iterations - table.iterations - self._low_precision  # the last is never in low precision
         limits[1, active:] = 0
         self._limits.copy_(self._new_limits, non_blocking=True)
-        self.completed, self._has_read_out = 0, False
-        try:
-            run()
-            self._has_read_out = self._reads_out
-        finally:
-            self._facts_on_host.start()
-            self._logits_on_host.start()
+        self._runs[self.bucket(active), times, judging]()
+        self._has_read_out = judging or self._reads_out
+        self._facts_on_host.start()
+        self._logits_on_host.start()
 
-    def _run(
-        self, rows: int, times: int, judging: bool, evaluate: Evaluate | None = None, readout: Readout | None = None
-    ) -> None:
+    def wait(self) -> NDArray[np.float64]:
+        """What the last block came to, ``[6, slots]``: count, residual, size, margin, bound, and whether the row goes on."""
+        return self._facts_on_host.wait().numpy()
+
+    def logits(self) -> Tensor | None:
+        """``next_state`` read out, ``[slots, classes]`` on the host; None if it was not."""
+        return self._logits_on_host.wait() if self._has_read_out else None
+
+    def _run(self, rows: int, times: int, judging: bool) -> None:
         """Iterate the first rows; those without iterations left are free."""
         self._running[:rows] = self._limits[1, :rows] > 0
         self._facts[0, :rows] = 0
         for _ in range(times):
-            self._iterate(rows, judging, evaluate or self._evaluate, readout or self._readout)
-            self.completed += 1
+            self._iterate(rows, judging)
         if self._reads_out and not judging:
-            self._logits[:rows] = (readout or self._readout)(self.next_state[:rows])
+            self._logits[:rows] = self._readout(self.next_state[:rows])
 
-    def _iterate(self, rows: int, judging: bool, evaluate: Evaluate, readout: Readout) -> None:
+    def _iterate(self, rows: int, judging: bool) -> None:
         memory = {name: tensor[:rows] for name, tensor in self._table.tensors.items()}
         point, injection = memory.pop("point"), memory.pop("injection")
         running = self._running[:rows]
@@ -158,7 +139,7 @@ class MaskedIterations:
         iterations, last_residual, last_size, margin, bound, goes_on = self._facts[:, :rows]
         before = {name: tensor.clone() for name, tensor in memory.items()} if self._low_precision else {}
 
-        next_state = evaluate(memory, point, injection)
+        next_state = self._evaluate(memory, point, injection)
         moved = residual(point, next_state, self._norm)
         results = [(self.next_state[:rows], next_state), (last_residual, moved)]
         if self._low_precision:
@@ -168,7 +149,7 @@ class MaskedIterations:
         else:
             ended = (moved <= tolerance) | ~moved.isfinite()
         if judging and self._label_stop is not None:
-            logits = readout(next_state)
+            logits = self._readout(next_state)
             movement = moved if self._label_stop.norm is self._norm else self._label_stop.movement(point, next_state)
             stability = self._label_stop.judge(memory, movement, logits)
             ended |= stability.stable & (by_label > 0)
