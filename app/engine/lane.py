@@ -43,10 +43,13 @@ class Lane:
             that has come near to its tolerance, its cap or its deadline goes on, so every result is of the full precision.
 
     Attributes:
+        in_blocks: whether the device may go on to iterate while the host does other work.
         next_state: ``step`` of the points before the last iteration, ``[active, *state_shape]``, or of all slots.
         iteration_seconds: measured: of an iteration of 1, 2, 4, ... rows; while it is empty, rows are looked at after each.
         wasted_iterations: those of slots without a row, and of rows that had ended.
     """
+
+    in_blocks = False
 
     def __init__(
         self,

@@ -19,6 +19,8 @@ log = structlog.get_logger(__name__)
 class MaskedLane(Lane):
     """Takes the place of a lane without rows; a row that has ended stays as it is until the block has ended, too."""
 
+    in_blocks = True
+
     def __init__(self, lane: Lane, masking: Masking, clock: Callable[[], float]) -> None:
         vars(self).update(vars(lane))
         self._fail: Fail | None = None
@@ -94,4 +96,4 @@ class MaskedLane(Lane):
 
     def read_out(self, rows: NDArray[np.intp], fail: Fail) -> NDArray[np.floating]:
         logits = self._masked.logits()
-        return super().read_out(rows, fail) if logits is None else logits[torch.from_numpy(rows)].numpy()
+        return super().read_out(rows, fail).copy() if logits is None else logits[torch.from_numpy(rows)].numpy()

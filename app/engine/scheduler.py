@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,11 +14,14 @@ from torch import Tensor
 from app.engine.batch import RunningBatch
 from app.engine.lane import Lane
 from app.engine.queue import Queue, Rows
-from app.engine.running_request import RunningRequest
+from app.engine.running_request import RowResult, RunningRequest
 from app.engine.trace import trace
 from app.engine.warm_starts import WarmStarts
 from app.engine_client.messages import Iteration
 from jfb import Status
+
+# A lane, and rows of it that have ended; request, row, logits and result of each; when they ended and were read out.
+_Ended = tuple[Lane, NDArray[np.intp], Iterator[tuple[int, int, NDArray[np.floating], RowResult]], float, float]
 
 log = structlog.get_logger(__name__)
 
@@ -58,6 +61,7 @@ class Scheduler:
         self._abandoned: set[int] = set()  # not in _requests any more, though rows of theirs may be in slots
         self._streamed: set[int] = set()
         self._streamed_iterations: list[tuple[RunningRequest, Iteration]] = []
+        self._unanswered: list[_Ended] = []
         self._finished: list[RunningRequest] = []
         self._last_tick: float | None = None
         self._ended_alone = 0  # rows, in the last tick
@@ -121,6 +125,8 @@ class Scheduler:
         lived = self._admit(now)
         for rows, times in self._batch.advance(self._fail, once=lived or bool(self._streamed)):
             self._count(rows, times)
+        while self._unanswered:
+            self._answer(now, self._unanswered.pop(0))
         if self._last_tick is not None:
             self._queue.record_throughput(retired, now - self._last_tick)
         self._last_tick = now if self.busy else None
@@ -169,9 +175,18 @@ class Scheduler:
         status = map(_status, residual.tolist(), converged.tolist(), (margin > bound).tolist(), capped.tolist())
         results = zip(iterations.tolist(), residual.tolist(), status, margin.tolist(), bound.tolist(), strict=True)
         numbers, own_rows = table.request[rows].tolist(), table.row[rows].tolist()
-        for k, (number, row, result) in enumerate(zip(numbers, own_rows, results, strict=True)):
+        ended = lane, rows, zip(numbers, own_rows, logits, results, strict=True), ended_at, read_out_at
+        if lane.in_blocks and not any(self._requests[number].session for number in numbers if number in self._requests):
+            self._unanswered.append(ended)  # while the device computes the next block
+        else:  # rows of a session that are admitted now start where these ended
+            self._answer(now, ended)
+
+    def _answer(self, now: float, ended: _Ended) -> None:
+        """Give requests the rows that have ended."""
+        lane, rows, results, ended_at, read_out_at = ended
+        for k, (number, row, logits, result) in enumerate(results):
             if request := self._requests.get(number):
-                request.end(row, logits[k], result)
+                request.end(row, logits, result)
                 if request.session is not None:
                     request.keep(row, lane.states(rows[k : k + 1])[0])
                 request.timings.ended, request.timings.read_out = ended_at, read_out_at

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from copy import deepcopy
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,8 +19,10 @@ from app.engine.graphs import Capture, CudaGraphs, Run, eager, why_not_captured
 from app.engine.lane import MAX_SECONDS_BETWEEN_LOOKS
 from app.engine.loading import make_batch
 from app.engine.masked import MaskedIterations, Masking
+from app.engine.running_request import RunningRequest
 from app.engine.scheduler import Scheduler
 from app.engine.slots import SlotTable
+from app.engine.warm_starts import WarmStarts
 from app.settings import EngineConfig
 from jfb import ImplicitNetwork, LabelStop, ResidualNorm, checkpoint, predict
 from jfb.label_stop import Kind
@@ -103,6 +106,41 @@ def test_the_smallest_bucket_that_holds_the_rows_is_computed_as_it_was_captured(
     assert calls == {(1, 8, False): 1, (2, 8, False): 1, (4, 8, False): 1, (6, 8, False): 1}
     assert scheduler.step_evaluations == 8 * (1 + 2 + 4 + 6)
     assert scheduler.wasted_iterations == scheduler.step_evaluations - (1 * 8 + 2 * 3 + 3 * 4 + 5 * 2)
+
+
+@pytest.mark.parametrize("session", [None, "a"])
+def test_a_row_is_answered_while_the_next_block_is_computed_unless_the_next_rows_start_where_it_ended(
+    session: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    events: list[str] = []
+    end = RunningRequest.end
+
+    def noted_end(request: RunningRequest, *result: Any) -> None:
+        events.append(f"answer {request.number}")
+        end(request, *result)
+
+    def capture(run: Run) -> Run:
+        def replay() -> None:
+            events.append("block")
+            run()
+
+        return replay
+
+    monkeypatch.setattr(RunningRequest, "end", noted_end)
+    batch = RunningBatch(
+        TorchBackend(Geometric(), dtype=torch.float64), {"picard": Picard()}, ResidualNorm.ABSOLUTE, (2,), slots=2
+    )
+    batch.measure(every(MAX_SECONDS_BETWEEN_LOOKS / 2.5), Masking((1,), (1, 2), capture, reads_out=True))
+    scheduler = Scheduler(batch, max_waiting_rows=9, warm_starts=WarmStarts(10**6, 60))
+    events.clear()
+    for number, iterations in ((1, 2), (2, 6), (3, 2)):
+        scheduler.submit(make_request(number, [iterations], session=session if number in (1, 3) else None))
+    finished = {request.number: request for _ in range(2) for request in scheduler.tick(0.0)}
+    assert events == (["block", "block", "answer 1"] if session is None else ["block", "answer 1", "block"])
+    finished |= {request.number: request for request in tick_until_idle(scheduler)}
+    assert {number: request.iterations for number, request in finished.items()} == {1: [2], 2: [6], 3: [1 if session else 2]}
+    assert [finished[number].logits[0, 0] for number in (1, 2)] == [state_after(2), state_after(6)]
+    assert scheduler.step_evaluations == scheduler.iterations + scheduler.wasted_iterations
 
 
 class OutOfMemory(TorchBackend):
