@@ -24,7 +24,7 @@ class EngineConfig(BaseModel, frozen=True, use_attribute_docstrings=True, extra=
     backend: BackendName = "auto"
     """What computes the models; auto measures at loading which is fastest at each batch size."""
     precision: Precision = "auto"
-    """With mixed, rows start in bfloat16 and end in float32; auto uses that where it is measured to be faster."""
+    """With mixed, rows start in bfloat16 or TF32 and end in float32; auto uses that where it is measured to be faster."""
     deterministic: bool = False
     """With true, a row's response is the same to the last bit alone, in any company, and on repetition; slower."""
     threads: int | None = Field(default=None, ge=1)

@@ -34,18 +34,19 @@ def low_precision_step(network: ImplicitNetwork, state: Tensor, injection: Tenso
     return network.step(state.bfloat16(), injection.bfloat16()).to(state.dtype)
 
 
-def needs_full_precision(moved: Numbers, size: Numbers, tolerance: Numbers) -> Numbers:
+def needs_full_precision(moved: Numbers, size: Numbers, tolerance: Numbers, roundoff: float = ROUNDOFF) -> Numbers:
     """Decide which rows must go on in float32: Boolean ``[n]``.
 
     Far from the fixed point rounding is harmless: every later iteration multiplies a state's error by γ, and by Banach's theorem
-    the iteration converges from any state. Near it, the residual cannot fall below the effect of rounding, about ``ROUNDOFF``
+    the iteration converges from any state. Near it, the residual cannot fall below the effect of rounding, about ``roundoff``
     times the state's size.
 
     Args:
-        moved: residuals of an iteration in bfloat16, shape ``[n]``.
+        moved: residuals of an iteration in low precision, shape ``[n]``.
         size: the states' sizes in the same norm (``size_in``), shape ``[n]``.
         tolerance: the rows' tolerances, shape ``[n]``.
+        roundoff: relative spacing of the low precision.
     """
     # Negated, so that a row whose residual is NaN goes on in float32 and ends there.
-    near: Numbers = ~((moved > MARGIN * tolerance) & (moved > MARGIN * ROUNDOFF * size))
+    near: Numbers = ~((moved > MARGIN * tolerance) & (moved > MARGIN * roundoff * size))
     return near

@@ -19,7 +19,7 @@ from app.engine.loading import iterated, make_batch, make_probe
 from app.settings import EngineConfig
 from jfb import checkpoint
 
-ITERATIONS = 20
+ITERATIONS = 100  # enough for most rows to have left low precision, in which the two batches may differ
 MAX_DIFFERENCE = 1e-3
 """Between logits, in units of the largest if that is over 1: the two batches may have chosen other backends."""
 

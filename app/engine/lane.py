@@ -221,7 +221,7 @@ class Lane:
     ) -> NDArray[np.bool_]:
         """Give another lane the rows that low precision cannot bring nearer; return which: they are still here."""
         table = self.table
-        near = needs_full_precision(residual, self._size, table.tolerance)
+        near = needs_full_precision(residual, self._size, table.tolerance, self.backend.roundoff)
         near = (near | (table.iterations >= table.max_iterations - 1) | (table.deadline <= now)) & ~ended
         if near.any():
             full_precision.table.admit_from(table, np.flatnonzero(near))

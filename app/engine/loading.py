@@ -91,7 +91,7 @@ def make_batch(
     fixed = config.deterministic
     norm, stop = found.config.serving.residual_norm, LabelStop.of(found.network, found.config.serving)
     wanted: BackendName = "torch" if fixed and config.backend == "auto" else config.backend
-    backends, low = candidates(found, folder, device, wanted), None if fixed else low_precision(found, device)
+    backends, low = candidates(found, folder, device, wanted), {} if fixed else low_precision(found, device)
 
     def make(backend: Backend, slots: int, low: Backend | None) -> RunningBatch:
         return RunningBatch(
@@ -108,7 +108,8 @@ def make_batch(
     max_slots = config.slots or min((DETERMINISTIC_SLOTS if fixed else MAX_SLOTS)[device.type], _max_rows(found, device))
     if device.type == "cuda" and config.slots is None and not fixed:
         reference = next(iter(backends.values()))
-        max_slots = min(max_slots, measured_slots(lambda slots: make(reference, slots, low), device))
+        rounded = next(iter(low.values()), None)
+        max_slots = min(max_slots, measured_slots(lambda slots: make(reference, slots, rounded), device))
     only = None if wanted == "auto" else wanted
     probe = make_probe(found, max_slots)
     choice = choose(backends, probe, only=only, low_precision=low, precision=config.precision)

@@ -12,7 +12,7 @@ from torch import Tensor
 from app.engine.graphs import Capture, HostCopy, Run, eager, host_buffer
 from app.engine.slots import SlotTable
 from jfb import LabelStop, ResidualNorm, residual
-from jfb.mixed_precision import needs_full_precision, size_in
+from jfb.mixed_precision import ROUNDOFF, needs_full_precision, size_in
 from jfb.solvers import Memory, Solver
 
 BLOCKS = 1, 4, 8
@@ -50,7 +50,7 @@ class MaskedIterations:
         table: its tensors are iterated in place, and must not be replaced.
         evaluate, readout: the backend's.
         label_stop: judges the rows that end by their label, if any may.
-        low_precision: whether rows end where they must go on in full precision.
+        low_precision: whether rows end where they must go on in full precision, as that is rounded by ``roundoff``.
 
     Attributes:
         next_state: ``step`` of the point before each row's last iteration, ``[slots, *state_shape]``.
@@ -66,6 +66,7 @@ class MaskedIterations:
         *,
         label_stop: LabelStop | None = None,
         low_precision: bool = False,
+        roundoff: float = ROUNDOFF,
         masking: Masking,
     ) -> None:
         point, slots = table.tensors["point"], table.slots
@@ -75,7 +76,7 @@ class MaskedIterations:
         self._norm = residual_norm
         self._evaluate, self._readout = evaluate, readout
         self._label_stop = label_stop
-        self._low_precision = low_precision
+        self._low_precision, self._roundoff = low_precision, roundoff
         self._reads_out, self._has_read_out = masking.reads_out and not low_precision, False
         self._buckets = (*(rows for rows in masking.buckets if rows < slots), slots)
         self._blocks = masking.blocks
@@ -144,7 +145,7 @@ class MaskedIterations:
         results = [(self.next_state[:rows], next_state), (last_residual, moved)]
         if self._low_precision:
             size = size_in(next_state, self._norm)
-            ended = needs_full_precision(moved, size, tolerance)
+            ended = needs_full_precision(moved, size, tolerance, self._roundoff)
             results.append((last_size, size))
         else:
             ended = (moved <= tolerance) | ~moved.isfinite()

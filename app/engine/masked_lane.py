@@ -24,9 +24,16 @@ class MaskedLane(Lane):
     def __init__(self, lane: Lane, masking: Masking, clock: Callable[[], float]) -> None:
         vars(self).update(vars(lane))
         self._fail: Fail | None = None
-        maps, low = (self._evaluate_slots, self._read_slots_out), self.full_precision is not None
         self._masked = MaskedIterations(
-            self.table, self.solver, self.residual_norm, *maps, label_stop=self.label_stop, low_precision=low, masking=masking
+            self.table,
+            self.solver,
+            self.residual_norm,
+            self._evaluate_slots,
+            self._read_slots_out,
+            label_stop=self.label_stop,
+            low_precision=self.full_precision is not None,
+            roundoff=self.backend.roundoff,
+            masking=masking,
         )
         self.next_state = self._masked.next_state
         self._unread_iterations = 0  # of the last block, while it has not been waited for

@@ -15,6 +15,7 @@ from pathlib import Path
 import msgspec
 import structlog
 
+from app.engine.backends.tf32 import FULL_PRECISION
 from app.engine.running_request import RunningRequest
 from app.engine.scheduler import Scheduler
 from app.engine.served_models import Changes, ServedModels, refusals
@@ -228,7 +229,8 @@ class EngineProcess:
         for scheduler in self._models.running:
             if not scheduler.busy:
                 continue
-            finished = scheduler.tick(time.monotonic())
+            with FULL_PRECISION:
+                finished = scheduler.tick(time.monotonic())
             for request, iteration in scheduler.take_iterations():
                 self._running[request.number].messages.append(iteration)
             for request in finished:

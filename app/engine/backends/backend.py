@@ -10,7 +10,7 @@ from onnx import ModelProto
 from torch import Tensor
 
 from jfb import ImplicitNetwork, ModelConfig, ResidualNorm
-from jfb.mixed_precision import low_precision_step
+from jfb.mixed_precision import ROUNDOFF, low_precision_step
 from jfb.onnx.file import read
 from jfb.onnx.fused import FusedIteration
 from jfb.onnx.iteration import iteration
@@ -32,6 +32,7 @@ class Backend(ABC):
 
     device: torch.device
     dtype: torch.dtype
+    roundoff = ROUNDOFF  # of ``step``, where it computes in low precision
 
     @abstractmethod
     def inject(self, inputs: Tensor) -> Tensor:

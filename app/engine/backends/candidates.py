@@ -5,6 +5,7 @@ from pathlib import Path
 import torch
 
 from app.engine.backends.backend import Backend, BFloat16Backend, OnnxBackend, TorchBackend
+from app.engine.backends.tf32 import TF32Backend
 from app.settings import BackendName
 from jfb import Checkpoint, ImplicitNetwork
 from jfb.checkpoint import ONNX
@@ -33,11 +34,14 @@ def candidates(found: Checkpoint, folder: Path, device: torch.device, wanted: Ba
     return backends
 
 
-def low_precision(found: Checkpoint, device: torch.device) -> Backend | None:
-    """Computes steps in bfloat16; None for a model of ONNX graphs, which are float32."""
+def low_precision(found: Checkpoint, device: torch.device) -> dict[str, Backend]:
+    """Compute steps in bfloat16, and in TF32 if the device can; none for a model of ONNX graphs, which are float32."""
     if found.config.architecture.name == ONNX:
-        return None
-    return BFloat16Backend(_channels_last(found.network.folded()), device)
+        return {}
+    backends: dict[str, Backend] = {"bfloat16": BFloat16Backend(_channels_last(found.network.folded()), device)}
+    if TF32Backend.is_supported(device):
+        backends["tf32"] = TF32Backend(_channels_last(found.network.folded()), device)
+    return backends
 
 
 def _channels_last(network: ImplicitNetwork) -> ImplicitNetwork:

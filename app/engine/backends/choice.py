@@ -12,12 +12,14 @@ from torch import Tensor
 
 from app.engine.backends.backend import MAPS, Backend, Compute, FastestBackend, Map
 from app.settings import Precision
+from jfb.mixed_precision import MARGIN
 
 AGREEMENT = 1e-4  # how far answers may be from those of float32 eager PyTorch, in units of the largest entry if that is over 1
 LOW_PRECISION_AGREEMENT = 2.0**-4  # the same, for one step in low precision
 MAX_LOW_PRECISION_SHARE = 0.5
 """Of the time of a step in full precision, for low precision to be used: it divides each batch in two, which cost more than the
 whole. At 0.62 the engine answered no more requests with it (benchmarks/results/engine.md)."""
+COMPARED_RESIDUAL = 1e-3  # relative to the first, at which the times of low precisions are compared
 MAX_SHARE_OF_BEST = 0.9  # of the time of the backend that is best over all batch sizes, for another to be used at one of them
 TICK_SECONDS = 8e-4
 """Of a tick without its step, however many rows it has: the host's work under load, its messages included
@@ -53,7 +55,7 @@ def choose(
     inputs: Tensor,
     *,
     only: str | None = None,
-    low_precision: Backend | None = None,
+    low_precision: Mapping[str, Backend] | None = None,
     precision: Precision = "auto",
     clock: Callable[[], float] = time.perf_counter,
 ) -> Choice:
@@ -63,7 +65,8 @@ def choose(
         candidates: by name. The first is the reference, float32 eager PyTorch, and is never refused.
         inputs: raw, shape ``[n, *input_shape]``, a probe; batches of 1, 2, 4, ... up to n rows are measured.
         only: the one that must be taken.
-        precision: whether to use ``low_precision``: where it pays, never, or even if it does not pay.
+        low_precision: by name, to take one of, or none.
+        precision: whether to use one: where it pays, never, or even if it does not pay.
 
     ``ValueError`` if the one that must be taken is refused, and for ``mixed`` where low precision is, or there is none.
     """
@@ -106,33 +109,46 @@ def choose(
     step_seconds = [found[name] for found, name in zip(seconds["step"], table["step"], strict=True)]
     fastest = FastestBackend(backends, table)
 
-    if precision == "float32":
-        low_precision = None
-    if low_precision is not None:
-        reason = _difference(low_precision.step, arguments["step"], next_state, LOW_PRECISION_AGREEMENT)
-        reason = reason or _dependence(low_precision.step, arguments["step"], sizes)
+    low: Backend | None = None
+    if low_precision and precision != "float32":
         alike = [
             name
             for name, backend in measured.items()
             if not _dependence(backend.inject, (inputs,), sizes[1:])
             and not _dependence(backend.initial_state, (injection,), sizes[1:])
         ]
-        if not reason and not alike:
-            reason = "injections or initial states are rounded differently in batches of different sizes"
-        if not reason and precision == "auto":
-            times = _seconds({"full": fastest.step, "low": low_precision.step}, arguments["step"], clock)
-            share = times["low"] / times["full"]
-            reason = f"a step takes {share:.2f} of the time of one in full precision" if share > MAX_LOW_PRECISION_SHARE else ""
-        if reason:
-            refused["bfloat16"], low_precision = reason, None
-        else:
+        for name, backend in low_precision.items():
+            reason = _difference(backend.step, arguments["step"], next_state, LOW_PRECISION_AGREEMENT)
+            reason = reason or _dependence(backend.step, arguments["step"], sizes)
+            if reason or not alike:
+                refused[name] = reason or "injections or initial states are rounded differently in batches of different sizes"
+        lows = {name: backend for name, backend in low_precision.items() if name not in refused}
+        times = _seconds(
+            {"full": fastest.step} | {name: backend.step for name, backend in lows.items()}, arguments["step"], clock
+        )
+        shares = {name: times[name] / times["full"] for name in lows}
+        for name, share in shares.items():
+            if precision == "auto" and share > MAX_LOW_PRECISION_SHARE:
+                refused[name] = f"a step takes {share:.2f} of the time of one in full precision"
+        if costs := {name: _cost(shares[name], lows[name].roundoff) for name in lows if name not in refused}:
+            low = lows[min(costs, key=costs.__getitem__)]
             once: tuple[Map, ...] = ("inject", "initial_state")
             table |= {name: [table[name][-1] if table[name][-1] in alike else alike[0]] * len(sizes) for name in once}
             fastest = FastestBackend(backends, table, in_pairs=True)
-    if precision == "mixed" and low_precision is None:
-        reason = refused.get("bfloat16", "there is no bfloat16 here")
+    if precision == "mixed" and low is None:
+        reason = next((refused[name] for name in low_precision or ()), "there is no low precision here")
         raise ValueError(f"precision: must be float32 or auto (got mixed): {reason}")
-    return Choice(fastest, table, step_seconds, low_precision, refused)
+    return Choice(fastest, table, step_seconds, low, refused)
+
+
+def _cost(share: float, roundoff: float) -> float:
+    """The time until ``COMPARED_RESIDUAL`` as a share of full precision's, if each step lowers the residual as much as any other.
+
+    Args:
+        share: a step's time in low precision, in which rows stay until the effect of rounding, as a share of full precision's.
+    """
+    in_low_precision = math.log(MARGIN * roundoff) / math.log(COMPARED_RESIDUAL)
+    return 1 - in_low_precision * (1 - share)
 
 
 def _fastest(seconds: list[dict[str, float]]) -> list[str]:

@@ -1,5 +1,6 @@
 """The choice of backends: wrong results are rejected, the fastest is used, and low precision only where it is faster."""
 
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -7,10 +8,11 @@ import torch
 from torch import Tensor
 
 import jfb
-from app.engine.backends import BFloat16Backend, TorchBackend, candidates, choose, low_precision
+from app.engine.backends import BFloat16Backend, TF32Backend, TorchBackend, candidates, choose, low_precision
 from jfb import checkpoint
 from jfb.config import ModelConfig
 from jfb.export import export
+from tests.app.engine.test_lanes import ByRow
 from tests.app.store import DIGITS, network_of
 from tests.jfb.networks import small_resnet
 
@@ -102,16 +104,18 @@ def test_low_precision_is_used_only_where_it_pays_is_near_and_is_not_forbidden()
     full, fast, slow, far = (Timed(clock, 0, 1.0), Low(clock, 0, 0.4), Low(clock, 0, 0.9), Low(clock, 0, 0.4))
     far.error = 10.0  # type: ignore[attr-defined]
     found = {
-        name: choose({"torch": full}, PROBE, low_precision=low, clock=clock)
+        name: choose({"torch": full}, PROBE, low_precision={"bfloat16": low}, clock=clock)
         for name, low in (("fast", fast), ("slow", slow), ("far", far))
     }
     assert found["fast"].low_precision is fast
     assert found["slow"].low_precision is found["far"].low_precision is None
     assert "0.90 of the time" in found["slow"].refused["bfloat16"]
-    assert choose({"torch": full}, PROBE, low_precision=fast, precision="float32", clock=clock).low_precision is None
-    assert choose({"torch": full}, PROBE, low_precision=slow, precision="mixed", clock=clock).low_precision is slow
+    assert (
+        choose({"torch": full}, PROBE, low_precision={"bfloat16": fast}, precision="float32", clock=clock).low_precision is None
+    )
+    assert choose({"torch": full}, PROBE, low_precision={"bfloat16": slow}, precision="mixed", clock=clock).low_precision is slow
     with pytest.raises(ValueError, match=r"precision: must be float32 or auto \(got mixed\)"):
-        choose({"torch": full}, PROBE, low_precision=far, precision="mixed", clock=clock)
+        choose({"torch": full}, PROBE, low_precision={"bfloat16": far}, precision="mixed", clock=clock)
 
 
 def test_low_precision_that_rounds_by_the_size_of_the_batch_is_rejected() -> None:
@@ -120,9 +124,41 @@ def test_low_precision_that_rounds_by_the_size_of_the_batch_is_rejected() -> Non
             return super().step(state, injection) + 1e-6 * (state.shape[0] == 2)
 
     clock = Clock()
-    choice = choose({"torch": Timed(clock, 0, 1.0)}, PROBE, low_precision=Company(clock, 0, 0.1), clock=clock)
+    choice = choose({"torch": Timed(clock, 0, 1.0)}, PROBE, low_precision={"bfloat16": Company(clock, 0, 0.1)}, clock=clock)
     assert choice.low_precision is None
     assert choice.refused["bfloat16"] == "2 rows are rounded differently than 8"
+
+
+@pytest.mark.parametrize(("bfloat16", "tf32", "taken"), [(0.2, 0.3, "tf32"), (0.1, 0.45, "bfloat16"), (0.2, 0.6, "bfloat16")])
+def test_the_low_precision_is_taken_that_is_fastest_until_a_usual_residual(bfloat16: float, tf32: float, taken: str) -> None:
+    """TF32 has two bits more, so rows stay in it for more iterations."""
+    clock = Clock()
+    lows = {"bfloat16": Timed(clock, 0, bfloat16), "tf32": Timed(clock, 0, tf32)}
+    lows["tf32"].roundoff = TF32Backend.roundoff
+    assert choose({"torch": Timed(clock, 0, 1.0)}, PROBE, low_precision=lows, clock=clock).low_precision is lows[taken]
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_tf32_is_allowed_for_a_step_alone(fails: bool) -> None:
+    def flags() -> tuple[bool, bool]:
+        return torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+
+    class Noting(ByRow):
+        found: tuple[bool, bool]
+
+        def step(self, state: Tensor, injection: Tensor) -> Tensor:
+            Noting.found = flags()
+            if fails:
+                raise RuntimeError("no kernel for this")
+            return super().step(state, injection)
+
+    before = flags()
+    backend = TF32Backend(Noting(small_resnet().float()), torch.device("cpu"))
+    with pytest.raises(RuntimeError) if fails else nullcontext():
+        backend.step(*torch.randn(2, 5, 4, 3, 3))
+    assert Noting.found == (True, True)
+    assert flags() == before
+    assert not TF32Backend.is_supported(torch.device("cpu"))
 
 
 @torch.no_grad()
@@ -155,7 +191,7 @@ def test_onnx_is_a_candidate_once_the_parts_are_in_the_folder(version: Path) -> 
     assert list(backends) == ["torch", "folded", "onnx"]
     probe = 16 * torch.rand(4, 1, 8, 8)
     assert choose(backends, probe, only="onnx").refused == {}
-    assert low_precision(found, cpu) is not None
+    assert list(low_precision(found, cpu)) == ["bfloat16"]
 
 
 @pytest.mark.slow

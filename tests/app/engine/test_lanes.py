@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from app.engine.backends import BFloat16Backend, TorchBackend
+from app.engine.backends import BFloat16Backend, TF32Backend, TorchBackend
 from app.engine.batch import RunningBatch
 from app.engine.lane import MAX_SECONDS_BETWEEN_LOOKS
 from app.engine.masked import Masking
@@ -92,6 +92,42 @@ def test_every_row_gets_what_predict_gives_it_with_its_solver_in_any_company(
     assert scheduler.step_evaluations == scheduler.iterations + scheduler.wasted_iterations
     assert (scheduler.wasted_iterations == 0) == (masking is None)
     assert scheduler.active_rows == scheduler.waiting_rows == 0
+
+
+class TenBits(TorchBackend):
+    """Rounds what ``step`` multiplies to ten bits, as a GPU does in TF32."""
+
+    roundoff = TF32Backend.roundoff
+    rows = 0
+
+    def step(self, state: Tensor, injection: Tensor) -> Tensor:
+        self.rows += len(state)
+        return super().step((state.view(torch.int32) & -(1 << 13)).view(torch.float32), injection)
+
+
+@pytest.mark.parametrize("masking", [None, Masking((1, 2, 4), (1,))])
+def test_rows_stay_in_low_precision_until_its_own_rounding_and_end_in_full_precision(masking: Masking | None) -> None:
+    inputs = np.random.default_rng(0).uniform(0, 1, (7, *SHAPE)).astype(np.float32)
+    low_iterations = {}
+    for roundoff in (TF32Backend.roundoff, BFloat16Backend.roundoff):
+        low = TenBits(deepcopy(NETWORK))
+        low.roundoff = roundoff
+        batch = RunningBatch(
+            TorchBackend(NETWORK), {"picard": Picard()}, ResidualNorm.RELATIVE, SHAPE, slots=7, low_precision=low
+        )
+        if masking is not None:
+            batch.measure(every(MAX_SECONDS_BETWEEN_LOOKS), masking)
+        scheduler = Scheduler(batch, max_waiting_rows=9)
+        low.rows = 0
+        scheduler.submit(running_request(1, inputs, [1e-5] * 7, [500] * 7, [None] * 7))
+        (request,) = tick_until_idle(scheduler)
+        expected = predict(NETWORK, torch.from_numpy(inputs), tolerance=1e-5, max_iterations=500)
+        assert request.status == [Status.CONVERGED] * 7
+        assert max(request.residual) <= 1e-5
+        assert np.abs(np.array(request.iterations) - expected.solution.iterations.numpy()).max() <= 2
+        assert request.logits == pytest.approx(expected.logits.numpy(), abs=1e-3)
+        low_iterations[roundoff] = low.rows
+    assert 0 < low_iterations[BFloat16Backend.roundoff] < low_iterations[TF32Backend.roundoff] < sum(request.iterations)
 
 
 def test_a_batch_never_holds_more_than_its_slots() -> None:

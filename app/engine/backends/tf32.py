@@ -1,0 +1,40 @@
+"""TF32Backend: float32, with the factors of its products rounded to TF32."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from threading import RLock
+
+import torch
+from torch import Tensor
+
+from app.engine.backends.backend import TorchBackend
+
+FULL_PRECISION = RLock()
+"""Held by a thread in which float32 must not be rounded to TF32, as another thread may be loading a model that does so."""
+
+
+@contextmanager
+def tensor_float_32() -> Iterator[None]:
+    """Let a GPU round the factors of float32 products to TF32, in the whole process: the kernels that are launched here do so."""
+    with FULL_PRECISION:
+        before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+        try:
+            yield
+        finally:
+            torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
+
+
+class TF32Backend(TorchBackend):
+    """Computes ``step`` in TF32 for rows that are far from their tolerance, and nothing else."""
+
+    roundoff = 2.0**-10
+
+    def step(self, state: Tensor, injection: Tensor) -> Tensor:
+        with tensor_float_32():
+            return super().step(state, injection)
+
+    @staticmethod
+    def is_supported(device: torch.device) -> bool:
+        """Whether a device has matrix units for it: GPUs of NVIDIA's Ampere generation and later."""
+        return device.type == "cuda" and torch.version.hip is None and torch.cuda.get_device_capability(device) >= (8, 0)
