@@ -3,6 +3,8 @@
 # iteration, time per training step against the rivals', and a training run. Writes the tables, and gpu.md with all of them.
 #
 #   benchmarks/gpu.sh             on a machine with a GPU, in at most TOTAL seconds
+#   PARTS="check engine batching serve" benchmarks/gpu.sh; PARTS="steps compiled training train" benchmarks/gpu.sh
+#                                 the same in two calls, each of less than ten minutes even if every part takes all its time
 #   benchmarks/gpu.sh --short     a small version for any machine; the default without a GPU
 #   benchmarks/gpu.sh --wheels DIR   on a machine with a package index: download the wheels (14 MB) that an image with torch,
 #                                 Python 3.12 and the usual data science packages lacks, LitServe and TorchDEQ among them
@@ -84,9 +86,9 @@ else
 fi
 
 part check 80 benchmarks.gpu_check "${check[@]}"
-part engine 70 benchmarks.gpu_engine "${engine[@]}"
-part batching 100 benchmarks.gpu_batching "${model[@]}" "${batching[@]}" --out "$OUT"
-part serve 120 benchmarks.gpu_serving "${model[@]}" "${serve[@]}" --out "$OUT/serving.csv"
+part engine 85 benchmarks.gpu_engine "${engine[@]}"
+part batching 120 benchmarks.gpu_batching "${model[@]}" "${batching[@]}" --out "$OUT"
+part serve 140 benchmarks.gpu_serving "${model[@]}" "${serve[@]}" --out "$OUT/serving.csv"
 part steps 60 benchmarks.gpu_steps "${model[@]}" "${steps[@]}" --modes eager,graph --out "$OUT/steps.csv"
 part compiled 70 benchmarks.gpu_steps "${model[@]}" "${compiled[@]}" --modes compiled --out "$OUT/steps_compiled.csv"
 part training 80 benchmarks.gpu_training "${training[@]}" --out "$OUT/training.csv"

@@ -1,8 +1,9 @@
 """Iteration-level batching on a device, against lockstep batching, against what its kernels allow, and for one client.
 
 For each number of slots, with twice as many clients in a closed loop, half of the requests at the tolerance 1e-1 and half at
-1e-4: requests/s of the engine's core with iteration-level batching and in lockstep (``benchmarks/lockstep.py``), and of a bare
-loop without an engine, which iterates each batch until its slowest row has converged. The *bound* is what the device could answer
+1e-4: requests/s of the engine's core with iteration-level batching and in lockstep (``benchmarks/lockstep.py``), both in float32;
+with the precision that the server chooses; and of a bare loop without an engine, which iterates each batch until its slowest row
+has converged. The *bound* is what the device could answer
 if it did nothing but the evaluations that the requests need, in full batches, with graphs on CUDA. The last line is the time of
 one request of a single client, as a multiple of replaying the graphs of its iterations.
 
@@ -16,6 +17,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -29,6 +31,7 @@ from torch import Tensor
 
 import jfb
 from app.engine.graphs import CudaGraphs, eager
+from app.engine.scheduler import Scheduler
 from app.settings import BackendName
 from benchmarks.engine import MODES, ComputeOptions, Run, drive, make_scheduler, mixed_tolerances
 from benchmarks.gpu_steps import seconds_per_call
@@ -37,6 +40,8 @@ from jfb import Checkpoint, residual
 from training.device import choose_device, now
 
 ONE_CLIENT = "one client"
+AUTO = "precision auto"
+"""Iteration-level batching, with low precision if the engine measures that to be faster."""
 
 
 class Bare:
@@ -95,14 +100,15 @@ def measure_slots(
     """Measure one number of slots."""
     device = torch.device(options.device)
     tolerances = mixed_tolerances(len(images))
-    runs: dict[str, list[Run]] = {mode: [] for mode in MODES}
     ticks = 0
     schedulers = {mode: make_scheduler(folder, mode, slots, 2 * slots, options) for mode in MODES}
+    schedulers[AUTO] = make_scheduler(folder, "iteration", slots, 2 * slots, replace(options, precision="auto"))
+    runs: dict[str, list[Run]] = {mode: [] for mode in schedulers}
     for scheduler in schedulers.values():
         drive(scheduler, images[: 2 * slots], 2 * slots, tolerances)  # warm up
     for number in range(rounds):
-        for mode in list(MODES)[:: -1 if number % 2 else 1]:
-            ticks = schedulers["iteration"].ticks
+        for mode in list(schedulers)[:: -1 if number % 2 else 1]:
+            ticks = schedulers["iteration"].ticks if mode == "iteration" else ticks
             runs[mode].append(drive(schedulers[mode], images, 2 * slots, tolerances))
     per_second = {mode: statistics.median(run.requests_per_second for run in of_mode) for mode, of_mode in runs.items()}
     last = runs["iteration"][-1]
@@ -121,6 +127,8 @@ def measure_slots(
             one.requests_per_second / other.requests_per_second
             for one, other in zip(runs["iteration"], runs["lockstep"], strict=True)
         ),
+        AUTO: per_second[AUTO],
+        "low precision": low_precision_of(schedulers[AUTO]),
         "bare loop": bare_loop(bare, images, tolerances, slots, device),
         "bound": bound,
         "of bound": per_second["iteration"] / bound,
@@ -128,6 +136,12 @@ def measure_slots(
         "µs per iteration": 1e6 * len(images) / last.requests_per_second / ticks,
         "bare µs per iteration": 1e6 * step,
     }
+
+
+def low_precision_of(scheduler: Scheduler) -> str:
+    """Return the name of the backend in which rows start; empty if that is the one in which they end."""
+    names = [type(lane.backend).__name__ for lane in scheduler._batch.lanes if lane.full_precision is not None]
+    return names[0] if names else ""
 
 
 def bare_loop(bare: Bare, images: np.ndarray, tolerances: Sequence[float], slots: int, device: torch.device) -> float:

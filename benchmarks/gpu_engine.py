@@ -2,7 +2,8 @@
 
 Rows with mixed tolerances and caps come and go in one batch, and are compared with ``jfb.predict`` in float64 on the CPU: counts,
 statuses and logits. The first rows are then computed alone, and must be as they were in company. Rows with label stops must have
-the label of the fixed point. The networks are untrained. Exits with status 1 if any promise is broken.
+the label of the fixed point. Rows that start in low precision must end as the others do. The networks are untrained. Exits with
+status 1 if any promise is broken.
 
     python -m benchmarks.gpu_engine              # CUDA if there is one, else the CPU
 """
@@ -11,6 +12,7 @@ import itertools
 import logging
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,8 +25,11 @@ import typer
 from rich.console import Console
 
 import jfb
-from app.engine.backends import candidates
+from app.engine.backends import TorchBackend, candidates, low_precision
+from app.engine.batch import RunningBatch
+from app.engine.graphs import CudaGraphs, eager
 from app.engine.loading import make_batch
+from app.engine.masked import BLOCKS, Masking
 from app.engine.running_request import RunningRequest
 from app.engine.scheduler import Scheduler
 from app.engine_client.messages import Request, Stop
@@ -47,6 +52,10 @@ SLOTS = 8
 TOLERANCES, CAPS = (1e-1, 1e-3), (2, 100)
 DIFFERENT_COUNTS = 0.03
 """Share of rows: a residual may round to the other side of the tolerance."""
+FURTHER_ITERATIONS = 2
+"""That a start in low precision may cost, or save."""
+LOW_PRECISION_ERROR = 5e-2
+"""Of logits at the loose tolerance, whose rows are still far from their fixed points."""
 AMPLIFIED = 1e-2
 """Of logits alone: Anderson's least squares amplify rounding while a stiff row is far from its fixed point."""
 
@@ -86,6 +95,21 @@ def check(name: str, norm: ResidualNorm, device: torch.device, count: int, folde
             if norm == ResidualNorm.RELATIVE and batch.offers_label_stop(solver):  # which have a norm of their own
                 labels = fixed_labels(reference, rows.inputs) if labels is None else labels
                 yield check_labels(where, scheduler, solver, rows.inputs, labels)
+    for low, batch in in_low_precision(jfb.load(version, device), device) if norm == ResidualNorm.RELATIVE else ():
+        scheduler = Scheduler(batch, max_waiting_rows=count)
+        for solver in solvers:
+            yield from check_low_precision(f"{name}, {low}, {solver}", scheduler, expected[solver], solver, rows)
+
+
+def in_low_precision(checkpoint: Checkpoint, device: torch.device) -> Iterator[tuple[str, RunningBatch]]:
+    """Yield batches whose rows start in each low precision that there is, iterated as on a GPU."""
+    capture = CudaGraphs(device) if device.type == "cuda" else eager
+    for name, low in low_precision(checkpoint, device).items():
+        rows = ResidualNorm.RELATIVE, checkpoint.config.input.shape
+        backend = TorchBackend(checkpoint.network, device)
+        batch = RunningBatch(backend, checkpoint.solvers, *rows, slots=SLOTS, low_precision=low)
+        batch.measure(time.perf_counter, Masking((1, 2, 4), BLOCKS, capture, reads_out=True))
+        yield name, batch
 
 
 def predict(reference: Checkpoint, solver: str, rows: Rows) -> Prediction:
@@ -117,6 +141,17 @@ def check_counts(where: str, scheduler: Scheduler, expected: Prediction, solver:
     moved = max(float(np.abs(one.logits - other.logits).max()) for one, other in pairs)
     allowed = AMPLIFIED if solver == "anderson" else ROUNDING / 10
     yield Finding(f"{where}: logits alone", moved / max(1.0, float(logits.abs().max())), allowed)
+
+
+def check_low_precision(where: str, scheduler: Scheduler, expected: Prediction, solver: str, rows: Rows) -> Iterator[Finding]:
+    """Compare rows that start in low precision with float64."""
+    requests = compute(scheduler, rows.inputs, rows.tolerance, rows.cap, solver)
+    counts = np.array([request.iterations[0] for request in requests]) - expected.solution.iterations.numpy()
+    other = [request.status[0] != status for request, status in zip(requests, expected.solution.status, strict=True)]
+    wrong = other | (np.abs(counts) > FURTHER_ITERATIONS)
+    yield Finding(f"{where}: share of other counts or statuses", float(np.mean(wrong)), DIFFERENT_COUNTS)
+    logits = torch.from_numpy(np.concatenate([request.logits for request in requests]).astype(np.float64))
+    yield Finding(f"{where}: logits", error(logits[~wrong], expected.logits[~wrong]), LOW_PRECISION_ERROR)
 
 
 def fixed_labels(reference: Checkpoint, inputs: np.ndarray) -> np.ndarray:

@@ -1,6 +1,7 @@
 """benchmarks/gpu.sh and its parts, in little and on a CPU: what they print and write, not how fast anything is."""
 
 import csv
+import itertools
 import json
 import os
 import re
@@ -13,12 +14,15 @@ import pytest
 import structlog
 import torch
 
+from app.engine.backends import Backend, BFloat16Backend, TF32Backend
 from benchmarks import gpu_batching, gpu_check, gpu_engine, gpu_report, gpu_serving, gpu_steps, gpu_training
 from benchmarks.serving.load import Outcome
 from benchmarks.untrained import publish
+from jfb import ResidualNorm
 
 ROOT = Path(__file__).parents[2]
 CPU = torch.device("cpu")
+KILL_SECONDS, REPORT_SECONDS, START_SECONDS = 10, 5, 75
 
 
 @pytest.fixture(autouse=True)
@@ -57,6 +61,17 @@ def test_the_engine_keeps_its_promises(capsys: pytest.CaptureFixture[str]) -> No
     assert re.search(r"^(\d+) of \1 within limits$", capsys.readouterr().out, re.MULTILINE)
 
 
+def test_rows_that_start_in_each_low_precision_are_compared_too(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def low_precision(found: gpu_engine.Checkpoint, device: torch.device) -> dict[str, Backend]:
+        return {"bfloat16": BFloat16Backend(found.network.folded(), device), "tf32": TF32Backend(found.network.folded(), device)}
+
+    monkeypatch.setattr(gpu_engine, "low_precision", low_precision)
+    findings = [*gpu_engine.check("implicit_mlp", ResidualNorm.RELATIVE, CPU, 32, tmp_path)]
+    compared = [finding for finding in findings if re.match("implicit_mlp, (bfloat16|tf32), ", finding.name)]
+    assert len(compared) == 2 * 2 * 2, "of two precisions and two solvers, counts and logits"
+    assert all(finding.good for finding in findings)
+
+
 def test_a_broken_promise_is_an_exit_status(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(gpu_engine, "check", lambda name, *_: [gpu_check.Finding(name, 0.5, 0.1)])
     with pytest.raises(SystemExit, match="1"):
@@ -77,7 +92,8 @@ def test_batching_is_measured_by_slots_and_for_one_client(model: Path, tmp_path:
     gpu_batching.main(model, "2,4", 3, 1, 0.0, "cpu", "torch", tmp_path)
     by_slots = read(tmp_path / "batching.csv")
     assert [row["slots"] for row in by_slots] == ["2", "4"]
-    assert all(float(value) > 0 for row in by_slots for value in row.values())
+    assert all(float(value) > 0 for row in by_slots for name, value in row.items() if name != "low precision")
+    assert {row["low precision"] for row in by_slots} <= {"", "BFloat16Backend"}
     (one,) = read(tmp_path / "one_client.csv")
     assert float(one["of replay"]) == pytest.approx(float(one["ms in the engine"]) / float(one["ms of bare replay"]))
 
@@ -153,6 +169,18 @@ def test_the_wheels_have_the_versions_that_the_project_was_tested_with(tmp_path:
     wanted = {word.partition("==")[0] for word in finished.stdout.split() if "==" in word}
     named = re.findall(r"(?:lacking\+?|rivals)='([^']*)'", script.read_text())
     assert wanted == {name for names in named for name in names.strip("|").split("|")}
+
+
+def test_two_calls_end_within_ten_minutes_each_and_fifteen_together_with_the_start_of_a_machine() -> None:
+    script = (ROOT / "benchmarks" / "gpu.sh").read_text()
+    (total,) = map(int, re.findall(r"\$\{TOTAL:-(\d+)\}", script))
+    parts = {name: int(seconds) for name, seconds in re.findall(r"^part (\w+) (?:\"\$\{\w+:-)?(\d+)", script, re.MULTILINE)}
+    (listed,) = re.findall(r"\$\{PARTS:-([a-z ]+)\}", script)
+    calls = [call.split() for call in re.findall(r'PARTS="([a-z ]+)"', script)]
+    assert [*itertools.chain(*calls)] == list(parts) == listed.split()
+    assert total + KILL_SECONDS + REPORT_SECONDS <= 600
+    assert all(sum(parts[name] for name in call) <= total for call in calls)
+    assert sum(parts.values()) + len(calls) * (KILL_SECONDS + REPORT_SECONDS) + START_SECONDS <= 900
 
 
 @pytest.mark.slow
