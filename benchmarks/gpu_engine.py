@@ -36,7 +36,7 @@ from app.engine_client.messages import Request, Stop
 from app.settings import EngineConfig
 from benchmarks.gpu_check import ROUNDING, Finding, error
 from benchmarks.untrained import HIGH, publish
-from jfb import Checkpoint, Prediction, ResidualNorm
+from jfb import Checkpoint, Prediction, ResidualNorm, Status
 from jfb.solvers import SOLVERS, solvers_for
 from training.device import choose_device
 
@@ -52,10 +52,8 @@ SLOTS = 8
 TOLERANCES, CAPS = (1e-1, 1e-3), (2, 100)
 DIFFERENT_COUNTS = 0.03
 """Share of rows: a residual may round to the other side of the tolerance."""
-FURTHER_ITERATIONS = 2
-"""That a start in low precision may cost, or save."""
-LOW_PRECISION_ERROR = 5e-2
-"""Of logits at the loose tolerance, whose rows are still far from their fixed points."""
+NEAR = 1e-5
+"""Tolerance of rows that start in low precision: at a loose one, they end where rounding has led them."""
 AMPLIFIED = 1e-2
 """Of logits alone: Anderson's least squares amplify rounding while a stiff row is far from its fixed point."""
 
@@ -98,7 +96,7 @@ def check(name: str, norm: ResidualNorm, device: torch.device, count: int, folde
     for low, batch in in_low_precision(jfb.load(version, device), device) if norm == ResidualNorm.RELATIVE else ():
         scheduler = Scheduler(batch, max_waiting_rows=count)
         for solver in solvers:
-            yield from check_low_precision(f"{name}, {low}, {solver}", scheduler, expected[solver], solver, rows)
+            yield from check_low_precision(f"{name}, {low}, {solver}", scheduler, reference, solver, rows.inputs[:SLOTS])
 
 
 def in_low_precision(checkpoint: Checkpoint, device: torch.device) -> Iterator[tuple[str, RunningBatch]]:
@@ -143,15 +141,18 @@ def check_counts(where: str, scheduler: Scheduler, expected: Prediction, solver:
     yield Finding(f"{where}: logits alone", moved / max(1.0, float(logits.abs().max())), allowed)
 
 
-def check_low_precision(where: str, scheduler: Scheduler, expected: Prediction, solver: str, rows: Rows) -> Iterator[Finding]:
-    """Compare rows that start in low precision with float64."""
+def check_low_precision(
+    where: str, scheduler: Scheduler, reference: Checkpoint, solver: str, inputs: np.ndarray
+) -> Iterator[Finding]:
+    """Compare rows that start in low precision, and converge, with float64."""
+    rows = Rows(inputs, np.full(len(inputs), NEAR), np.full(len(inputs), 200))
+    expected = predict(reference, solver, rows)
     requests = compute(scheduler, rows.inputs, rows.tolerance, rows.cap, solver)
-    counts = np.array([request.iterations[0] for request in requests]) - expected.solution.iterations.numpy()
-    other = [request.status[0] != status for request, status in zip(requests, expected.solution.status, strict=True)]
-    wrong = other | (np.abs(counts) > FURTHER_ITERATIONS)
-    yield Finding(f"{where}: share of other counts or statuses", float(np.mean(wrong)), DIFFERENT_COUNTS)
+    same = np.array([request.status[0] == status for request, status in zip(requests, expected.solution.status, strict=True)])
+    yield Finding(f"{where}: share of different statuses", float(np.mean(~same)), DIFFERENT_COUNTS)
     logits = torch.from_numpy(np.concatenate([request.logits for request in requests]).astype(np.float64))
-    yield Finding(f"{where}: logits", error(logits[~wrong], expected.logits[~wrong]), LOW_PRECISION_ERROR)
+    near = same & (np.array(expected.solution.status) == Status.CONVERGED)
+    yield Finding(f"{where}: logits", error(logits[near], expected.logits[near]), AMPLIFIED)
 
 
 def fixed_labels(reference: Checkpoint, inputs: np.ndarray) -> np.ndarray:

@@ -68,7 +68,7 @@ def test_rows_that_start_in_each_low_precision_are_compared_too(monkeypatch: pyt
     monkeypatch.setattr(gpu_engine, "low_precision", low_precision)
     findings = [*gpu_engine.check("implicit_mlp", ResidualNorm.RELATIVE, CPU, 32, tmp_path)]
     compared = [finding for finding in findings if re.match("implicit_mlp, (bfloat16|tf32), ", finding.name)]
-    assert len(compared) == 2 * 2 * 2, "of two precisions and two solvers, counts and logits"
+    assert len(compared) == 2 * 2 * 2, "of two precisions and two solvers, statuses and logits"
     assert all(finding.good for finding in findings)
 
 
