@@ -23,7 +23,7 @@ class MaskedLane(Lane):
 
     def __init__(self, lane: Lane, masking: Masking, clock: Callable[[], float]) -> None:
         vars(self).update(vars(lane))
-        self._fail: Fail | None = None
+        self._fail: Fail | None = None  # while blocks are captured
         self._masked = MaskedIterations(
             self.table,
             self.solver,
@@ -59,17 +59,17 @@ class MaskedLane(Lane):
             return self._isolated(error, self._evaluate, point)
 
     def _read_slots_out(self, states: Tensor) -> Tensor:
-        rows = np.arange(self.table.active)
         try:
             return self.readout(states)
         except Exception as error:
+            rows = np.arange(self.table.active)
             return self._isolated(
                 error, lambda fail: self._read_out(rows, states[: len(rows)], fail), self._logits[: len(states)]
             )
 
     def _isolated(self, error: Exception, compute: Callable[[Fail], Tensor], slots: Tensor) -> Tensor:
-        """After an error, compute the rows alone, and leave the free slots as they are; while blocks are captured, raise it."""
-        if self._fail is None:
+        """After an error, compute the rows alone, and keep what is in free slots; raises it while blocks are captured."""
+        if self._fail is None or isinstance(error, torch.AcceleratorError):
             raise error
         active = self.table.active
         log.warning("masked iteration failed, computing its rows", error=repr(error), rows=active)
