@@ -20,8 +20,8 @@ from app.engine.warm_starts import WarmStarts
 from app.engine_client.messages import Iteration
 from jfb import Status
 
-# A lane, and rows of it that have ended; request, row, logits and result of each; when they ended and were read out.
-_Ended = tuple[Lane, NDArray[np.intp], Iterator[tuple[int, int, NDArray[np.floating], RowResult]], float, float]
+# A lane, and rows of it that have ended; their logits; request, row and result of each; when they ended and were read out.
+_Ended = tuple[Lane, NDArray[np.intp], NDArray[np.floating], Iterator[tuple[int, int, RowResult]], float, float]
 
 log = structlog.get_logger(__name__)
 
@@ -175,7 +175,7 @@ class Scheduler:
         status = map(_status, residual.tolist(), converged.tolist(), (margin > bound).tolist(), capped.tolist())
         results = zip(iterations.tolist(), residual.tolist(), status, margin.tolist(), bound.tolist(), strict=True)
         numbers, own_rows = table.request[rows].tolist(), table.row[rows].tolist()
-        ended = lane, rows, zip(numbers, own_rows, logits, results, strict=True), ended_at, read_out_at
+        ended = lane, rows, logits, zip(numbers, own_rows, results, strict=True), ended_at, read_out_at
         if lane.in_blocks and not any(self._requests[number].session for number in numbers if number in self._requests):
             self._unanswered.append(ended)  # while the device computes the next block
         else:  # rows of a session that are admitted now start where these ended
@@ -183,10 +183,10 @@ class Scheduler:
 
     def _answer(self, now: float, ended: _Ended) -> None:
         """Give requests the rows that have ended."""
-        lane, rows, results, ended_at, read_out_at = ended
-        for k, (number, row, logits, result) in enumerate(results):
+        lane, rows, logits, results, ended_at, read_out_at = ended
+        for k, (number, row, result) in enumerate(results):
             if request := self._requests.get(number):
-                request.end(row, logits, result)
+                request.end(row, logits[k], result)
                 if request.session is not None:
                     request.keep(row, lane.states(rows[k : k + 1])[0])
                 request.timings.ended, request.timings.read_out = ended_at, read_out_at
