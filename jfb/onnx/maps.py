@@ -2,15 +2,16 @@
 
 import logging
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from onnx import ModelProto
+from onnx import ModelProto, NodeProto, TensorShapeProto, ValueInfoProto
+from onnx.utils import Extractor
 from torch import Tensor, nn
 
 from jfb.network import ImplicitNetwork
-from jfb.onnx.file import OPSET, without_metadata
+from jfb.onnx.file import OPSET, messages, without_metadata
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,9 @@ MAPS = {
 def trace(network: ImplicitNetwork, input_shape: Sequence[int]) -> dict[str, ModelProto]:
     """Export each of ``MAPS`` with PyTorch's exporter.
 
+    The maps are exported together, as one function of unrelated arguments, and then separated: the exporter spends most of its
+    time on preparations that do not depend on what it exports.
+
     Args:
         network: float32, on the CPU, in evaluation mode.
         input_shape: shape of one raw input.
@@ -42,42 +46,52 @@ def trace(network: ImplicitNetwork, input_shape: Sequence[int]) -> dict[str, Mod
     with torch.no_grad():
         injection = network.inject(inputs)
         state = network.first_state(injection)
-    return {
-        "inject": _export(network, network.inject, MAPS["inject"], inputs),
-        "initial_state": _export(network, network.first_state, MAPS["initial_state"], injection),
-        "step": _export(network, network.step, MAPS["step"], state, injection),
-        "readout": _export(network, network.readout, MAPS["readout"], state),
-    }
-
-
-class _Map(nn.Module):
-    """A module that wraps one function, because the exporter takes only modules."""
-
-    def __init__(self, network: ImplicitNetwork, function: Callable[..., Tensor]) -> None:
-        super().__init__()
-        self.network = network
-        self.function = function
-        self.eval()
-
-    def forward(self, *arguments: Tensor) -> Tensor:
-        return self.function(*arguments)
-
-
-def _export(network: ImplicitNetwork, function: Callable[..., Tensor], signature: Signature, *examples: Tensor) -> ModelProto:
-    rows = torch.export.Dim("n")
+    examples = {"inputs": inputs, "injection": injection, "state": state}
+    arguments = [(name, argument) for name, signature in MAPS.items() for argument in signature.inputs]
+    rows = {name: torch.export.Dim(f"rows_of_{name}") for name in MAPS}  # with one for all, the maps would share its computation
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it warns of libraries that are not installed
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter warns about its own modules
         program = torch.onnx.export(
-            _Map(network, function),
+            _Maps(network),
             # Copies, because the exporter merges inputs that are the same tensor.
-            tuple(example.clone() for example in examples),
+            tuple(examples[argument].clone() for _, argument in arguments),
             dynamo=True,
             opset_version=OPSET,
-            input_names=signature.inputs,
-            output_names=(signature.output,),
-            dynamic_shapes=(tuple({0: rows} for _ in examples),),
+            input_names=[f"{name}.{argument}" for name, argument in arguments],
+            output_names=[f"{name}.{signature.output}" for name, signature in MAPS.items()],
+            dynamic_shapes=tuple({0: rows[name]} for name, _ in arguments),
             verbose=False,
         )
     assert program is not None
-    return without_metadata(program.model_proto)
+    maps = Extractor(program.model_proto)
+    return {name: _part(maps, name, signature) for name, signature in MAPS.items()}
+
+
+class _Maps(nn.Module):
+    """``MAPS``, one after the other, as a module, because the exporter takes only modules."""
+
+    def __init__(self, network: ImplicitNetwork) -> None:
+        super().__init__()
+        self.network = network
+        self.eval()
+
+    def forward(self, inputs: Tensor, start: Tensor, state: Tensor, injection: Tensor, fixed_point: Tensor) -> tuple[Tensor, ...]:
+        of = self.network
+        return of.inject(inputs), of.first_state(start), of.step(state, injection), of.readout(fixed_point)
+
+
+def _part(maps: Extractor, name: str, signature: Signature) -> ModelProto:
+    """Separate one of ``MAPS`` from the others."""
+    short = {f"{name}.{argument}": argument for argument in (*signature.inputs, signature.output)}
+    model: ModelProto = maps.extract_model(list(short)[:-1], list(short)[-1:])
+    model.graph.name = name
+    for message in messages(model):
+        if isinstance(message, NodeProto):
+            message.input[:] = [short.get(value, value) for value in message.input]
+            message.output[:] = [short.get(value, value) for value in message.output]
+        elif isinstance(message, ValueInfoProto):
+            message.name = short.get(message.name, message.name)
+        elif isinstance(message, TensorShapeProto.Dimension) and message.dim_param:
+            message.dim_param = message.dim_param.replace(f"rows_of_{name}", "n")
+    return without_metadata(model)

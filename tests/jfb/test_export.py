@@ -156,6 +156,7 @@ def test_the_files_say_what_the_model_card_says_and_nothing_about_where_they_wer
         assert facts["accuracy"] == "0.875"
         assert json.loads(facts["classes"]) == ["a", "b", "c"]
         assert json.loads(facts["input"])["shape"] == list(config.input.shape)
+        assert {value.type.tensor_type.shape.dim[0].dim_param for value in (*model.graph.input, *model.graph.output)} == {"n"}
         nodes = [message for message in messages(model) if isinstance(message, onnx.NodeProto)]
         assert nodes
         assert not any(node.metadata_props or node.doc_string for node in nodes)
