@@ -2,11 +2,17 @@
 
 import sys
 
-from app.cli import alias, predict, serve
+if __name__ == "__main__":  # a command imports only what it needs
+    match sys.argv[1:]:
+        case ["predict", *arguments]:
+            from app.cli import predict
 
-if __name__ == "__main__":
-    if sys.argv[1:2] == ["predict"]:
-        predict.program(args=sys.argv[2:], prog_name="python -m app predict")
-    if sys.argv[1:2] == ["alias"]:
-        alias.program(args=sys.argv[2:], prog_name="python -m app alias")
-    serve.main("python -m app", sys.argv[1:])
+            predict.program(args=arguments, prog_name="python -m app predict")
+        case ["alias", *arguments]:
+            from app.cli import alias
+
+            alias.program(args=arguments, prog_name="python -m app alias")
+        case arguments:
+            from app.cli import serve
+
+            serve.main("python -m app", arguments)

@@ -16,6 +16,14 @@ def jfb(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-m", "commandline", *arguments], capture_output=True, text=True, timeout=60)
 
 
+def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+    """The same in this process."""
+    monkeypatch.setattr(sys, "argv", ["jfb", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        commandline.main()
+    return int(ended.value.code or 0)
+
+
 def test_help_lists_every_command_within_80_columns_and_imports_neither_side() -> None:
     program = (
         "import sys, commandline; sys.argv = ['jfb']; commandline.main();"
@@ -60,7 +68,6 @@ def test_the_help_of_every_command_names_it_and_fits_80_columns() -> None:
     assert [one for one in defaults if re.search(r"null|None|True|False|[\[{<'\"]|\d{9}", one)] == []
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "status", "part"),
     [
@@ -68,12 +75,25 @@ def test_the_help_of_every_command_names_it_and_fits_80_columns() -> None:
         (["alias", "digits"], 2, "Usage: jfb alias"),
         (["serve", "--prot", "1"], 2, "flag: must be one that jfb serve --help lists (got --prot; did you mean --port?)"),
         (["serve", "--port", "99999"], 2, "--port must be at most 65535 (got 99999)"),
-        (["serve", "--model-store", "nowhere"], 2, "--model-store must be a folder of models (got nowhere: No such file"),
-        (["serve", "--device", "nonsense", "--model-store", "."], 2, "--device must be one that PyTorch can use here"),
         (["export", "nothing", "--store", "nowhere"], 1, "no model 'nothing'"),
     ],
 )
-def test_commands_run_on_their_side(arguments: list[str], status: int, part: str) -> None:
+def test_commands_run_on_their_side(
+    arguments: list[str], status: int, part: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(monkeypatch, *arguments) == status
+    assert part in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("arguments", "status", "part"),
+    [
+        (["serve", "--model-store", "nowhere"], 2, "--model-store must be a folder of models (got nowhere: No such file"),
+        (["serve", "--device", "nonsense", "--model-store", "."], 2, "--device must be one that PyTorch can use here"),
+    ],
+)
+def test_a_server_that_can_never_start_ends_with_the_reason(arguments: list[str], status: int, part: str) -> None:
     said = jfb(*arguments)
     assert said.returncode == status
     assert part in said.stderr

@@ -18,8 +18,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from app.inference.stream import EVENT_STREAM
-from app.schemas.native import IterationEvent, Prediction, PredictResponse
+from app.schemas.native import EVENT_STREAM, IterationEvent, Prediction, PredictResponse
 from jfb.store import Sample
 
 Value = TypeVar("Value")

@@ -12,8 +12,7 @@ from app.engine_client.messages import Iteration, Result, ServedVersion
 from app.http.errors import engine_error
 from app.inference.response import engine_timings, iteration_events, predict_response
 from app.inference.run import Events
-
-EVENT_STREAM = "text/event-stream"
+from app.schemas.native import EVENT_STREAM
 
 
 class EventStream(StreamingResponse):

@@ -12,9 +12,9 @@ from app.http.fast_route import FastRoute
 from app.inference import multipart, run
 from app.inference.decoding import MEDIA_TYPES, decode_predict
 from app.inference.response import predict_response
-from app.inference.stream import EVENT_STREAM, EventStream
+from app.inference.stream import EventStream
 from app.routes.openapi import QUERY_PARAMETERS, errors
-from app.schemas.native import PredictResponse
+from app.schemas.native import EVENT_STREAM, PredictResponse
 
 DESCRIPTION = """Send a batch as JSON, as a .npy file, or as a form with PNG and JPEG files, or send one image as the body:
 

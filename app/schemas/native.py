@@ -7,6 +7,7 @@ from pydantic import MISSING, BaseModel, ConfigDict, Field
 
 from jfb.config import InputSpec
 
+EVENT_STREAM = "text/event-stream"
 EndStatus = Literal["converged", "label_stable", "max_iterations", "deadline", "diverged"]
 MAX_SESSION_CHARACTERS = 128
 MAX_TRACED_ROWS = 8
