@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from app.cli.predict import BLOCKS, MAX_WIDTH, sparkline
+from app.cli.predict import BLOCKS, MAX_WIDTH, program, sparkline
 from tests.app.running import RunningServer, running_server
 
 
@@ -53,18 +53,22 @@ def test_the_table_says_what_the_server_answers(server: RunningServer, images: l
 
 
 @pytest.mark.parametrize("watch", [[], ["--watch"]])
-def test_errors_are_reported_in_one_line(server: RunningServer, images: list[Path], watch: list[str]) -> None:
+def test_errors_are_reported_in_one_line(
+    server: RunningServer, images: list[Path], watch: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
     for arguments, words in (
         (["--url", "http://127.0.0.1:1"], "could not reach "),
         (["--url", "nonsense"], "could not reach "),
         (["--url", server.url, "--tolerance", "-1"], "422: tolerance: must be"),
         (["--url", server.url, "--model", "nothing"], "404: no model 'nothing' (available: digits"),
     ):
-        said = predict(images[0], *arguments, *watch)
-        assert said.returncode == 1
-        assert words in said.stderr
-        assert len(said.stderr.splitlines()) == 1
-        assert said.stdout == ""
+        with pytest.raises(SystemExit) as ended:
+            program(args=[str(images[0]), *arguments, *watch])
+        assert ended.value.code == 1
+        said = capsys.readouterr()
+        assert words in said.err
+        assert len(said.err.splitlines()) == 1
+        assert said.out == ""
 
 
 def test_a_server_that_requires_a_key_gets_it(store: Path, images: list[Path], tmp_path: Path) -> None:

@@ -401,22 +401,16 @@ def test_the_store_is_rescanned_as_often_as_it_is_set_and_on_sighup(store: Path,
         assert "model store rescanned" in process.stderr.readline(), "what is polled for is not logged"
 
 
-def test_sigterm_lets_it_finish_what_it_has(store: Path, tmp_path: Path) -> None:
+def test_an_idle_engine_beats_and_sigterm_lets_it_finish_what_it_has(store: Path, tmp_path: Path) -> None:
     path = tmp_path / "socket"
-    with running_engine(path, store) as (process, _), Connection(path) as client:
+    with running_engine(path, store) as (process, lifeline), Connection(path) as client:
+        assert lifeline.recv(1) == lifeline.recv(1) == ALIVE
         client.send(*(request(id, model="slow", cap=2000) for id in range(20)))
         client.state()  # it has them all
         process.send_signal(signal.SIGTERM)
         results = [client.receive() for _ in range(20)]
         assert sorted(result.id for result in results) == list(range(20))
         assert [result.iterations for result in results] == [[2000]] * 20
-        assert process.wait(PATIENCE_SECONDS) == 0
-
-
-def test_an_idle_engine_beats_until_sigterm_ends_it(store: Path, tmp_path: Path) -> None:
-    with running_engine(tmp_path / "socket", store) as (process, lifeline):
-        assert lifeline.recv(1) == lifeline.recv(1) == ALIVE
-        process.send_signal(signal.SIGTERM)
         assert process.wait(PATIENCE_SECONDS) == 0
 
 

@@ -276,8 +276,12 @@ async def test_an_unloaded_model_stays_unloaded_when_an_engine_is_restarted(two:
     assert two.engines.catalogue.names == ["digits", "slow", "wild"]
 
 
-async def test_an_engine_that_cannot_start_is_tried_again_and_can_be_stopped(store: Path) -> None:
-    settings = Settings.model_validate(CONFIG | {"model_store": store, "device": "abacus", "max_rows_per_request": 256})
+async def test_an_engine_that_cannot_start_is_tried_again_and_can_be_stopped(
+    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "sitecustomize.py").write_text("import os, sys\nif 'app.engine' in sys.orig_argv:\n    os._exit(2)\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
+    settings = Settings.model_validate(CONFIG | {"model_store": store, "max_rows_per_request": 256})
     async with Supervisor(settings) as supervisor, Engines(supervisor.run_folder.sockets) as engines:
         async with asyncio.timeout(60):
             while (status := read_status(supervisor.run_folder.status_files[0])).consecutive_exits < 2:

@@ -16,6 +16,7 @@ import pytest
 import torch
 
 import jfb
+from app.cli import alias
 from jfb import checkpoint
 from jfb.store import list_versions, new_version, read_aliases
 from tests.app.running import ENDLESS, RunningServer, rejected, rows, running_server, wait_until
@@ -241,10 +242,13 @@ def test_an_alias_is_moved_to_another_version_and_back(own: RunningServer, own_s
         (("digits", "stable", "--remove"), "alias: must be one of none (got 'stable')"),
     ],
 )
-def test_an_alias_that_cannot_be_is_refused(own_store: Path, arguments: tuple[str, ...], error: str) -> None:
-    done = move(own_store, *arguments)
-    assert done.returncode == 2
-    assert error in " ".join(done.stderr.replace("│", " ").split())
+def test_an_alias_that_cannot_be_is_refused(
+    own_store: Path, arguments: tuple[str, ...], error: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        alias.program(args=[*arguments, "--model-store", str(own_store)])
+    assert ended.value.code == 2
+    assert error in " ".join(capsys.readouterr().err.replace("│", " ").split())
     assert read_aliases(own_store / "digits") == {}
 
 

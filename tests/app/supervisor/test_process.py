@@ -1,6 +1,7 @@
 """The server as a process: how it starts and stops, and what it does for clients that leave or come too many."""
 
 import json
+import os
 import re
 import shutil
 import signal
@@ -116,7 +117,12 @@ def test_an_empty_store_is_live_but_never_ready(tmp_path: Path) -> None:
         assert server.client.get("/models").json() == {"default": None, "models": [], "refused": {}}
 
 
-def test_a_request_that_takes_too_long_for_a_shutdown_is_answered_503(store: Path, tmp_path: Path) -> None:
+def test_a_request_that_takes_too_long_for_a_shutdown_is_answered_503(
+    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shortened = "from app.supervisor import supervisor\nsupervisor.SHUTDOWN_SECONDS = 1\n"
+    (tmp_path / "sitecustomize.py").write_text(shortened)  # of every process
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), str(Path(__file__).parents[3])]))
     with running_server(store, tmp_path / "log", max_iterations_limit=1_000_000) as server, ThreadPoolExecutor(1) as pool:
         server.wait_until_ready()
         in_flight = pool.submit(server.predict, ENDLESS, "/models/slow/predict")
