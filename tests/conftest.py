@@ -12,6 +12,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import pytest
 from filelock import FileLock
 
+from tests.app.running import RunningServer, running_server
+
 SLOW_FIXTURES = {"digits_store", "server", "strict_server", "digits_server", "quick", "site"}  # `quick` is a recipe to train
 SLOW_HELPER = "running_server"
 SLOW_PROGRAMS = {"app", "app.engine", "training"}
@@ -115,3 +117,11 @@ def digits_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 timeout=300,
             )
     return store
+
+
+@pytest.fixture(scope="session")
+def digits_server(digits_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
+    """A server of the trained digits model, ready."""
+    with running_server(digits_store, tmp_path_factory.mktemp("digits_server") / "log") as running:
+        running.wait_until_ready()
+        yield running

@@ -5,7 +5,6 @@ import json
 import re
 import shlex
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ import torch
 from rich.console import Console
 
 import jfb
-from tests.app.running import RunningServer, running_server
+from tests.app.running import RunningServer
 from training.data import read
 from training.data.sources import DIGITS
 from training.recipe import DataRecipe
@@ -26,11 +25,9 @@ ROWS = 200
 TOLERANCES = [1e-1, 1e-2, 1e-3, 1e-4] * (ROWS // 4)
 
 
-@pytest.fixture(scope="module")
-def server(digits_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
-    with running_server(digits_store, tmp_path_factory.mktemp("log") / "server.log") as server:
-        server.wait_until_ready()
-        yield server
+@pytest.fixture
+def server(digits_server: RunningServer) -> RunningServer:
+    return digits_server
 
 
 @pytest.fixture(scope="module")

@@ -42,14 +42,6 @@ def strict_server(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
 
 
 @pytest.fixture(scope="session")
-def digits_server(digits_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
-    """A server of the trained digits model, ready."""
-    with running_server(digits_store, tmp_path_factory.mktemp("digits_server") / "log") as running:
-        running.wait_until_ready()
-        yield running
-
-
-@pytest.fixture(scope="session")
 def client(server: RunningServer) -> httpx.Client:
     """A client of ``server``."""
     return server.client

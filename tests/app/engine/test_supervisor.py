@@ -3,8 +3,6 @@
 import asyncio
 import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -293,41 +291,3 @@ async def test_an_engine_that_cannot_start_is_tried_again_and_can_be_stopped(
         with pytest.raises(EngineUnavailable):
             _ = engines.catalogue
     assert not supervisor.run_folder.path.exists()
-
-
-PARENT = """
-import asyncio, sys
-from app.engine_client.client import Engines
-from app.settings import Settings
-from app.supervisor.supervisor import Supervisor
-
-async def main():
-    settings = Settings(model_store=sys.argv[1], device="cpu", threads=1, slots=4)
-    async with Supervisor(settings) as supervisor, Engines(supervisor.run_folder.sockets) as engines:
-        await engines.wait_until_ready()
-        print("ready", flush=True)
-        await asyncio.sleep(600)
-
-asyncio.run(main())
-"""
-
-
-async def test_no_engine_outlives_a_parent_that_is_killed(store: Path) -> None:
-    with subprocess.Popen([sys.executable, "-c", PARENT, store], stdout=subprocess.PIPE, text=True) as parent:
-        assert parent.stdout is not None
-        while parent.stdout.readline() != "ready\n":  # the log may come first
-            assert parent.poll() is None
-        children = Path(f"/proc/{parent.pid}/task/{parent.pid}/children").read_text().split()
-        (pid,) = (int(pid) for pid in children if b"app.engine" in Path(f"/proc/{pid}/cmdline").read_bytes())
-        parent.kill()
-    async with asyncio.timeout(60):
-        while _alive(pid):
-            await asyncio.sleep(0.05)
-
-
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    return True

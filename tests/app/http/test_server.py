@@ -29,18 +29,15 @@ def test_sigterm_turns_the_server_not_ready_while_it_still_takes_requests(store:
         assert "Traceback" not in server.log.read_text()
 
 
-@pytest.mark.parametrize(("number", "drain_seconds"), [(signal.SIGTERM, 0.5), (signal.SIGINT, 0)])
-def test_what_is_in_flight_is_answered_and_every_process_ends(
-    store: Path, tmp_path: Path, number: signal.Signals, drain_seconds: float
-) -> None:
-    settings = {"max_iterations_limit": 1_000_000, "drain_seconds": drain_seconds}
-    with running_server(store, tmp_path / "log", **settings) as server:
+def test_what_is_in_flight_at_ctrl_c_is_answered_and_every_process_ends(store: Path, tmp_path: Path) -> None:
+    """Also that at SIGTERM is, with a pause before: ``tests/app/supervisor/test_http_workers.py``."""
+    with running_server(store, tmp_path / "log", max_iterations_limit=1_000_000) as server:
         server.wait_until_ready()
         engine = server.engine_pid()
         with ThreadPoolExecutor(1) as pool:
             in_flight = pool.submit(server.predict, ENDLESS | {"max_iterations": 10_000}, PATH)
             wait_until(lambda: rows(server, "active") == 1, 10, "it is in flight")
-            server.process.send_signal(number)
+            server.process.send_signal(signal.SIGINT)
             answer = in_flight.result(timeout=60)
         assert answer.status_code == 200
         assert answer.json()["predictions"][0]["iterations"] == 10_000

@@ -411,21 +411,6 @@ def test_a_replay_ends_where_it_began(page: Page) -> None:
     assert iterations(page) == count
 
 
-def test_a_stopped_server_is_reported_as_unreachable(browser: Browser, store: Path, tmp_path: Path) -> None:
-    with running_server(store, tmp_path / "log", default_model="digits") as running:
-        running.wait_until_ready()
-        with page_of(browser, running.url) as (page, _):
-            draw(page, SEVEN)
-            expect(page.locator("#said")).to_contain_text("iteration")
-            running.process.terminate()
-            running.process.wait(timeout=40)
-            set_slider(page, "tolerance", -2)
-            expect(page.get_by_role("alert")).to_contain_text("cannot be reached")
-            expect(page.locator("#reading")).to_be_hidden()
-            expect(page.locator("#server")).to_have_text("Server away")
-            page.goto("about:blank")
-
-
 def test_a_server_with_keys_requires_one(browser: Browser, store: Path, tmp_path: Path) -> None:
     with running_server(store, tmp_path / "log", default_model="digits", api_keys="secret") as running:
         running.wait_until_ready()
@@ -508,12 +493,23 @@ def test_the_engine_page_counts_the_requests_of_each_model(browser: Browser, str
         assert said == []
 
 
-def test_the_engine_page_says_where_the_metrics_are_not(browser: Browser, store: Path, tmp_path: Path) -> None:
-    with (
-        running_server(store, tmp_path / "log", metrics_port=0) as running,
-        page_of(browser, f"{running.url}/engine") as (page, _),
-    ):
-        expect(page.get_by_role("alert")).to_contain_text("another port")
+def test_metrics_on_another_port_and_a_server_that_has_stopped_are_reported(
+    browser: Browser, store: Path, tmp_path: Path
+) -> None:
+    with running_server(store, tmp_path / "log", default_model="digits", metrics_port=0) as running:
+        running.wait_until_ready()
+        with page_of(browser, f"{running.url}/engine") as (page, _):
+            expect(page.get_by_role("alert")).to_contain_text("another port")
+        with page_of(browser, running.url) as (page, _):
+            draw(page, SEVEN)
+            expect(page.locator("#said")).to_contain_text("iteration")
+            running.process.terminate()
+            running.process.wait(timeout=40)
+            set_slider(page, "tolerance", -2)
+            expect(page.get_by_role("alert")).to_contain_text("cannot be reached")
+            expect(page.locator("#reading")).to_be_hidden()
+            expect(page.locator("#server")).to_have_text("Server away")
+            page.goto("about:blank")
 
 
 def test_on_a_phone_the_answer_stays_in_view_while_a_slider_moves(browser: Browser, digits_server: RunningServer) -> None:

@@ -179,7 +179,7 @@ def test_signals_reach_every_process_and_metrics_have_one_port(store: Path, tmp_
         assert 'route="/models/{name}",status="200"' in counted
         assert httpx.get(f"http://127.0.0.1:{metrics_port}/v2/health/ready").status_code == 200
 
-        headers = {"authorization": "Bearer new"}
+        headers, engine = {"authorization": "Bearer new"}, server.engine_pid()
         with ThreadPoolExecutor(4) as pool:
             body = ENDLESS | {"max_iterations": 10_000}
             waiting = [pool.submit(anew, server, "POST", PATH, json=body, headers=headers) for _ in range(4)]
@@ -196,6 +196,9 @@ def test_signals_reach_every_process_and_metrics_have_one_port(store: Path, tmp_
             iterations = [answer.result(60).json()["predictions"][0]["iterations"] for answer in waiting]
         assert iterations == [10_000] * 4
         assert server.process.wait(30) == 0
+        with pytest.raises(httpx.TransportError):
+            server.client.get("/v2/health/live")
+        assert not Path(f"/proc/{engine}").exists()
         assert "Traceback" not in server.log.read_text()
 
 
