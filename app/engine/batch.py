@@ -13,7 +13,7 @@ from torch import Tensor
 from app.engine.backends.backend import Backend
 from app.engine.fused_lane import faster
 from app.engine.isolation import Fail, one_by_one
-from app.engine.lane import Lane, shortest
+from app.engine.lane import MAX_SECONDS_BETWEEN_LOOKS, Lane, shortest
 from app.engine.masked import Masking
 from app.engine.masked_lane import MaskedLane
 from jfb import LabelStop, ResidualNorm
@@ -75,7 +75,7 @@ class RunningBatch:
                 if low_precision is not None and not lane.solver.splits
             }
             self.classes = backend.readout(point).shape[1]
-        self._one_row: dict[str, OneRow] = {}
+        self._one_row: dict[str, tuple[OneRow, int]] = {}  # and how many iterations of it fit between two looks
         self._residual_norm = residual_norm
         self.lanes = [*self._full_precision.values(), *self._low_precision.values()]
         self._default = next(iter(solvers))
@@ -147,8 +147,8 @@ class RunningBatch:
         """
         name = solver or self._default
         try:
-            most = min(max_iterations, self._full_precision[name].iterations_between_looks(1))
-            return self._one_row[name](inputs, tolerance, most)
+            one_row, most = self._one_row[name]
+            return one_row(inputs, tolerance, min(max_iterations, most))
         except Exception as error:  # ONNX Runtime's exceptions have no common type
             log.warning("one call for a row failed, computing its parts", error=repr(error))
             return None
@@ -189,8 +189,9 @@ class RunningBatch:
             return
         inputs = np.zeros((1, *self.input_shape), np.float32)
         in_parts = shortest(partial(self._live_in_parts, inputs, lane), clock)
-        if shortest(partial(one_row, inputs, 0.0, TRIED_ITERATIONS), clock) < in_parts:
-            self._one_row[name] = one_row
+        seconds = shortest(partial(one_row, inputs, 0.0, TRIED_ITERATIONS), clock)
+        if seconds < in_parts:
+            self._one_row[name] = one_row, max(1, int(TRIED_ITERATIONS * MAX_SECONDS_BETWEEN_LOOKS / seconds))
 
     def _live_in_parts(self, inputs: NDArray[np.float32], lane: Lane) -> None:
         """What a row does that is alone, without one call for it."""

@@ -45,17 +45,19 @@ class FusedLane(Lane):
 
 def faster(lane: Lane, clock: Callable[[], float]) -> Lane:
     """Measure a lane without rows, and return it, or a fused one in its place if there can be one, and it is faster."""
-    lane.measure(clock)
     point, injection = (lane.table.tensors[name].contiguous() for name in ("point", "injection"))
     table = SlotTable(point, injection, lane.start(point))
     stop_norm = lane.label_stop.norm if lane.label_stop is not None else lane.residual_norm
+    iteration = None
     try:
         iteration = lane.backend.fused(table.tensors, lane.solver, lane.residual_norm, stop_norm)
     except OnnxFileError as error:
         log.warning("no fused iteration", reason=str(error))
-        return lane
     if iteration is None:
+        lane.measure(clock)
         return lane
     fused = FusedLane(lane, table, iteration)
-    fused.measure(clock)
+    # In turns, because how fast a shared machine is changes while they are measured.
+    seconds = [(lane.seconds(rows, clock), fused.seconds(rows, clock)) for rows in lane.sizes]
+    lane.iteration_seconds, fused.iteration_seconds = zip(*seconds, strict=True)
     return fused if math.prod(fused.iteration_seconds) < math.prod(lane.iteration_seconds) else lane

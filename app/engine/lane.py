@@ -85,13 +85,21 @@ class Lane:
 
     def measure(self, clock: Callable[[], float]) -> None:
         """Find out how long an iteration of 1, 2, 4, ... rows takes, while there are none."""
-        seconds = []
-        for k in range((self.table.slots - 1).bit_length() + 1):
-            self.table.fill(min(2**k, self.table.slots))
-            seconds.append(shortest(self._try, clock))
+        self.iteration_seconds = [self.seconds(rows, clock) for rows in self.sizes]
+
+    @property
+    def sizes(self) -> list[int]:
+        """How many rows are measured: 1, 2, 4, ..., and all slots."""
+        return [min(2**k, self.table.slots) for k in range((self.table.slots - 1).bit_length() + 1)]
+
+    def seconds(self, rows: int, clock: Callable[[], float]) -> float:
+        """Measure an iteration of that many rows, while there are none."""
+        self.table.fill(rows)
+        found = shortest(self._try, clock)
         self.table.fill(0)
         self._settle(0)
-        self.iteration_seconds, self.wasted_iterations = seconds, 0
+        self.wasted_iterations = 0
+        return found
 
     def _try(self) -> None:
         self._iterate(1, False, lambda *_: None)

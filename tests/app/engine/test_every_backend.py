@@ -182,7 +182,7 @@ def test_a_row_that_is_alone_lives_in_one_call_and_goes_on_in_company_if_that_is
     batch = RunningBatch(OnnxBackend(version, found.config), found.solvers, norm, (1, 8, 8), slots=4)
     batch.measure(faster_and_faster())
     scheduler = Scheduler(batch, max_waiting_rows=8)
-    looks = batch.lanes[0].iterations_between_looks(1)
+    _, looks = batch._one_row[solver]
     tolerance, caps = [1.0, 1.0] + [1e-4] * 6, [60, 1, 60, looks, looks + 1, 60, 60, 60]
 
     def submit(row: int) -> None:
