@@ -13,7 +13,9 @@ from app.observability.record import RequestRecord
 log = structlog.get_logger(__name__)
 
 WRITE_SECONDS = 0.05
-"""How long a record is in the memory of its worker only."""
+"""How long a record is in the memory of its worker only, at most."""
+MAX_UNWRITTEN = 16
+"""Records that are written at a time: other requests wait for them."""
 QUIET_ROUTES = ("/health", "/v2/health/live", "/v2/health/ready", "/metrics")
 """Programs request these every few seconds; they are logged at the level debug."""
 
@@ -28,9 +30,13 @@ class RequestLog:
     def add(self, record: RequestRecord) -> None:
         """Count and log a request soon, which has been answered now."""
         record.ended = time.time()
-        if not self._unwritten:
-            asyncio.get_running_loop().call_later(WRITE_SECONDS, self.write, context=Context())
         self._unwritten.append(record)
+        loop = asyncio.get_running_loop()
+        if len(self._unwritten) == 1:  # in a context of its own, as log lines have the fields of the request whose context it is
+            self._timer = loop.call_later(WRITE_SECONDS, self.write, context=Context())
+        elif len(self._unwritten) == MAX_UNWRITTEN:
+            self._timer.cancel()
+            loop.call_soon(self.write, context=Context())
 
     def write(self) -> None:
         """Count and log what has been added."""

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import pairwise
 from pathlib import Path
@@ -21,6 +22,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from app.engine_client.messages import Timings
 from app.observability.metrics import AllWorkers, Metrics
+from app.observability.request_log import MAX_UNWRITTEN
 from tests.app.running import RunningServer, running_server, wait_until
 
 TRACE = "0af7651916cd43dd8448eb211c80319c"
@@ -154,6 +156,21 @@ def test_a_request_sent_behind_another_one_is_not_logged_with_its_trace_id(serve
     wait_until(lambda: "pipelined-2" in server.log.read_text(), 5, "the line is in the log")
     lines = [json.loads(line) for line in server.log.read_text().splitlines() if "pipelined-" in line]
     assert [(line["request_id"], line.get("trace_id")) for line in lines] == [("pipelined-1", TRACE), ("pipelined-2", None)]
+
+
+def test_requests_that_are_logged_together_keep_their_own_trace_ids_and_times(server: RunningServer) -> None:
+    began = datetime.now(UTC)
+    for number in range(3 * MAX_UNWRITTEN):
+        headers = {"x-request-id": f"together-{number}-"} | (PARENT if number % 2 else {})
+        server.client.get("/models", headers=headers)
+    last = f"together-{3 * MAX_UNWRITTEN - 1}-"
+    wait_until(lambda: last in server.log.read_text(), 5, "the lines are in the log")
+    lines = [json.loads(line) for line in server.log.read_text().splitlines() if "together-" in line]
+    assert [line["request_id"] for line in lines] == [f"together-{number}-" for number in range(3 * MAX_UNWRITTEN)]
+    assert [line.get("trace_id") for line in lines] == [None, TRACE] * (3 * MAX_UNWRITTEN // 2)
+    times = [datetime.fromisoformat(line["timestamp"]) for line in lines]
+    assert [began, *times] == sorted([began, *times])
+    assert len(set(times)) > MAX_UNWRITTEN, "when requests were answered, not when that was written"
 
 
 class Collector(BaseHTTPRequestHandler):
