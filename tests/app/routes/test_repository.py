@@ -1,8 +1,10 @@
 """Models that come, go and are replaced while the server runs."""
 
+import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -137,6 +139,25 @@ def test_reloads_under_load_drop_no_request_and_every_answer_is_that_of_the_vers
     for answer in answers:
         assert_right(answer, right[answer.json()["version"]])
     assert len({answer.json()["version"] for answer in answers}) >= 6
+
+
+def test_a_request_whose_version_goes_while_its_body_arrives_is_answered_by_the_next(own: RunningServer, own_store: Path) -> None:
+    body = json.dumps(BODY).encode()
+    before, host, port = max(versions(own)), own.client.base_url.host, own.client.base_url.port
+    with socket.create_connection((host, port), timeout=20) as connection:
+        head = f"POST /models/digits/predict HTTP/1.1\r\nhost: {host}\r\ncontent-type: application/json\r\nconnection: close\r\n"
+        connection.sendall(f"{head}content-length: {len(body)}\r\n\r\n".encode() + body[:100])
+        after = publish(own_store, seed=before + 1)
+        shutil.rmtree(own_store / "digits" / str(before))
+        assert change(own, "load").status_code == 200
+        connection.sendall(body[100:])
+        answer = b"".join(iter(lambda: connection.recv(65536), b""))
+    status, _, rest = answer.partition(b"\r\n")
+    assert status == b"HTTP/1.1 200 OK"
+    content = json.loads(rest.partition(b"\r\n\r\n")[2])
+    assert content["version"] == after
+    found = [row["probabilities"] for row in content["predictions"]]
+    np.testing.assert_allclose(found, probabilities(own_store / "digits" / str(after)), atol=1e-5)
 
 
 def test_a_broken_version_is_rejected_with_the_reason_while_the_old_one_serves(own: RunningServer, own_store: Path) -> None:
