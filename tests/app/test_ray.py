@@ -3,7 +3,6 @@
 import importlib.util
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -22,6 +21,7 @@ from numpy.typing import NDArray
 
 import jfb
 from tests.app.running import wait_until
+from tests.ports import free_port
 
 pytestmark = [
     pytest.mark.slow,
@@ -157,11 +157,3 @@ def test_arguments_of_serve_run_that_are_wrong_are_named() -> None:
 def parent(pid: int) -> int:
     """The process id of a process's parent."""
     return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
-
-
-def free_port() -> int:
-    """A free port."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-    return port

@@ -14,7 +14,7 @@ import httpx
 import pytest
 
 from tests.app.running import wait_until
-from tests.docker.ports import free_port
+from tests.ports import free_port
 
 FOLDER = Path(__file__).resolve().parents[2] / "docker"
 SEVEN = [

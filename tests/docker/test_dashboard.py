@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.app.running import RunningServer, running_server, wait_until
-from tests.docker.ports import free_port
+from tests.ports import free_port
 
 FOLDER = Path(__file__).resolve().parents[2] / "docker"
 DASHBOARD = json.loads((FOLDER / "grafana" / "dashboards" / "jfb.json").read_text())

@@ -17,7 +17,7 @@ import pytest
 from numpy.typing import NDArray
 
 from tests.app.running import RunningServer, running_server, wait_until
-from tests.docker.ports import free_port
+from tests.ports import free_port
 
 CADDYFILE = Path(__file__).resolve().parents[2] / "docker" / "Caddyfile"
 

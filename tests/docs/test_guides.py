@@ -10,7 +10,6 @@ Pages that train or export take a minute together: `make test-long` runs them. O
 import os
 import re
 import shutil
-import socket
 import subprocess
 import sys
 import tomllib
@@ -22,6 +21,7 @@ import httpx
 import pytest
 
 from tests.app.running import wait_until
+from tests.ports import free_port
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 BLOCK = re.compile(r"(<!-- not run: [^>]*-->\n)?^( *)```(\w+)(?: title=\"([^\"]+)\")?\n(.*?)^ *```$", re.DOTALL | re.MULTILINE)
@@ -44,13 +44,6 @@ MAY_BE_LEFT_OUT = {
 }
 
 pytestmark = pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 @contextmanager

@@ -23,7 +23,7 @@ from app.grpc import messages
 from jfb import images
 from tests.app.running import RunningServer, running_server, wait_until
 from tests.app.store import DIGITS
-from tests.docs.test_guides import free_port
+from tests.ports import free_port
 
 # Triton's HTTP client adds to the headers that it is given.
 USER, ADMIN = {"authorization": "Bearer user"}, {"authorization": "Bearer admin"}
