@@ -1,5 +1,7 @@
 """Mixed precision: how long an iteration may run in bfloat16 before it goes on in float32."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import torch
@@ -32,6 +34,17 @@ def low_precision_step(network: ImplicitNetwork, state: Tensor, injection: Tenso
         network: in evaluation mode, cast to bfloat16; preferably folded.
     """
     return network.step(state.bfloat16(), injection.bfloat16()).to(state.dtype)
+
+
+@contextmanager
+def tensor_float_32() -> Iterator[None]:
+    """Let a GPU round the factors of float32 products to TF32, 10 bits: what is launched within, by any thread, does so."""
+    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
 
 
 def needs_full_precision(moved: Numbers, size: Numbers, tolerance: Numbers, roundoff: float = ROUNDOFF) -> Numbers:

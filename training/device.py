@@ -2,11 +2,11 @@
 
 import os
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 
+from jfb import mixed_precision
 from training.errors import TrainingError
 
 
@@ -50,18 +50,9 @@ def now(device: torch.device) -> float:
     return time.perf_counter()
 
 
-@contextmanager
-def tensor_float_32(device: torch.device) -> Iterator[None]:
-    """Let a GPU round the float32 factors of convolutions and matrix products to TF32, 10 bits, which is several times faster.
+def tensor_float_32(device: torch.device) -> AbstractContextManager[None]:
+    """Let a GPU round the float32 factors of convolutions and matrix products to TF32, which is several times faster.
 
     For learning only: scores and evaluation are in full float32, as in the server. Has no effect on other devices.
     """
-    if device.type != "cuda":
-        yield
-        return
-    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
-    try:
-        yield
-    finally:
-        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
+    return mixed_precision.tensor_float_32() if device.type == "cuda" else nullcontext()

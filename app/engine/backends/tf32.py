@@ -1,28 +1,15 @@
 """TF32Backend: float32, with the factors of its products rounded to TF32."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from threading import RLock
 
 import torch
 from torch import Tensor
 
 from app.engine.backends.backend import TorchBackend
+from jfb.mixed_precision import tensor_float_32
 
 FULL_PRECISION = RLock()
 """Held by a thread in which float32 must not be rounded to TF32, as another thread may be loading a model that does so."""
-
-
-@contextmanager
-def tensor_float_32() -> Iterator[None]:
-    """Let a GPU round the factors of float32 products to TF32, in the whole process: the kernels that are launched here do so."""
-    with FULL_PRECISION:
-        before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
-        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
-        try:
-            yield
-        finally:
-            torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
 
 
 class TF32Backend(TorchBackend):
@@ -31,7 +18,7 @@ class TF32Backend(TorchBackend):
     roundoff = 2.0**-10
 
     def step(self, state: Tensor, injection: Tensor) -> Tensor:
-        with tensor_float_32():
+        with FULL_PRECISION, tensor_float_32():
             return super().step(state, injection)
 
     @staticmethod
