@@ -144,7 +144,7 @@ class Metrics:
         self.histograms = [self.request_seconds, *self.phase_seconds.values(), self.row_iterations, self.row_residual]
 
     def count(self, records: Iterable[RequestRecord]) -> None:
-        """Count requests that have been answered, and what the engine returned for them."""
+        """Count requests that have been answered, and what the engine returned for them; ``flush`` writes it."""
         results: defaultdict[tuple[str, ...], list[Result]] = defaultdict(list)
         for one in records:
             self.requests.add((one.model, one.version, one.method, one.route, str(one.status)))
@@ -158,7 +158,6 @@ class Metrics:
                 self.rows.add((*labels, status), rows)
             self.row_iterations.observe(labels, chain.from_iterable(one.iterations for one in computed))
             self.row_residual.observe(labels, chain.from_iterable(one.residual for one in computed))
-        self.flush()
 
     def flush(self) -> None:
         """Write what has been counted."""

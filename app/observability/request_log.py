@@ -13,9 +13,9 @@ from app.observability.record import RequestRecord
 log = structlog.get_logger(__name__)
 
 WRITE_SECONDS = 0.05
-"""How long a record is in the memory of its worker only, at most."""
-MAX_UNWRITTEN = 16
-"""Records that are written at a time: other requests wait for them."""
+"""How long a record, and what it adds to the counts, is in the memory of its worker only, at most."""
+MAX_UNLOGGED = 16
+"""Records that are logged at a time: other requests wait for them."""
 QUIET_ROUTES = ("/health", "/v2/health/live", "/v2/health/ready", "/metrics")
 """Programs request these every few seconds; they are logged at the level debug."""
 
@@ -25,22 +25,29 @@ class RequestLog:
 
     def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics
-        self._unwritten: list[RequestRecord] = []
+        self._unlogged: list[RequestRecord] = []
+        self._timer: asyncio.TimerHandle | None = None
 
     def add(self, record: RequestRecord) -> None:
         """Count and log a request soon, which has been answered now."""
         record.ended = time.time()
-        self._unwritten.append(record)
+        self._unlogged.append(record)
         loop = asyncio.get_running_loop()
-        if len(self._unwritten) == 1:  # in a context of its own, as log lines have the fields of the request whose context it is
+        if self._timer is None:  # in a context of its own, as log lines have the fields of the request whose context it is
             self._timer = loop.call_later(WRITE_SECONDS, self.write, context=Context())
-        elif len(self._unwritten) == MAX_UNWRITTEN:
-            self._timer.cancel()
-            loop.call_soon(self.write, context=Context())
+        if len(self._unlogged) == MAX_UNLOGGED:
+            loop.call_soon(self._log, context=Context())
 
     def write(self) -> None:
         """Count and log what has been added."""
-        records, self._unwritten = self._unwritten, []
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        self._log()
+        self._metrics.flush()
+
+    def _log(self) -> None:
+        records, self._unlogged = self._unlogged, []
         self._metrics.count(records)
         for one in records:
             (log.debug if one.route in QUIET_ROUTES else log.info)(

@@ -22,7 +22,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from app.engine_client.messages import Timings
 from app.observability.metrics import AllWorkers, Metrics
-from app.observability.request_log import MAX_UNWRITTEN
+from app.observability.request_log import MAX_UNLOGGED
 from tests.app.running import RunningServer, running_server, wait_until
 
 TRACE = "0af7651916cd43dd8448eb211c80319c"
@@ -160,17 +160,17 @@ def test_a_request_sent_behind_another_one_is_not_logged_with_its_trace_id(serve
 
 def test_requests_that_are_logged_together_keep_their_own_trace_ids_and_times(server: RunningServer) -> None:
     began = datetime.now(UTC)
-    for number in range(3 * MAX_UNWRITTEN):
+    for number in range(3 * MAX_UNLOGGED):
         headers = {"x-request-id": f"together-{number}-"} | (PARENT if number % 2 else {})
         server.client.get("/models", headers=headers)
-    last = f"together-{3 * MAX_UNWRITTEN - 1}-"
+    last = f"together-{3 * MAX_UNLOGGED - 1}-"
     wait_until(lambda: last in server.log.read_text(), 5, "the lines are in the log")
     lines = [json.loads(line) for line in server.log.read_text().splitlines() if "together-" in line]
-    assert [line["request_id"] for line in lines] == [f"together-{number}-" for number in range(3 * MAX_UNWRITTEN)]
-    assert [line.get("trace_id") for line in lines] == [None, TRACE] * (3 * MAX_UNWRITTEN // 2)
+    assert [line["request_id"] for line in lines] == [f"together-{number}-" for number in range(3 * MAX_UNLOGGED)]
+    assert [line.get("trace_id") for line in lines] == [None, TRACE] * (3 * MAX_UNLOGGED // 2)
     times = [datetime.fromisoformat(line["timestamp"]) for line in lines]
     assert [began, *times] == sorted([began, *times])
-    assert len(set(times)) > MAX_UNWRITTEN, "when requests were answered, not when that was written"
+    assert len(set(times)) > MAX_UNLOGGED, "when requests were answered, not when that was written"
 
 
 class Collector(BaseHTTPRequestHandler):
