@@ -161,7 +161,7 @@ def test_a_row_is_answered_the_same_alone_and_among_many(logits: list[float]) ->
     def predictions(rows: int) -> list[Any]:
         encoded = np.array([logits] * rows, np.float32).tobytes()
         ended = Result(0, encoded, [1] * rows, [0.5] * rows, ["converged"] * rows, Timings())
-        found: list[Any] = predict_response(MODEL, ended)["predictions"]
+        found: list[Any] = json.loads(msgspec.json.encode(predict_response(MODEL, ended)))["predictions"]
         return found
 
     (alone,), many = predictions(1), predictions(64)
