@@ -16,9 +16,14 @@ MAX_PATHS_REMEMBERED = 128
 
 
 class FastRequest(Request):
-    """A request whose body is read without Starlette's generator, in a third of its time."""
+    """A request whose headers and body are read in a third of Starlette's time."""
 
     _whole: bytes | None = None
+
+    def header(self, name: bytes) -> str:
+        """The first header of a name in lower case; empty if there is none."""
+        value: bytes = self.scope["headers_by_name"].get(name, b"")
+        return value.decode("latin-1")
 
     async def body(self) -> bytes:
         """The whole body."""

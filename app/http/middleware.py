@@ -46,7 +46,8 @@ class RequestMiddleware:
             await self._app(scope, receive, send)
             return
         started = time.perf_counter()
-        headers, method = dict(reversed([*scope["headers"]])), scope["method"]  # the first of two with one name counts
+        method = scope["method"]
+        headers = scope["headers_by_name"] = dict(reversed([*scope["headers"]]))  # the first of two with one name counts
         given = headers.get(b"x-request-id", b"").decode("latin-1")
         is_id = 0 < len(given) <= 128 and given.isascii() and given.isprintable()
         request_id = given if is_id else f"{random.getrandbits(128):032x}"

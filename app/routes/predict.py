@@ -5,10 +5,10 @@ from functools import partial
 from typing import Any
 
 import msgspec
-from fastapi import APIRouter, Depends, Request, Response
+from fastapi import APIRouter, Depends, Response
 
 from app.http.auth import user
-from app.http.fast_route import FastRoute
+from app.http.fast_route import FastRequest, FastRoute
 from app.inference import multipart, run
 from app.inference.decoding import MEDIA_TYPES, decode_predict
 from app.inference.response import predict_response
@@ -54,9 +54,9 @@ router = APIRouter(tags=["predict"], route_class=FastRoute, dependencies=[Depend
 @router.post("/predict", summary="Predict with the default model", **OPENAPI)
 @router.post("/models/{name}/predict", operation_id="predict_model", summary="Predict with a model's highest version", **OPENAPI)
 @router.post("/models/{name}/versions/{version}/predict", summary="Predict with one version of a model", **OPENAPI)
-async def predict(request: Request) -> Response:
+async def predict(request: FastRequest) -> Response:
     arrived = time.monotonic()
-    accepted = request.headers.get("accept", "").lower()
+    accepted = request.header(b"accept").lower()
     wants_events = EVENT_STREAM in accepted and EVENT_STREAM in [one.partition(";")[0].strip() for one in accepted.split(",")]
     decode = partial(decode_predict, request, arrived, streamed=wants_events)
     if wants_events:
