@@ -4,11 +4,13 @@ import base64
 import io
 import math
 import re
+import struct
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from difflib import get_close_matches
 from functools import lru_cache, partial
+from itertools import chain
 from threading import Event
 from typing import Any, TypeVar
 
@@ -31,6 +33,7 @@ from app.schemas.native import (
     MAX_TRACED_ROWS,
     MIN_TOLERANCE,
     PredictParameters,
+    PredictRequest,
     RawPredictRequest,
     StreamParameters,
 )
@@ -191,6 +194,22 @@ def numbers_of_json(
         return None
 
 
+def _rows_of_lists(lists: list[Any], spec: InputSpec) -> NDArray[Any] | None:
+    """The array of nested lists of numbers; None if its shape is not ``[n, *spec.shape]``, or a number fits in no float."""
+    flat = lists
+    for side in spec.shape:
+        if not {side}.issuperset(map(len, flat)):
+            return None
+        flat = list(chain.from_iterable(flat))
+    shape = len(lists), *spec.shape
+    if flat and type(flat[0]) is int:
+        with suppress(TypeError, ValueError):  # of whole numbers from 0 to 255, in a third of NumPy's time
+            return np.frombuffer(bytes(flat), np.uint8).reshape(shape)
+    with suppress(OverflowError, struct.error):
+        return np.frombuffer(struct.pack(f"{len(flat)}d", *flat)).reshape(shape)  # in half of NumPy's time
+    return None
+
+
 def _rows_of_json(raw: msgspec.Raw, spec: InputSpec, max_rows: int) -> Rows:
     text = bytes(raw)
     rows = numbers_of_json("inputs", text, spec.shape, np.dtype(np.float64))
@@ -286,6 +305,14 @@ def _decode_form(body: bytes, content_type: str, spec: InputSpec, max_rows: int)
 
 
 def _decode_request(body: bytes, spec: InputSpec, max_rows: int) -> tuple["Rows | ImageBatch", StreamParameters]:
+    if len(body) <= MAX_INLINE_BYTES:
+        with suppress(msgspec.MsgspecError, UnicodeDecodeError, RecursionError):  # which are raised again below, with a name
+            request = _decoder(_body_type(len(spec.shape) + 1)).decode(body)
+            if request.images is UNSET and request.inputs is not UNSET:
+                rows = _rows_of_lists(request.inputs, spec)
+                if rows is not None:
+                    check_count("inputs", len(rows), max_rows)
+                    return check_rows("inputs", rows, spec), request
     parameters, raw = StreamParameters(), decode_json("body", body, RawPredictRequest)
     for name in parameters.__struct_fields__:
         if (value := getattr(raw, name)) is not UNSET:
@@ -295,6 +322,12 @@ def _decode_request(body: bytes, spec: InputSpec, max_rows: int) -> tuple["Rows 
     if raw.images is UNSET:
         return _rows_of_json(raw.inputs, spec, max_rows), parameters
     return ImageBatch(_files(_decode_images(bytes(raw.images), max_rows), max_rows), spec), parameters
+
+
+@lru_cache
+def _body_type(depth: int) -> Any:
+    body: Any = PredictRequest
+    return body[lists_of(int | float, depth)]
 
 
 def _decode_value(name: str, value: msgspec.Raw) -> Any:

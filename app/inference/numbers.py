@@ -7,7 +7,6 @@ decoded. So what is no such list is found before an object is made of it.
 import re
 import struct
 from collections.abc import Sequence
-from contextlib import suppress
 from functools import lru_cache
 from math import prod
 from typing import Annotated, Any
@@ -20,7 +19,6 @@ from numpy.typing import NDArray
 MAX_INLINE_BYTES = 256 * 1024
 """What is parsed on the event loop; more is parsed in a thread."""
 PIECE_BYTES = 32 * 1024
-_NUMBERS: msgspec.json.Decoder[list[Any]] = msgspec.json.Decoder(list[int | float])
 _NOT_STRUCTURE = bytes(set(range(256)) - set(b"[],"))
 
 
@@ -40,7 +38,7 @@ def parse_numbers(text: bytes, row_shape: Sequence[int], dtype: np.dtype[Any], c
         row_shape: of a row; with none, the rows are numbers.
 
     Returns:
-        For an integer ``dtype`` integers of it, otherwise float64, or uint8 if all are whole numbers from 0 to 255.
+        Integers as ``dtype``, other numbers as float64.
 
     Raises:
         NumbersError: with a ``message`` of msgspec if an entry is not a number of the type.
@@ -51,8 +49,8 @@ def parse_numbers(text: bytes, row_shape: Sequence[int], dtype: np.dtype[Any], c
     expected = b"[%s]" % b",".join([row] * rows)
     if count not in (None, rows) or structure != expected:
         raise NumbersError(_first_difference(structure, expected, len(row) + 1))
-    shape, size = (rows, *row_shape), rows * prod(row_shape)
-    array: NDArray[Any] | None = None
+    shape = (rows, *row_shape)
+    array = np.empty(prod(shape), dtype if dtype.kind in "iu" else np.float64)
     start, filled = 0, 0
     while start < len(flat):
         end = flat.find(b",", start + PIECE_BYTES)
@@ -62,27 +60,17 @@ def parse_numbers(text: bytes, row_shape: Sequence[int], dtype: np.dtype[Any], c
             values = _decode(piece, dtype)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
             raise _entry_error(str(error), piece, filled, shape) from error
-        if filled + len(values) > size:
+        if filled + len(values) > len(array):
             raise NumbersError
-        if array is None:
-            is_whole = end == len(flat)
-            array = values if is_whole else np.empty(size, dtype if dtype.kind in "iu" else np.float64)
-        if array is not values:
-            array[filled : filled + len(values)] = values
+        array[filled : filled + len(values)] = values
         start, filled = end + 1, filled + len(values)
-    if filled != size:
+    if filled != len(array):
         raise NumbersError
-    return np.empty(shape) if array is None else array.reshape(shape)
+    return array.reshape(shape)
 
 
 def _decode(piece: bytes, dtype: np.dtype[Any]) -> NDArray[Any]:
     """Decode numbers in a third of the time that NumPy takes for a list."""
-    if dtype.kind == "f":
-        with suppress(msgspec.MsgspecError, OverflowError):  # which are raised again below
-            numbers = _NUMBERS.decode(piece)
-            with suppress(TypeError, ValueError):  # not all are whole numbers from 0 to 255, as in most images
-                return np.frombuffer(bytes(numbers), np.uint8)
-            return np.frombuffer(struct.pack(f"{len(numbers)}d", *numbers))
     values = _decoder(dtype).decode(piece)
     kind = dtype.char if dtype.kind in "iu" else "d"
     return np.frombuffer(struct.pack(f"{len(values)}{kind}", *values), kind)

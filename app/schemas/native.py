@@ -1,6 +1,6 @@
-"""JSON of the native API: pydantic models, and for speed msgspec's of a request."""
+"""JSON of the native API: pydantic models, and for speed msgspec's ``PredictRequest``."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Generic, Literal, TypeVar
 
 from msgspec import UNSET, Meta, Raw, Struct, UnsetType, defstruct
 from pydantic import MISSING, BaseModel, ConfigDict, Field
@@ -19,6 +19,7 @@ Number = Annotated[float, Field(allow_inf_nan=False)]
 NonNegative = Annotated[Number, Field(ge=0)]
 Count = Annotated[int, Field(ge=0)]
 BoundKind = Literal["estimate", "guarantee"]
+Lists = TypeVar("Lists")
 
 
 def _meta(description: str, **schema: Any) -> Meta:
@@ -69,11 +70,11 @@ class StreamParameters(PredictParameters):
     trace: Annotated[Any, TRACE] = UNSET
 
 
-class PredictRequest(StreamParameters):
+class PredictRequest(StreamParameters, Generic[Lists]):
     """Rows to predict: either inputs or images."""
 
     inputs: Annotated[
-        Any, _meta("Nested lists of shape [n, *input shape]; see GET /models.", type="array", minItems=1, items={})
+        Lists | UnsetType, _meta("Nested lists of shape [n, *input shape]; see GET /models.", type="array", minItems=1, items={})
     ] = UNSET
     images: Annotated[
         Any, _meta("PNG or JPEG files in base64, or data: URIs of them.", type="array", minItems=1, items={"type": "string"})
