@@ -21,7 +21,7 @@ from app.engine.scheduler import Scheduler
 from app.engine.served_models import Changes, ServedModels, refusals
 from app.engine_client import messages
 from app.engine_client.errors import QueueFull
-from app.engine_client.messages import Cancel, Failed, GetState, Load, ModelsChanged, NotServed, Request, Unload
+from app.engine_client.messages import Cancel, Failed, GetState, Load, ModelsChanged, NotServed, Request, Result, Unload
 from app.supervisor.lifeline import HEARTBEAT_SECONDS, Lifeline
 
 RECEIVE_BYTES = 2**20  # per client and tick, so that a flood of messages cannot keep the rows from being iterated
@@ -108,7 +108,8 @@ class EngineProcess:
     def _wait(self) -> None:
         """Read what has arrived; if there are no rows to iterate, sleep until something arrives."""
         timeout = 0.0 if self._busy else max(0.0, min(self._next_beat, self._next_poll) - time.monotonic())
-        for key, events in self._selector.select(timeout):
+        ready = self._selector.select(timeout)
+        for key, events in ready:
             if key.fileobj is self._woken:
                 self._woken.recv(4096)
             elif key.fileobj is self._listener:
@@ -117,7 +118,7 @@ class EngineProcess:
                     self._clients.add(client)
                     self._selector.register(client.connection, selectors.EVENT_READ, client)
             elif events & selectors.EVENT_READ:
-                self._receive(key.data)
+                self._receive(key.data, alone=len(ready) == 1)
 
     def _keep_time(self) -> None:
         now = time.monotonic()
@@ -132,7 +133,7 @@ class EngineProcess:
             self._rescan_requested = False
             self._find_changes(react=_log_rescan)
 
-    def _receive(self, client: _Client) -> None:
+    def _receive(self, client: _Client, *, alone: bool) -> None:
         try:
             size = client.connection.recv_into(self._received)
         except BlockingIOError:
@@ -143,16 +144,17 @@ class EngineProcess:
             self._drop(client)
             return
         try:
-            for message in client.decoder.feed(self._received[:size]):
-                self._handle(client, message)
+            received = client.decoder.feed(self._received[:size])
+            for message in received:
+                self._handle(client, message, alone=alone and len(received) == 1)
         except msgspec.MsgspecError as error:
             log.error("undecodable frame dropped", error=str(error))
             self._drop(client)
 
-    def _handle(self, client: _Client, message: messages.ToEngine) -> None:
+    def _handle(self, client: _Client, message: messages.ToEngine, *, alone: bool) -> None:
         match message:
             case Request():
-                self._submit(client, message)
+                self._submit(client, message, alone=alone)
             case Cancel(id):
                 self._cancel(client, id)
             case Load(_, model):
@@ -165,16 +167,20 @@ class EngineProcess:
             case GetState():
                 client.messages.append(self._models.state())
 
-    def _submit(self, client: _Client, request: Request) -> None:
-        number = next(self._numbers)
+    def _submit(self, client: _Client, request: Request, *, alone: bool) -> None:
         scheduler = self._models.schedulers.get((request.model, request.version, request.fingerprint))
         if scheduler is None:
             client.messages += [self._models.state(), NotServed(request.id)]
             return
+        begun = scheduler.live(request) if alone else None
+        if isinstance(begun, Result):
+            client.messages.append(begun)
+            return
+        number = next(self._numbers)
         try:
             if request.id in client.requests:
                 raise ValueError(f"id: must be unique (got {request.id}, which is in use)")
-            scheduler.submit(RunningRequest(number, request, scheduler.input_shape))
+            scheduler.submit(RunningRequest(number, request, scheduler.input_shape), begun)
         except QueueFull as full:
             client.messages.append(messages.QueueFull(request.id, full.waiting_rows, full.max_waiting_rows, full.retry_after))
         except ValueError as error:

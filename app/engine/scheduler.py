@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import structlog
@@ -17,13 +17,21 @@ from app.engine.queue import Queue, Rows
 from app.engine.running_request import RowResult, RunningRequest
 from app.engine.trace import trace
 from app.engine.warm_starts import WarmStarts
-from app.engine_client.messages import Iteration
+from app.engine_client.messages import Iteration, Request, Result, Timings
 from jfb import Status
+from jfb.onnx.one_row import Lived
 
 # A lane, and rows of it that have ended; their logits; request, row and result of each; when they ended and were read out.
 _Ended = tuple[Lane, NDArray[np.intp], NDArray[np.floating], Iterator[tuple[int, int, RowResult]], float, float]
 
 log = structlog.get_logger(__name__)
+
+
+class Begun(NamedTuple):
+    """A row that ``live`` has advanced, but that has not ended."""
+
+    lived: Lived
+    at: float
 
 
 class Scheduler:
@@ -63,8 +71,9 @@ class Scheduler:
         self._streamed_iterations: list[tuple[RunningRequest, Iteration]] = []
         self._unanswered: list[_Ended] = []
         self._finished: list[RunningRequest] = []
+        self._begun: list[tuple[RunningRequest, Lived]] = []  # they need a slot to go on
+        self._row_bytes = 4 * math.prod(batch.input_shape)
         self._last_tick: float | None = None
-        self._ended_alone = 0  # rows, in the last tick
 
     @property
     def active_rows(self) -> int:
@@ -83,16 +92,61 @@ class Scheduler:
         """Whether there is anything for ``tick`` to do."""
         return bool(self._requests or self.active_rows)
 
-    def submit(self, request: RunningRequest) -> None:
-        """Queue a request; ``QueueFull`` if not all rows may wait now, ``ValueError`` if its solver or stop is not offered."""
+    def live(self, request: Request) -> Result | Begun | None:
+        """Inject, iterate and read out a row that is alone in one call, where there is such a call.
+
+        Returns:
+            The result; if the row has not ended by the time to look at what has arrived, what it goes on with; None if nothing
+            was computed, as there is no such call, the row is not alone, or something is wrong with the request. Unless it is a
+            result, the request must be submitted.
+        """
+        if (
+            self.busy
+            or not self._batch.has_one_row(request.solver)
+            or request.streamed
+            or request.stop == "label"
+            or request.session is not None
+            or not len(request.tolerance) == len(request.max_iterations) == len(request.deadline) == 1
+            or len(request.inputs) != self._row_bytes
+        ):
+            return None
+        (tolerance,), (cap,), (deadline,) = request.tolerance, request.max_iterations, request.deadline
+        begun_at = self._clock()
+        if not (0 < tolerance < math.inf and 1 <= cap < 2**63 and (deadline is None or begun_at < deadline)):
+            return None
+        inputs = np.frombuffer(request.inputs, "<f4").reshape(1, *self.input_shape)
+        lived = self._batch.live(inputs, request.solver, tolerance, cap)
+        if lived is None:
+            return None
+        ended_at = self._clock()
+        self._count(1, lived.iterations)
+        capped = lived.iterations >= cap
+        if not (capped or lived.converged) and math.isfinite(lived.residual):
+            return Begun(lived, begun_at)
+        self.iterations += lived.iterations
+        self.rows_ended += 1
+        self._queue.record_throughput(1, ended_at - begun_at)
+        status = _status(lived.residual, lived.converged, False, capped)
+        timings = Timings(begun_at, begun_at, begun_at, ended_at, ended_at)  # what injection and readout took counts as iteration
+        return Result(request.id, lived.logits.tobytes(), [lived.iterations], [lived.residual], [status], timings)
+
+    def submit(self, request: RunningRequest, begun: Begun | None = None) -> None:
+        """Queue a request, or have it go on as ``live`` has begun it.
+
+        ``QueueFull`` if not all rows may wait now, ``ValueError`` if its solver or stop is not offered.
+        """
         solver, solvers = request.solver, self._batch.solvers
         if solver is not None and solver not in solvers:
             raise ValueError(f"solver: must be one of {', '.join(solvers)} (got {solver!r})")
         if request.stop == "label" and not self._batch.offers_label_stop(solver):
             raise ValueError(f"stop: must be 'tolerance' with solver {solver or next(iter(solvers))} (got 'label')")
-        self._queue.add(request)
+        if begun is None:
+            self._queue.add(request)
+            request.timings.submitted = self._clock()
+        else:
+            self._begun.append((request, begun.lived))
+            request.timings.submitted = request.timings.admitted = request.timings.injected = begun.at
         request.logits = np.full((request.rows, self._batch.classes), np.nan)
-        request.timings.submitted = self._clock()
         self._requests[request.number] = request
         if request.streamed:
             self._streamed.add(request.number)
@@ -109,8 +163,8 @@ class Scheduler:
     def tick(self, now: float) -> list[RunningRequest]:
         """Retire the rows that have ended, admit waiting ones, advance all; return what has finished or failed.
 
-        Rows are advanced until one of them has ended, or until it is time to look at what has arrived; once if any is streamed.
-        A row that is alone is injected, advanced and read out in one call, where there is such a call.
+        Rows are advanced until one of them has ended, or until it is time to look at what has arrived; once if any is streamed,
+        or has just been advanced by ``live``.
 
         An error in the network does not come out of here: it fails the request whose rows it belongs to. Only a lost device does,
         as ``torch.AcceleratorError``. ``now`` is in seconds of the clock that deadlines refer to.
@@ -121,9 +175,10 @@ class Scheduler:
                 self._answer_from_start(request, late)
                 self.rows_ended += len(late)
                 self._finish(request, now)
-        retired, self._ended_alone = self._retire(now) + self._ended_alone, 0
-        lived = self._admit(now)
-        for rows, times in self._batch.advance(self._fail, once=lived or bool(self._streamed)):
+        retired = self._retire(now)
+        once = bool(self._streamed or self._begun)
+        self._admit(now)
+        for rows, times in self._batch.advance(self._fail, once=once):
             self._count(rows, times)
         while self._unanswered:
             self._answer(now, self._unanswered.pop(0))
@@ -208,15 +263,17 @@ class Scheduler:
                 iteration = Iteration(request.id, logits[own].astype("<f4").tobytes(), counts, residuals, rows, pictures)
                 self._streamed_iterations.append((request, iteration))
 
-    def _admit(self, now: float) -> bool:
-        """Move waiting rows into free slots; return whether they have been iterated already."""
+    def _admit(self, now: float) -> None:
+        """Move rows that go on, and waiting ones, into free slots."""
+        begun, self._begun = self._begun, []
+        for request, lived in begun:
+            if request.number in self._requests:
+                self._batch.go_on(lived, request.solver, **_host([(request, 0)]))
         admitted = self._queue.take(self._batch.slots - self._batch.active) if len(self._queue) else []
         if not admitted:
-            return False
+            return
 
         by_row = [(request, row) for request, rows in admitted for row in rows]
-        if len(by_row) == 1 and not self._batch.active and self._live(*by_row[0], now):
-            return True
         host = _host(by_row)
         numbers = np.array(host["request"])
         admitted_at = self._clock()
@@ -229,37 +286,6 @@ class Scheduler:
         if any(request.session is not None for request, _ in admitted):
             point = self._warm(point, admitted, now)
         self._batch.admit([request.solver for request, _ in by_row], point, injection, **host)
-        return False
-
-    def _live(self, request: RunningRequest, row: int, now: float) -> bool:
-        """Compute a row that is alone in one call, if that can be; return whether it was. If it has not ended, it has a slot."""
-        if (
-            request.streamed
-            or request.stop == "label"
-            or request.session is not None
-            or not self._batch.has_one_row(request.solver)
-        ):
-            return False
-        cap, started_at = request.max_iterations[row], self._clock()
-        lived = self._batch.live(request.inputs[row : row + 1], request.solver, request.tolerance[row], cap)
-        if lived is None:
-            return False
-        timings = request.timings
-        if timings.admitted is None:
-            timings.admitted = timings.injected = started_at  # what injection took counts as iteration
-        self._count(1, lived.iterations)
-        capped = lived.iterations >= cap
-        if not (capped or lived.converged) and math.isfinite(lived.residual):
-            self._batch.go_on(lived, request.solver, **_host([(request, row)]))
-            return True
-        self.iterations += lived.iterations
-        self.rows_ended += 1
-        self._ended_alone = 1
-        timings.ended = timings.read_out = self._clock()
-        status = _status(lived.residual, lived.converged, False, capped)
-        request.end(row, lived.logits[0], (lived.iterations, lived.residual, status, math.nan, math.nan))
-        self._finish(request, now)
-        return True
 
     def _warm(self, point: Tensor, admitted: Rows, now: float) -> Tensor:
         """Replace the starts of the rows whose session is remembered."""

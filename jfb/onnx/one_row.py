@@ -1,7 +1,7 @@
 """OneRow: the whole life of a row, from its input to its logits, as one call into ONNX Runtime."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -67,8 +67,7 @@ MIXING = {
 }
 
 
-@dataclass(frozen=True)
-class Lived:
+class Lived(NamedTuple):
     """What became of a row."""
 
     logits: NDArray[np.float32]

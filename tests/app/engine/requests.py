@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from app.engine_client.client import Engines
 from app.engine_client.messages import Request, Result, Stop
 
 
-def running_request(
+def sent_request(
     number: int,
     inputs: NDArray[np.float32],
     tolerance: list[float],
@@ -27,26 +28,27 @@ def running_request(
     session: str | None = None,
     streamed: bool = False,
     client: str = "",
-) -> RunningRequest:
-    """A request as the scheduler gets it, for a model whose rows have the shape of the inputs."""
-    return RunningRequest(
-        number,
-        Request(
-            "model",
-            1,
-            inputs.astype("<f4").tobytes(),
-            tolerance,
-            max_iterations,
-            list(deadline),
-            solver=solver,
-            stop=stop,
-            session=session,
-            streamed=streamed,
-            client=client,
-            id=number,
-        ),
-        inputs.shape[1:],
+) -> Request:
+    """A request as the engine receives it."""
+    return Request(
+        "model",
+        1,
+        inputs.astype("<f4").tobytes(),
+        tolerance,
+        max_iterations,
+        list(deadline),
+        solver=solver,
+        stop=stop,
+        session=session,
+        streamed=streamed,
+        client=client,
+        id=number,
     )
+
+
+def running_request(number: int, inputs: NDArray[np.float32], *limits: Any, **options: Any) -> RunningRequest:
+    """The same as the scheduler gets it, for a model whose rows have the shape of the inputs."""
+    return RunningRequest(number, sent_request(number, inputs, *limits, **options), inputs.shape[1:])
 
 
 def pictures(rows: int, seed: int = 0) -> NDArray[np.float32]:
@@ -63,8 +65,7 @@ async def predict(engines: Engines, inputs: NDArray[np.float32], tolerance: floa
 def slow(engines: Engines, cap: int, rows: int = 1, deadline: float | None = None) -> "asyncio.Task[Result]":
     """A request that takes exactly ``cap`` iterations, in flight."""
     inputs = np.ones((rows, 4), dtype=np.float32).tobytes()
-    request = Request("slow", 1, inputs, [1e-30] * rows, [cap] * rows, [deadline] * rows)
-    return asyncio.create_task(engines.predict(request))
+    return asyncio.create_task(engines.predict(Request("slow", 1, inputs, [1e-30] * rows, [cap] * rows, [deadline] * rows)))
 
 
 def assert_right(store: Path, inputs: NDArray[np.float32], results: list[Result], tolerance: list[float]) -> None:

@@ -7,15 +7,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 
 import jfb
 from app.engine.backends.backend import OnnxBackend
 from app.engine.batch import RunningBatch
 from app.engine.loading import make_batch
 from app.engine.running_request import RunningRequest
-from app.engine.scheduler import Scheduler
+from app.engine.scheduler import Begun, Scheduler
 from app.engine.warm_starts import WarmStarts
-from app.engine_client.messages import Stop
+from app.engine_client.messages import Result, Stop
 from app.settings import BackendName, EngineConfig, Precision
 from jfb import LabelStop, ResidualNorm, Status, checkpoint, predict
 from jfb.config import LearnedStartSpec
@@ -24,7 +25,7 @@ from jfb.label_stop import Kind
 from jfb.learned_start import LearnedStart
 from jfb.solvers import Mixing
 from tests.app.engine.geometric import tick_until_idle
-from tests.app.engine.requests import running_request
+from tests.app.engine.requests import running_request, sent_request
 from tests.app.store import DIGITS, network_of
 
 ROWS = 60
@@ -185,23 +186,33 @@ def test_a_row_that_is_alone_lives_in_one_call_and_goes_on_in_company_if_that_is
     _, looks = batch._one_row[solver]
     tolerance, caps = [1.0, 1.0] + [1e-4] * 6, [60, 1, 60, looks, looks + 1, 60, 60, 60]
 
-    def submit(row: int) -> None:
-        scheduler.submit(
-            running_request(row, inputs[row : row + 1], tolerance[row : row + 1], caps[row : row + 1], [None], solver=solver)
-        )
+    answered: dict[int, tuple[int, str, NDArray[np.floating]]] = {}
 
-    answered = []
+    def submit(row: int) -> Result | Begun | None:
+        """As an engine does with the only request that has arrived."""
+        own = slice(row, row + 1)
+        arrived = sent_request(row, inputs[own], tolerance[own], caps[own], [None], solver=solver)
+        begun = scheduler.live(arrived)
+        if isinstance(begun, Result):
+            answered[row] = begun.iterations[0], begun.status[0], begun.logits_array()
+        else:
+            scheduler.submit(RunningRequest(row, arrived, (1, 8, 8)), begun)
+        return begun
+
+    def finish() -> None:
+        for ended in tick_until_idle(scheduler):
+            answered[ended.number] = ended.iterations[0], ended.status[0], ended.logits
+
     for row in range(5):  # each alone
-        submit(row)
-        answered += scheduler.tick(0.0)
-        assert scheduler.busy == (scheduler.step_evaluations != scheduler.iterations), "what has ended is answered at once"
-        answered += tick_until_idle(scheduler)
-    submit(5)
+        is_answered = isinstance(submit(row), Result)
+        assert is_answered == (scheduler.step_evaluations == scheduler.iterations) == (not scheduler.busy)
+        finish()
+    assert isinstance(submit(5), Begun)
     scheduler.tick(0.0)
     assert scheduler.active_rows == 1
-    submit(6)
-    submit(7)
-    answered += tick_until_idle(scheduler)
+    assert submit(6) is None
+    assert submit(7) is None
+    finish()
     assert scheduler.step_evaluations == scheduler.iterations
     expected = predict(
         found.network,
@@ -211,10 +222,10 @@ def test_a_row_that_is_alone_lives_in_one_call_and_goes_on_in_company_if_that_is
         residual_norm=norm,
         solver=found.solvers[solver],
     )
-    rows = sorted(answered, key=lambda request: request.number)
-    assert [request.iterations[0] for request in rows] == expected.solution.iterations.tolist()
-    assert [request.status[0] for request in rows] == expected.solution.status
-    assert np.concatenate([request.logits for request in rows]) == pytest.approx(expected.logits.numpy(), abs=1e-4)
+    iterations, status, logits = zip(*(answered[row] for row in range(8)), strict=True)
+    assert list(iterations) == expected.solution.iterations.tolist()
+    assert list(status) == expected.solution.status
+    assert np.concatenate(logits) == pytest.approx(expected.logits.numpy(), abs=1e-4)
 
 
 def test_an_iteration_that_one_call_cannot_compute_is_computed_in_parts(version: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -158,8 +158,8 @@ def test_a_request_goes_through_few_files_of_the_engine(tmp_path: Path, store: P
     with running_engine(path, store, ["-m", "tests.app.engine.visited"]) as (process, _), Connection(path) as client:
         served = client.state().served[0]
         inputs = np.zeros(served.config.input.shape, np.float32).tobytes()
-        for id in (1, 2):
-            client.send(Request(served.model, served.version, inputs, [1e-3], [3], [None], id=id))
+        for id in range(4):  # of two rows, as one might live in one call
+            client.send(Request(served.model, served.version, 2 * inputs, [1e-3] * 2, [3] * 2, [None] * 2, id=id))
             assert isinstance(client.receive(), Result)
         process.send_signal(signal.SIGTERM)
         assert process.stderr is not None
