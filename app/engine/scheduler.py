@@ -90,7 +90,7 @@ class Scheduler:
     @property
     def busy(self) -> bool:
         """Whether there is anything for ``tick`` to do."""
-        return bool(self._requests or self.active_rows)
+        return bool(self._requests or self._begun or self.active_rows)
 
     def live(self, request: Request) -> Result | Begun | None:
         """Inject, iterate and read out a row that is alone in one call, where there is such a call.
@@ -269,6 +269,9 @@ class Scheduler:
         for request, lived in begun:
             if request.number in self._requests:
                 self._batch.go_on(lived, request.solver, **_host([(request, 0)]))
+            else:  # cancelled
+                self.iterations += lived.iterations
+                self.rows_ended += 1
         admitted = self._queue.take(self._batch.slots - self._batch.active) if len(self._queue) else []
         if not admitted:
             return

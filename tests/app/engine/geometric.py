@@ -3,9 +3,12 @@
 import time
 from collections.abc import Callable, Iterator, Sequence
 from itertools import count
+from typing import Any
 
 import numpy as np
+import onnx.parser
 import torch
+from onnx import ModelProto
 from torch import Tensor
 
 from app.engine.backends import TorchBackend
@@ -13,10 +16,10 @@ from app.engine.batch import RunningBatch
 from app.engine.running_request import RunningRequest
 from app.engine.scheduler import Scheduler
 from app.engine.warm_starts import WarmStarts
-from app.engine_client.messages import Stop
+from app.engine_client.messages import Request, Stop
 from jfb import ImplicitNetwork, LabelStop, ResidualNorm
 from jfb.solvers import Picard
-from tests.app.engine.requests import running_request
+from tests.app.engine.requests import sent_request
 
 NOWHERE, INJECT, STEP, READOUT = 0.0, 1.0, 2.0, 3.0
 """Where a row makes the network raise."""
@@ -44,6 +47,29 @@ class Geometric(ImplicitNetwork):
         return torch.stack([state[:, 0], -state[:, 0]], 1)
 
 
+def geometric_graphs() -> dict[str, ModelProto]:
+    """The same network, which raises for no row, as ONNX graphs."""
+    header = '<ir_version: 10, opset_import: ["": 20]>'
+    first, second = "first = Constant <value = float[2] {1, 0}> ()", "second = Constant <value = float[2] {0, 1}> ()"
+    texts = {
+        "inject": "map (float[n,2] inputs) => (float[n,2] injection) { injection = Identity (inputs) }",
+        "initial_state": f"map (float[n,2] injection) => (float[n,2] state) {{ {second} state = Mul (injection, second) }}",
+        "step": f"""map (float[n,2] state, float[n,2] injection) => (float[n,2] next_state) {{
+            {first} {second}
+            product = Mul (state, injection)
+            own = Mul (product, first)
+            sum = Add (own, first)
+            kept = Mul (injection, second)
+            next_state = Add (sum, kept)
+        }}""",
+        "readout": """map (float[n,2] state) => (float[n,2] logits) {
+            both = Constant <value = float[2,2] {1, -1, 0, 0}> ()
+            logits = MatMul (state, both)
+        }""",
+    }
+    return {name: onnx.parser.parse_model(f"{header} {text}") for name, text in texts.items()}
+
+
 def raise_at(where: float, rows: Tensor) -> None:
     if bool((rows[:, 1] == where).any()):
         raise ArithmeticError(f"raises at {where}")
@@ -69,7 +95,7 @@ def make_scheduler(
     return Scheduler(batch, max_waiting_rows=max_waiting_rows, warm_starts=warm_starts, clock=clock)
 
 
-def make_request(
+def make_message(
     id: int,
     iterations: Sequence[int],
     *,
@@ -80,12 +106,17 @@ def make_request(
     session: str | None = None,
     streamed: bool = False,
     stop: Stop = "tolerance",
-) -> RunningRequest:
+) -> Request:
     """A request whose rows converge after exactly that many iterations each, if nothing else ends them."""
     rows = len(iterations)
     inputs = np.tile(np.array([[ratio, raises]], dtype=np.float32), (rows, 1))
     tolerance = [0.5 ** (k - 1) for k in iterations]
-    return running_request(id, inputs, tolerance, [cap] * rows, [deadline] * rows, session=session, streamed=streamed, stop=stop)
+    return sent_request(id, inputs, tolerance, [cap] * rows, [deadline] * rows, session=session, streamed=streamed, stop=stop)
+
+
+def make_request(id: int, iterations: Sequence[int], **options: Any) -> RunningRequest:
+    """The same as the scheduler gets it."""
+    return RunningRequest(id, make_message(id, iterations, **options), (2,))
 
 
 def every(seconds: float) -> Callable[[], float]:

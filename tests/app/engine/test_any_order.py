@@ -1,14 +1,32 @@
 """Random orders of submitting and cancelling: every request finishes once, with the correct result."""
 
+from collections.abc import Sequence
+
+import numpy as np
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
+from numpy.typing import NDArray
 
 from app.engine.lane import MAX_SECONDS_BETWEEN_LOOKS
 from app.engine.masked import Masking
+from app.engine.running_request import RunningRequest
 from app.engine_client.errors import QueueFull
-from jfb import Status
-from tests.app.engine.geometric import INJECT, NOWHERE, READOUT, STEP, every, make_request, make_scheduler, state_after
+from app.engine_client.messages import Result
+from jfb import ResidualNorm, Status
+from jfb.onnx.one_row import OneRow
+from tests.app.engine.geometric import (
+    INJECT,
+    NOWHERE,
+    READOUT,
+    STEP,
+    every,
+    geometric_graphs,
+    make_message,
+    make_request,
+    make_scheduler,
+    state_after,
+)
 
 SLOTS, MAX_WAITING_ROWS, CAP = 3, 12, 8
 
@@ -54,26 +72,32 @@ class AnyOrder(RuleBasedStateMachine):
     def tick(self) -> None:
         for request in self.scheduler.tick(float(self.now)):
             self.outstanding.remove(request.number)  # raises if it has come out before, or was cancelled
-            iterations, raises = self.known[request.number]
             if request.failure is not None:
-                assert raises != NOWHERE
+                assert self.known[request.number][1] != NOWHERE
                 continue
-            for row, needed in enumerate(iterations):
-                took = request.iterations[row]
-                match request.status[row]:
-                    case Status.CONVERGED:
-                        assert took == needed <= CAP
-                    case Status.MAX_ITERATIONS:
-                        assert took == CAP < needed
-                    case Status.DEADLINE:
-                        assert took < min(needed, CAP)
-                        assert request.deadline[row] <= self.now
-                    case _:
-                        raise AssertionError(f"a row cannot end as {request.status[row]}")
-                if took:
-                    assert request.logits[row, 0] == state_after(took)
+            late = [at <= self.now for at in request.deadline]
+            self.check(request.number, request.iterations, request.status, late, request.logits)
         assert self.scheduler.active_rows == SLOTS or self.scheduler.waiting_rows == 0
         self.now += 1
+
+    def check(
+        self, id: int, iterations: Sequence[int], status: Sequence[str], late: Sequence[bool], logits: NDArray[np.floating]
+    ) -> None:
+        """Compare what rows got with the closed form."""
+        for row, needed in enumerate(self.known[id][0]):
+            took = iterations[row]
+            match status[row]:
+                case Status.CONVERGED:
+                    assert took == needed <= CAP
+                case Status.MAX_ITERATIONS:
+                    assert took == CAP < needed
+                case Status.DEADLINE:
+                    assert took < min(needed, CAP)
+                    assert late[row]
+                case _:
+                    raise AssertionError(f"a row cannot end as {status[row]}")
+            if took:
+                assert logits[row, 0] == state_after(took)
 
     @invariant()
     def no_request_is_forgotten(self) -> None:
@@ -98,7 +122,36 @@ class AnyOrderMasked(AnyOrder):
         self.scheduler._batch.measure(every(MAX_SECONDS_BETWEEN_LOOKS / 5.5), Masking((1, 2), (1, 4)))
 
 
+class AnyOrderAlone(AnyOrder):
+    """The same, where some requests arrive alone, and their rows live in one call, at most three iterations long."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scheduler._batch._one_row["picard"] = OneRow(geometric_graphs(), ResidualNorm.ABSOLUTE), 3
+
+    @rule(target=AnyOrder.requests, needed=st.integers(1, 12))
+    def submit_alone(self, needed: int) -> int:
+        id = len(self.known)
+        self.known[id] = [needed], NOWHERE
+        message = make_message(id, [needed], cap=CAP)
+        begun = self.scheduler.live(message)
+        assert (begun is None) == self.scheduler.busy
+        if isinstance(begun, Result):
+            assert needed <= 3
+            self.check(id, begun.iterations, begun.status, [False], begun.logits_array())
+            return id
+        try:
+            self.scheduler.submit(RunningRequest(id, message, (2,)), begun)
+        except QueueFull:
+            assert self.scheduler.waiting_rows == MAX_WAITING_ROWS
+        else:
+            self.outstanding.add(id)
+        return id
+
+
 TestAnyOrder = AnyOrder.TestCase
 TestAnyOrder.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
 TestAnyOrderMasked = AnyOrderMasked.TestCase
 TestAnyOrderMasked.settings = settings(max_examples=40, stateful_step_count=40, deadline=None)
+TestAnyOrderAlone = AnyOrderAlone.TestCase
+TestAnyOrderAlone.settings = settings(max_examples=40, stateful_step_count=40, deadline=None)
