@@ -102,7 +102,7 @@ def check(name: str, norm: ResidualNorm, device: torch.device, count: int, folde
 def in_low_precision(checkpoint: Checkpoint, device: torch.device) -> Iterator[tuple[str, RunningBatch]]:
     """Yield batches whose rows start in each low precision that there is, iterated as on a GPU."""
     capture = CudaGraphs(device) if device.type == "cuda" else eager
-    for name, low in low_precision(checkpoint, device).items():
+    for name, low in low_precision(checkpoint, device, captured=True).items():
         rows = ResidualNorm.RELATIVE, checkpoint.config.input.shape
         backend = TorchBackend(checkpoint.network, device)
         batch = RunningBatch(backend, checkpoint.solvers, *rows, slots=SLOTS, low_precision=low)

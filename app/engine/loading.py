@@ -15,7 +15,7 @@ import structlog
 import torch
 from torch import Tensor
 
-from app.engine.backends import Backend, FixedBatch, candidates, choose, low_precision
+from app.engine.backends import Backend, FixedBatch, TF32Backend, candidates, choose, low_precision
 from app.engine.batch import RunningBatch
 from app.engine.graphs import Capture, CudaGraphs, eager, why_not_captured
 from app.engine.masked import BLOCKS, Masking
@@ -91,7 +91,9 @@ def make_batch(
     fixed = config.deterministic
     norm, stop = found.config.serving.residual_norm, LabelStop.of(found.network, found.config.serving)
     wanted: BackendName = "torch" if fixed and config.backend == "auto" else config.backend
-    backends, low = candidates(found, folder, device, wanted), {} if fixed else low_precision(found, device)
+    capture = capture or (CudaGraphs(device) if device.type == "cuda" else eager)
+    backends = candidates(found, folder, device, wanted)
+    low = {} if fixed else low_precision(found, device, captured=capture is not eager)
 
     def make(backend: Backend, slots: int, low: Backend | None) -> RunningBatch:
         return RunningBatch(
@@ -122,8 +124,12 @@ def make_batch(
     masking = Masking() if fixed else None
     if device.type == "cuda":
         buckets = () if fixed else tuple(2**k for k in range(slots.bit_length()))
-        masking = Masking(buckets, BLOCKS, capture or CudaGraphs(device), reads_out=True)
+        masking = Masking(buckets, BLOCKS, capture, reads_out=True)
     if device.type == "cpu" or masking is not None:
+        batch.measure(time.perf_counter, masking)
+    # Steps that are not captured would allow TF32 while another version loads.
+    if isinstance(choice.low_precision, TF32Backend) and isinstance(capture, CudaGraphs) and capture.failure is not None:
+        batch = make(choice.backend, slots, None)
         batch.measure(time.perf_counter, masking)
     if fixed:
         _check_slots(batch, probe[:1])

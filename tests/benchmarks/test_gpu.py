@@ -62,7 +62,7 @@ def test_the_engine_keeps_its_promises(capsys: pytest.CaptureFixture[str]) -> No
 
 
 def test_rows_that_start_in_each_low_precision_are_compared_too(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    def low_precision(found: gpu_engine.Checkpoint, device: torch.device) -> dict[str, Backend]:
+    def low_precision(found: gpu_engine.Checkpoint, device: torch.device, *, captured: bool) -> dict[str, Backend]:
         return {"bfloat16": BFloat16Backend(found.network.folded(), device), "tf32": TF32Backend(found.network.folded(), device)}
 
     monkeypatch.setattr(gpu_engine, "low_precision", low_precision)

@@ -34,12 +34,16 @@ def candidates(found: Checkpoint, folder: Path, device: torch.device, wanted: Ba
     return backends
 
 
-def low_precision(found: Checkpoint, device: torch.device) -> dict[str, Backend]:
-    """Compute steps in bfloat16, and in TF32 if the device can; none for a model of ONNX graphs, which are float32."""
+def low_precision(found: Checkpoint, device: torch.device, *, captured: bool) -> dict[str, Backend]:
+    """Compute steps in bfloat16, and in TF32 if the device can; none for a model of ONNX graphs, which are float32.
+
+    Args:
+        captured: whether steps will be captured in CUDA graphs; TF32 is for those alone.
+    """
     if found.config.architecture.name == ONNX:
         return {}
     backends: dict[str, Backend] = {"bfloat16": BFloat16Backend(_channels_last(found.network.folded()), device)}
-    if TF32Backend.is_supported(device):
+    if captured and TF32Backend.is_supported(device):
         backends["tf32"] = TF32Backend(_channels_last(found.network.folded()), device)
     return backends
 

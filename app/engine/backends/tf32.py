@@ -13,7 +13,11 @@ FULL_PRECISION = RLock()
 
 
 class TF32Backend(TorchBackend):
-    """Computes ``step`` in TF32 for rows that are far from their tolerance, and nothing else."""
+    """Computes ``step`` in TF32 for rows that are far from their tolerance, and nothing else.
+
+    For steps that are captured in CUDA graphs: to replay one allows nothing. So only the thread that loads a model ever allows
+    TF32, and what it computes itself in full precision, such as the reference of all backends, is of full precision.
+    """
 
     roundoff = 2.0**-10
 

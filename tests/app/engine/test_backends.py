@@ -8,7 +8,10 @@ import torch
 from torch import Tensor
 
 import jfb
-from app.engine.backends import BFloat16Backend, TF32Backend, TorchBackend, candidates, choose, low_precision
+from app.engine import loading
+from app.engine.backends import Backend, BFloat16Backend, TF32Backend, TorchBackend, candidates, choose, low_precision
+from app.engine.graphs import CudaGraphs, Run
+from app.settings import EngineConfig
 from jfb import checkpoint
 from jfb.config import ModelConfig
 from jfb.export import export
@@ -161,6 +164,39 @@ def test_tf32_is_allowed_for_a_step_alone(fails: bool) -> None:
     assert not TF32Backend.is_supported(torch.device("cpu"))
 
 
+def test_tf32_is_for_steps_that_are_captured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """While a version loads, the engine iterates the others: a step of theirs that allows TF32 would round its reference, too."""
+    monkeypatch.setattr(TF32Backend, "is_supported", lambda device: True)
+    found = jfb.Checkpoint(DIGITS, network_of(DIGITS, 1).eval())
+    for captured, names in ((True, ["bfloat16", "tf32"]), (False, ["bfloat16"])):
+        assert list(low_precision(found, torch.device("cpu"), captured=captured)) == names
+
+
+@pytest.mark.parametrize("failure", [None, "RuntimeError: operation not permitted when stream is capturing"])
+def test_rows_do_not_start_in_tf32_if_a_capture_has_failed(failure: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Captures(CudaGraphs):
+        def __init__(self) -> None:
+            self.failure = failure
+
+        def __call__(self, run: Run) -> Run:
+            return run
+
+    def low(found: jfb.Checkpoint, device: torch.device, *, captured: bool) -> dict[str, Backend]:
+        assert captured
+        return {"tf32": TF32Backend(found.network, device)}
+
+    monkeypatch.setattr(loading, "low_precision", low)
+    found = jfb.Checkpoint(DIGITS, ByRow(network_of(DIGITS, 1)).eval().requires_grad_(False))
+    config = EngineConfig(backend="torch", precision="mixed", slots=2)
+    batch = loading.make_batch(found, Path(), torch.device("cpu"), config, Captures())
+    assert [lane.full_precision is not None for lane in batch.lanes].count(True) == (0 if failure else 2)
+    inputs = 16 * torch.rand(1, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    request = loading.iterated(batch, inputs, "picard", 30)
+    expected = jfb.predict(found.network, inputs, tolerance=1e-30, max_iterations=30)
+    assert request.iterations == [30]
+    assert request.logits == pytest.approx(expected.logits.numpy(), abs=1e-4)
+
+
 @torch.no_grad()
 def test_a_bfloat16_step_is_that_of_the_network_to_rounding() -> None:
     network = small_resnet().float()
@@ -191,7 +227,7 @@ def test_onnx_is_a_candidate_once_the_parts_are_in_the_folder(version: Path) -> 
     assert list(backends) == ["torch", "folded", "onnx"]
     probe = 16 * torch.rand(4, 1, 8, 8)
     assert choose(backends, probe, only="onnx").refused == {}
-    assert list(low_precision(found, cpu)) == ["bfloat16"]
+    assert list(low_precision(found, cpu, captured=True)) == ["bfloat16"]
 
 
 @pytest.mark.slow
