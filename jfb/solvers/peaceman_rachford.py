@@ -39,7 +39,8 @@ class PeacemanRachford(Solver):
         self.check(type(network))
         assert isinstance(network, MonotoneNetwork)
         dual, started = memory["dual"], memory["started"]
-        if not bool(started.all()):  # not in start(), which does not know the injection
+        # Not in start(), which does not know the injection. To look at the flags on a GPU would be to wait for it.
+        if state.device.type != "cpu" or not bool(started.all()):
             # Of all rows, because rounding may depend on how many there are.
             first = network.forward_step(state, injection, self.alpha)
             torch.where(started.view(-1, *(1,) * (dual.dim() - 1)), dual, first, out=dual)

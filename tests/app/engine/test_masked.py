@@ -27,10 +27,11 @@ from app.settings import EngineConfig
 from jfb import ImplicitNetwork, LabelStop, ResidualNorm, checkpoint, predict
 from jfb.label_stop import Kind
 from jfb.mixed_precision import low_precision_step
-from jfb.solvers import Anderson, Mixing, Picard, Solver
+from jfb.monotone_network import MonotoneNetwork
+from jfb.solvers import Anderson, ForwardBackward, Mixing, PeacemanRachford, Picard, Solver
 from tests.app.engine.geometric import Geometric, every, make_request, state_after, tick_until_idle
 from tests.app.engine.requests import pictures, running_request
-from tests.jfb.networks import small_mlp, small_resnet
+from tests.jfb.networks import small_mlp, small_monotone_conv, small_monotone_mlp, small_resnet
 
 SLOTS = 4
 
@@ -80,6 +81,24 @@ def test_the_host_looks_at_nothing_while_a_block_is_computed(
     with torch.inference_mode():
         for run in runs:
             run()
+
+
+@pytest.mark.parametrize("solver", [ForwardBackward, PeacemanRachford])
+@pytest.mark.parametrize(("make", "shape"), [(small_monotone_conv, (1, 6, 8)), (small_monotone_mlp, (5,))], ids=["conv", "mlp"])
+def test_nor_does_it_look_at_what_a_solver_that_splits_the_map_remembers(
+    make: Callable[[], MonotoneNetwork], shape: tuple[int, ...], solver: type[Solver]
+) -> None:
+    network, algorithm = make().float().requires_grad_(False).to("meta"), solver()
+    injection = network.inject(torch.zeros(SLOTS, *shape, device="meta"))
+    point = network.initial_state(injection)
+    table = SlotTable(point, injection, algorithm.start(point))
+
+    def capture(run: Run) -> Run:
+        run()
+        return run
+
+    evaluate, masking = partial(algorithm.evaluate, network), Masking((1, 2), (1, 4), capture, reads_out=True)
+    MaskedIterations(table, algorithm, ResidualNorm.RELATIVE, evaluate, network.readout, masking=masking)
 
 
 def test_the_smallest_bucket_that_holds_the_rows_is_computed_as_it_was_captured() -> None:
