@@ -22,25 +22,29 @@ def gaps(ended: NDArray[np.bool_]) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
     return np.flatnonzero(ended[:keep]), keep + np.flatnonzero(~ended[keep:])
 
 
-def close_gaps(ended: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
+def close_gaps(ended: NDArray[np.bool_], *tensors: Tensor) -> tuple[Tensor, ...]:
     """Drop the ended rows by moving rows from the end into their places.
 
     The cost grows with the number of rows that *ended*, not with the size of the batch. Order is not kept, so callers keep an
     index with their rows. The tensors are changed in place.
 
     Args:
-        ended: Boolean, shape ``[n]``.
-        tensors: each with first dimension n.
+        ended: shape ``[n]``.
+        tensors: on one device, each with first dimension n.
 
     Returns:
         For each tensor, a view of its first ``n - ended.sum()`` rows: the ones that go on.
     """
-    on_host = ended.cpu().numpy()
-    holes, movers = (torch.from_numpy(places).to(ended.device) for places in gaps(on_host))
+    holes, movers = (to_device(places, tensors[0].device) for places in gaps(ended))
     for tensor in tensors:
         tensor[holes] = tensor[movers]
-    keep = len(on_host) - int(np.count_nonzero(on_host))
+    keep = len(ended) - int(np.count_nonzero(ended))
     return tuple(tensor[:keep] for tensor in tensors)
+
+
+def to_device(rows: NDArray[np.intp], device: torch.device) -> Tensor:
+    """Return indices of rows on a device, without waiting for what a GPU is still computing."""
+    return torch.from_numpy(rows).to(device, non_blocking=True)
 
 
 def per_row(name: str, value: float | Tensor, rows: int, like: Tensor) -> Tensor:

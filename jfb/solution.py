@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -10,7 +11,7 @@ from jfb.label_stop import LabelStop, Stability
 from jfb.mixed_precision import low_precision_step, needs_full_precision, size_in
 from jfb.network import ImplicitNetwork
 from jfb.norms import residual
-from jfb.rows import close_gaps, per_row
+from jfb.rows import close_gaps, per_row, to_device
 from jfb.solvers import Picard, Solver
 from jfb.status import Status
 
@@ -91,37 +92,43 @@ def solve(
 
     memory = solver.start(state) | (label_stop.start(state) if label_stop is not None else {})
     in_low_precision = (max_iterations > 1) & (low_precision is not None and label_stop is None and not solver.splits)
+    low = in_low_precision.cpu().numpy()
     injection = injection.clone()  # because rows move as others leave
     requested = tolerance.clone()
     k = 0
     while index.numel():
         k += 1
-        if low_precision is None or not bool(in_low_precision.any()):
+        if low_precision is None or not low.any():
             next_state = solver.evaluate(network, memory, state, injection)
         else:
             next_state = torch.empty_like(state)
-            next_state[in_low_precision] = low_precision_step(low_precision, state[in_low_precision], injection[in_low_precision])
-            next_state[~in_low_precision] = network.step(state[~in_low_precision], injection[~in_low_precision])
+            far, near = (to_device(np.flatnonzero(rows), state.device) for rows in (low, ~low))
+            next_state[far] = low_precision_step(low_precision, state[far], injection[far])
+            next_state[near] = network.step(state[near], injection[near])
         moved = residual(state, next_state, residual_norm)
         ended = ((moved <= tolerance) | (max_iterations <= k) | ~moved.isfinite()) & ~in_low_precision
-        in_low_precision &= ~needs_full_precision(moved, size_in(next_state, residual_norm), tolerance) & (max_iterations - 1 > k)
+        if low_precision is not None:
+            size = size_in(next_state, residual_norm)
+            in_low_precision &= ~needs_full_precision(moved, size, tolerance) & (max_iterations - 1 > k)
         if label_stop is not None:
             stability = label_stop.judge(memory, label_stop.movement(state, next_state), network.readout(next_state))
             ended |= stability.stable
             margin[index], bound[index] = stability.margin, stability.bound
-        some_ended = bool(ended.any())
-        if some_ended:
-            leaving = index[ended]
-            fixed_point[leaving] = next_state[ended]
-            iterations[leaving] = k
-            final_residual[leaving] = moved[ended]
         state = solver.propose(memory, state, next_state)
-        if some_ended:
+        # Here the host waits for a GPU, and nowhere else in an iteration.
+        ended_on_host, low = torch.stack([ended, in_low_precision]).cpu().numpy()
+        if ended_on_host.any():
+            rows_ended = to_device(np.flatnonzero(ended_on_host), state.device)
+            leaving = index[rows_ended]
+            fixed_point[leaving] = next_state[rows_ended]
+            iterations[leaving] = k
+            final_residual[leaving] = moved[rows_ended]
             names = list(memory)
             state, injection, index, tolerance, max_iterations, in_low_precision, *kept = close_gaps(
-                ended, state, injection, index, tolerance, max_iterations, in_low_precision, *memory.values()
+                ended_on_host, state, injection, index, tolerance, max_iterations, in_low_precision, *memory.values()
             )
             memory = dict(zip(names, kept, strict=True))
+            low = close_gaps(ended_on_host, torch.from_numpy(low))[0].numpy()
     stability = Stability(margin, bound)
     facts = (final_residual <= requested, stability.stable, final_residual.isfinite())
     status = [_status(*of_row) for of_row in zip(*(fact.tolist() for fact in facts), strict=True)]

@@ -12,7 +12,7 @@ def test_close_gaps_keeps_exactly_the_rows_that_go_on_and_keeps_tensors_aligned(
     index = torch.arange(len(ended))
     values = torch.stack([index * 10, index * 100], dim=1)
     expected = {i for i, gone in enumerate(ended) if not gone}
-    index, values = close_gaps(flags, index, values)
+    index, values = close_gaps(flags.numpy(), index, values)
     assert set(index.tolist()) == expected
     assert len(index) == len(expected)
     assert values.tolist() == [[i * 10, i * 100] for i in index.tolist()]
@@ -22,7 +22,7 @@ def test_close_gaps_moves_no_more_rows_than_ended() -> None:
     index = torch.arange(100)
     ended = torch.zeros(100, dtype=torch.bool)
     ended[[3, 50]] = True
-    (left,) = close_gaps(ended, index.clone())
+    (left,) = close_gaps(ended.numpy(), index.clone())
     assert (left != index[:98]).sum() <= 2
 
 
