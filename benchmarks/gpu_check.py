@@ -1,7 +1,7 @@
 """Correctness of a device: its float32 against float64 on the CPU.
 
 The networks are untrained and have the same weights on both; the device computes in float32 without TF32. Compares the maps, the
-predictions and iteration counts of every solver, every gradient, and two epochs of training. Prints one row per comparison, with
+predictions and iteration counts of every solver, every gradient, and two epochs of training. Prints one line per comparison, with
 the error and the limit. Exits with status 1 if any error exceeds its limit.
 
     python -m benchmarks.gpu_check              # CUDA if there is one, else the CPU's own float32
@@ -9,14 +9,14 @@ the error and the limit. Exits with status 1 if any error exceeds its limit.
 
 import copy
 import sys
-from collections.abc import Iterator
+import traceback
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Annotated
 
 import torch
 import typer
 from rich.console import Console
-from rich.table import Table
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -53,6 +53,39 @@ class Finding:
     @property
     def good(self) -> bool:
         return self.found <= self.allowed
+
+    def __str__(self) -> str:
+        return f"{'good' if self.good else 'wrong'}: {self.name}: {self.found:.1e}, allowed {self.allowed:.0e}"
+
+
+def run_checks(checks: Mapping[str, Iterable[Finding]], *, show_all: bool) -> int:
+    """Run checks by name, one after the other, and return the exit status: 0 if all were made and everything is within limits.
+
+    Prints what is wrong as soon as it is found. A check that raises does not keep the others from being made, and after SIGINT
+    the names of those that are left are printed.
+
+    Args:
+        show_all: whether to print findings that are within limits, too.
+    """
+    findings: list[Finding] = []
+    left, raised = list(checks), 0
+    try:
+        for name, check in checks.items():
+            try:
+                for finding in check:
+                    findings.append(finding)
+                    if show_all or not finding.good:
+                        print(finding)
+            except Exception as error:
+                traceback.print_exc(file=sys.stdout)
+                print(f"wrong: {name}: {error!r}")
+                raised += 1
+            left.remove(name)
+    except KeyboardInterrupt:
+        print(f"not checked: {'; '.join(left)}")
+    good = sum(finding.good for finding in findings)
+    print(f"{good} of {len(findings)} within limits")
+    return int(good < len(findings) or raised > 0 or bool(left))
 
 
 def error(found: Tensor, expected: Tensor) -> float:
@@ -143,20 +176,9 @@ def main(
     """Compare a device's float32 with float64 on the CPU."""
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     on = choose_device(device)
-    findings = [finding for name in NETWORKS for finding in check_network(name, on, rows)] + [*check_training(on)]
-    table = Table(
-        "",
-        "error",
-        "allowed",
-        "",
-        title=f"{torch.cuda.get_device_name(on) if on.type == 'cuda' else 'CPU'}, torch {torch.__version__}",
-    )
-    for finding in findings:
-        table.add_row(finding.name, f"{finding.found:.1e}", f"{finding.allowed:.0e}", "" if finding.good else "[red]wrong[/red]")
-    Console(width=100).print(table)
-    wrong = [finding for finding in findings if not finding.good]
-    print(f"{len(findings) - len(wrong)} of {len(findings)} within limits")
-    sys.exit(1 if wrong else 0)
+    print(f"{torch.cuda.get_device_name(on) if on.type == 'cuda' else 'CPU'}, torch {torch.__version__}")
+    checks = {name: check_network(name, on, rows) for name in NETWORKS} | {"training": check_training(on)}
+    sys.exit(run_checks(checks, show_all=True))
 
 
 if __name__ == "__main__":

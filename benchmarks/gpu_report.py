@@ -94,7 +94,7 @@ def _number(text: str) -> str:
 def _checked(path: Path) -> Iterator[str]:
     lines = path.read_text().splitlines() if path.exists() else []
     for line in lines:
-        if line.startswith("wrong: ") or line.endswith("within limits"):
+        if line.startswith(("wrong: ", "not checked: ")) or line.endswith("within limits"):
             yield f"{path.stem}: {line}"
 
 

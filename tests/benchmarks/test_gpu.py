@@ -79,6 +79,31 @@ def test_a_broken_promise_is_an_exit_status(monkeypatch: pytest.MonkeyPatch, cap
     assert "wrong: implicit_mlp: 5.0e-01, allowed 1e-01\n0 of 1 within limits\n" in capsys.readouterr().out
 
 
+def test_what_has_been_checked_is_reported_if_a_check_raises_and_if_time_runs_out(capsys: pytest.CaptureFixture[str]) -> None:
+    def checks(*found: float | BaseException) -> Iterator[gpu_check.Finding]:
+        for one in found:
+            if isinstance(one, BaseException):
+                raise one
+            yield gpu_check.Finding("step", one, 0.1)
+
+    named = {"a": checks(0.0, RuntimeError("no kernel"), 0.0), "b": checks(0.0, 0.5)}
+    assert gpu_check.run_checks(named, show_all=False) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-3:] == ["wrong: a: RuntimeError('no kernel')", "wrong: step: 5.0e-01, allowed 1e-01", "2 of 3 within limits"]
+    named = {"a": checks(0.0), "b": checks(0.0, KeyboardInterrupt()), "c": checks(0.0)}
+    assert gpu_check.run_checks(named, show_all=False) == 1
+    assert capsys.readouterr().out == "not checked: b; c\n2 of 2 within limits\n"
+    assert gpu_check.run_checks({"a": checks(0.0)}, show_all=True) == 0
+    assert capsys.readouterr().out == "good: step: 0.0e+00, allowed 1e-01\n1 of 1 within limits\n"
+
+
+def test_a_capture_that_fails_is_a_broken_promise() -> None:
+    graphs = gpu_engine.CudaGraphs.__new__(gpu_engine.CudaGraphs)
+    for graphs.failure, good in ((None, True), ("RuntimeError: operation not permitted", False)):
+        assert gpu_engine.check_captures("implicit_mlp", graphs).good is good
+    assert gpu_engine.check_captures("implicit_mlp", gpu_engine.captures(CPU)).good
+
+
 def test_an_iteration_is_timed_in_every_precision(model: Path, tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match="0"):
         gpu_steps.main(model, "1,2", "float32,bfloat16", "eager,graph", "cpu", 0.0, tmp_path / "steps.csv")
