@@ -42,17 +42,17 @@ KINDS = {"app.cli.http_worker": "HTTP worker", "app.engine": "engine"}
 
 
 def rows(device: torch.device) -> list[Row]:
-    """Return the servers to compare; each comes with one HTTP process and with several."""
+    """Return the servers to compare; each comes with several HTTP processes and with one."""
     app = ("{python}", "-m", "app", "--model-store", "{store}", "--default-model", "{name}", "--port", "{port}")
     app += ("--device", str(device), "--drain-seconds", "0", "--log-level", "warning")
     litserve = ("{python}", "-m", "benchmarks.serving.rivals.litserve_batches", "{version}", "{port}", device.type)
     several = str(max(2, (os.cpu_count() or 2) // 4))
     cap = {"max_iterations": 1000}
     found = [
-        Row("jfb", app, cap),
-        Row("LitServe", (*litserve, "1"), cap, needs="litserve"),
         Row(f"jfb, {several} HTTP workers", (*app, "--http-workers", several), cap),
         Row(f"LitServe, {several} API servers", (*litserve, several), cap, needs="litserve"),
+        Row("jfb", app, cap),
+        Row("LitServe", (*litserve, "1"), cap, needs="litserve"),
     ]
     return [row for row in found if row.needs is None or importlib.util.find_spec(row.needs)]
 

@@ -174,18 +174,18 @@ def measure(
     few = min(len(inputs), 8)  # rows are independent, so comparing a few is enough
     injection = network.inject(inputs[:few])
     expected = network.step(network.initial_state(injection), injection)
-    on_device = copy.deepcopy(network).to(device, torch.float32)
-    if inputs.dim() == 4:
-        on_device = on_device.to(memory_format=torch.channels_last)
-    there = on_device.inject(inputs.to(device, torch.float32))
-    start = on_device.initial_state(there)
-    on_device = on_device.to(chosen.dtype)
-    with FlopCounterMode(display=False) as counter:
-        on_device.step(start.to(chosen.dtype), there.to(chosen.dtype))
     if mode in BLOCKS_OF_GRAPHS and device.type != "cuda":
         cell.note = "graphs need CUDA"
         return cell
     try:
+        on_device = copy.deepcopy(network).to(device, torch.float32)
+        if inputs.dim() == 4:
+            on_device = on_device.to(memory_format=torch.channels_last)
+        there = on_device.inject(inputs.to(device, torch.float32))
+        start = on_device.initial_state(there)
+        on_device = on_device.to(chosen.dtype)
+        with FlopCounterMode(display=False) as counter:
+            on_device.step(start.to(chosen.dtype), there.to(chosen.dtype))
         with tensor_float(chosen.tf32):
             iterate = Iteration(on_device, start, there, mode, chosen.dtype)
             for _ in range(iterate.times - 1):

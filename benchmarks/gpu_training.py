@@ -1,8 +1,9 @@
 """Time of a training step on a device, by method: this project's gradients, the authors' program, and TorchDEQ.
 
 As ``benchmarks/training.py``, on random images on a GPU, for the CIFAR-10 recipes' networks: untrained, and as trained in a model
-store that is given. ``jfb, compiled`` has ``torch.compile`` of ``step``. Seconds per epoch are those of the steps alone, without
-optimiser and augmentation, which all methods share. TF32 is allowed, as in training. TorchDEQ is left out if it is not installed.
+store that is given. ``jfb, compiled`` has ``torch.compile`` of ``step``, and comes last, because to compile takes longer than all
+others. Seconds per epoch are those of the steps alone, without optimiser and augmentation, which all methods share. TF32 is
+allowed, as in training. TorchDEQ is left out if it is not installed.
 
     python -m benchmarks.gpu_training                               # CUDA if there is one, else the CPU
     python -m benchmarks.gpu_training --store model_store --data uoft-cs/cifar10
@@ -21,7 +22,7 @@ from torch import Tensor
 
 import jfb
 from benchmarks.gpu_batching import show, write
-from benchmarks.training import AUTHORS, OURS, PEER, Attach, make_methods, ours, time_steps
+from benchmarks.training import AUTHORS, OURS, PEER, Attach, Steps, authors, jfb_in_bfloat16, make_methods, ours, time_steps
 from jfb import ImplicitNetwork
 from jfb.architectures import build
 from jfb.gradients import JFB, Jacobian, Search
@@ -33,6 +34,9 @@ from training.recipe import Recipe, load_recipe
 
 TRAINING_IMAGES = 47_500
 """Of CIFAR-10, without the 5 % for validation."""
+
+
+COMPILED = "jfb, compiled"
 
 
 class Compiled:
@@ -53,16 +57,16 @@ class Compiled:
             network.step = eager  # type: ignore[method-assign]
 
 
-def methods(with_compiled: bool) -> dict[str, Attach]:
-    """Return the methods to compare, those of TorchDEQ if it is installed."""
+def methods(compiled: bool) -> dict[str, Attach]:
+    """Return the methods to compare: the compiled one with the authors', or all others, those of TorchDEQ if it is installed."""
+    if compiled:
+        return {AUTHORS: authors, COMPILED: Compiled()}
     try:
         found = make_methods()
         found.pop("unrolled")
     except ImportError:
-        from benchmarks.training import authors, jfb_in_bfloat16
-
         found = {OURS: ours(JFB()), "jfb, search in bfloat16": jfb_in_bfloat16, "jacobian": ours(Jacobian()), AUTHORS: authors}
-    return {**found, "jfb, compiled": Compiled()} if with_compiled else found
+    return found
 
 
 def networks(names: str, store: Path | None, device: torch.device) -> Iterator[tuple[str, Recipe, ImplicitNetwork]]:
@@ -90,28 +94,38 @@ def main(
     on = choose_device(device)
     clock = partial(now, on) if on.type == "cuda" else time.process_time
     rows: list[dict[str, object]] = []
-    for name, recipe, network in networks(recipes, store, on):
-        size = batch_size or recipe.optimisation.batch_size
-        batches = [*_batches(recipe, data, size, rounds, on)]
-        torch.compiler.reset()
-        with tensor_float_32(on):
-            steps = time_steps(methods(with_compiled), network, batches, recipe.search.build(), clock)
-        for method, seconds in steps.seconds.items():
-            taken = statistics.median(seconds)
-            rows.append(
-                {
-                    "network": name,
-                    "method": method,
-                    "ms per step": 1e3 * taken,
-                    "s per epoch": TRAINING_IMAGES // size * taken,
-                    f"of {AUTHORS}": steps.ratio(method, AUTHORS),
-                    f"of {PEER}": steps.ratio(method, PEER) if PEER in steps.seconds else float("nan"),
-                    "iterations": statistics.mean(steps.iterations),
-                    "slowest": statistics.mean(steps.slowest),
-                }
-            )
-        write(out, rows)
+    for compiled in (False, True) if with_compiled else (False,):
+        for name, recipe, network in networks(recipes, store, on):
+            size = batch_size or recipe.optimisation.batch_size
+            batches = [*_batches(recipe, data, size, rounds, on)]
+            torch.compiler.reset()
+            try:
+                with tensor_float_32(on):
+                    steps = time_steps(methods(compiled), network, batches, recipe.search.build(), clock)
+            except RuntimeError as error:  # such as a compiler that is not installed
+                if not compiled:
+                    raise
+                print(f"{name}: not compiled: {str(error).splitlines()[0]}")
+                continue
+            rows += describe(name, steps, [COMPILED] if compiled else [*steps.seconds], size)
+            write(out, rows)
     show(f"Training steps, {rounds} batches", rows)
+
+
+def describe(network: str, steps: Steps, methods: list[str], batch_size: int) -> Iterator[dict[str, object]]:
+    """Yield a row of the table for each of some methods."""
+    for method in methods:
+        taken = statistics.median(steps.seconds[method])
+        yield {
+            "network": network,
+            "method": method,
+            "ms per step": 1e3 * taken,
+            "s per epoch": TRAINING_IMAGES // batch_size * taken,
+            f"of {AUTHORS}": steps.ratio(method, AUTHORS),
+            f"of {PEER}": steps.ratio(method, PEER) if PEER in steps.seconds else float("nan"),
+            "iterations": statistics.mean(steps.iterations),
+            "slowest": statistics.mean(steps.slowest),
+        }
 
 
 def _batches(recipe: Recipe, data: str | None, size: int, rounds: int, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:

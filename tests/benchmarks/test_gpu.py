@@ -145,6 +145,21 @@ def test_training_steps_are_compared_with_the_authors(tmp_path: Path) -> None:
     assert float(rows["authors' program"]["of authors' program"]) == 1.0
 
 
+def test_a_step_that_cannot_be_compiled_leaves_the_others(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def compile_step(network: gpu_training.ImplicitNetwork) -> None:
+        raise RuntimeError("no compiler\nstack")
+
+    monkeypatch.setattr(gpu_training, "make_methods", lambda: {"jfb": gpu_training.ours(gpu_training.JFB()), "unrolled": None})
+    monkeypatch.setattr(gpu_training, "authors", gpu_training.ours(gpu_training.JFB()))
+    monkeypatch.setattr(gpu_training, "describe", lambda name, steps, methods, size: [{"network": name, "method": methods}])
+    monkeypatch.setattr(gpu_training, "compile_step", compile_step)
+    gpu_training.main("cifar10_small", None, None, 1, 2, True, "cpu", tmp_path / "training.csv")
+    assert [row["method"] for row in read(tmp_path / "training.csv")] == ["['jfb']"]
+    assert "cifar10_small, untrained: not compiled: no compiler\n" in capsys.readouterr().out
+
+
 def test_the_bottleneck_is_named_first() -> None:
     outcome = Outcome(2.0, {gpu_serving.LOOSE: [0.001] * 10, gpu_serving.STRICT: [0.003] * 10}, [3, 5] * 10)
     row = gpu_serving.describe("jfb", 4, outcome, {"engine": 0.4, "HTTP worker": 0.97, "client": 0.001})
