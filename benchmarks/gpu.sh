@@ -1,15 +1,16 @@
 #!/usr/bin/env bash
-# All measurements on a GPU in one call, the most important ones first: correctness, batching, a server against LitServe, time per
-# iteration, time per training step against the rivals', and a training run. Writes the tables, and gpu.md with all of them.
+# All measurements on a GPU in one call, the most important ones first: correctness, batching, a server against LitServe, the price of
+# JFB_DETERMINISTIC, time per iteration, time per training step against the rivals', and a training run. Writes the tables, and gpu.md
+# with all of them.
 #
 #   benchmarks/gpu.sh             on a machine with a GPU, in at most TOTAL seconds
-#   PARTS="check engine batching serve" benchmarks/gpu.sh; PARTS="steps compiled training train" benchmarks/gpu.sh
+#   PARTS="check engine batching serve deterministic" benchmarks/gpu.sh; PARTS="steps compiled training train" benchmarks/gpu.sh
 #                                 the same in two calls, each of less than ten minutes even if every part takes all its time
 #   benchmarks/gpu.sh --short     a small version for any machine; the default without a GPU
 #   benchmarks/gpu.sh --wheels DIR   on a machine with a package index: download the wheels (14 MB) that an image with torch,
 #                                 Python 3.12 and the usual data science packages lacks, LitServe and TorchDEQ among them
 #
-# PARTS    what to run (default: check engine batching serve steps compiled training train)
+# PARTS    what to run (default: check engine batching serve deterministic steps compiled training train)
 # TOTAL    seconds for all parts (default 570); each part has a limit of its own, too, and leaves the tables that it has by then
 # PYTHON   the interpreter, with torch (.venv/bin/python if it exists, otherwise python3)
 # WHEELS   folder of the missing wheels, for machines without a package index; they are installed into a temporary folder
@@ -53,7 +54,7 @@ failed=()
 part() {  # NAME SECONDS MODULE ARGUMENTS...
   local name=$1 seconds=$((slower * $2)) start=$SECONDS
   shift 2
-  [[ " ${PARTS:-check engine batching serve steps compiled training train} " == *" $name "* ]] || return
+  [[ " ${PARTS:-check engine batching serve deterministic steps compiled training train} " == *" $name "* ]] || return
   [ "$seconds" -le $((total - SECONDS)) ] || seconds=$((total - SECONDS))
   echo "== $name"
   if [ "$seconds" -lt 10 ]; then
@@ -77,22 +78,25 @@ model=(${MODEL:+"$MODEL"})
 if [ "$short" = --short ]; then
   check=(--rows 10) engine=(--rows 8 --networks implicit_mlp,implicit_resnet --norms relative)
   batching=(--slots 4 --requests 2 --rounds 1 --seconds 0.05) serve=(--connections 4 --seconds 0.5 --servers 2)
+  deterministic=(--clients 1 --images 16 --rounds 2)
   steps=(--batches 1,8 --seconds 0.05 --precisions float32,bfloat16) compiled=(--batches 2 --seconds 0.05 --precisions float32)
   training=(--recipes cifar10_small --rounds 1 --batch-size 4 --no-compiled) train=(digits --epochs 2)
 else
-  check=() engine=() batching=() serve=() steps=(--seconds 0.2) compiled=(--batches 1,64,1024 --seconds 0.2) training=()
+  check=() engine=() batching=() serve=() deterministic=(--clients 1,64,512 --images 512 --rounds 4)
+  steps=(--seconds 0.2) compiled=(--batches 64,1024 --seconds 0.2) training=()
   train=(digits)
   [ -z "${DATA:-}" ] || train=("${RECIPE:-cifar10_small}" --data "$DATA" --epochs "${EPOCHS:-25}")
 fi
 
-part check 80 benchmarks.gpu_check "${check[@]}"
+part check 70 benchmarks.gpu_check "${check[@]}"
 part engine 85 benchmarks.gpu_engine "${engine[@]}"
 part batching 120 benchmarks.gpu_batching "${model[@]}" "${batching[@]}" --out "$OUT"
 part serve 140 benchmarks.gpu_serving "${model[@]}" "${serve[@]}" --out "$OUT/serving.csv"
-part steps 60 benchmarks.gpu_steps "${model[@]}" "${steps[@]}" --modes eager,graph --out "$OUT/steps.csv"
-part compiled 70 benchmarks.gpu_steps "${model[@]}" "${compiled[@]}" --modes compiled --out "$OUT/steps_compiled.csv"
+part deterministic 55 benchmarks.deterministic "${model[@]}" "${deterministic[@]}" --precision auto --out "$OUT/deterministic.csv"
+part steps 45 benchmarks.gpu_steps "${model[@]}" "${steps[@]}" --modes eager,graph --out "$OUT/steps.csv"
+part compiled 60 benchmarks.gpu_steps "${model[@]}" "${compiled[@]}" --modes compiled --out "$OUT/steps_compiled.csv"
 part training 80 benchmarks.gpu_training "${training[@]}" --out "$OUT/training.csv"
-part train "${TRAIN_SECONDS:-150}" training train "${train[@]}" --store "$OUT/store" --runs "$OUT/runs"
+part train "${TRAIN_SECONDS:-140}" training train "${train[@]}" --store "$OUT/store" --runs "$OUT/runs"
 
 "$PYTHON" -m benchmarks.gpu_report "$OUT" >"$OUT/gpu.md"
 tar -czf "$OUT/all.tar.gz" -C "$OUT" --exclude all.tar.gz --exclude snapshot.pt . 2>/dev/null  # one file to copy

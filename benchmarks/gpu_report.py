@@ -18,12 +18,13 @@ TITLES = {
     "batching": "Iteration-level batching",
     "one_client": "One client",
     "serving": "Served requests",
+    "deterministic": "Deterministic responses",
     "training": "Training steps",
 }
 """Of the tables, by file."""
 STEPS = ("steps", "steps_compiled")
 """Files of ``benchmarks.gpu_steps``."""
-CHECKS = ("check", "engine")
+CHECKS = ("check", "engine", "deterministic")
 """Parts whose last line says how many comparisons are within their limits."""
 
 

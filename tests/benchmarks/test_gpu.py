@@ -7,7 +7,8 @@ import os
 import re
 import subprocess
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ import structlog
 import torch
 
 from app.engine.backends import Backend, BFloat16Backend, TF32Backend
-from benchmarks import gpu_batching, gpu_check, gpu_engine, gpu_report, gpu_serving, gpu_steps, gpu_training
+from benchmarks import deterministic, gpu_batching, gpu_check, gpu_engine, gpu_report, gpu_serving, gpu_steps, gpu_training
 from benchmarks.serving.load import Outcome
 from benchmarks.untrained import publish
 from jfb import ResidualNorm
@@ -121,6 +122,42 @@ def test_batching_is_measured_by_slots_and_for_one_client(model: Path, tmp_path:
     assert {row["low precision"] for row in by_slots} <= {"", "BFloat16Backend"}
     (one,) = read(tmp_path / "one_client.csv")
     assert float(one["of replay"]) == pytest.approx(float(one["ms in the engine"]) / float(one["ms of bare replay"]))
+
+
+class Inline:
+    """In place of a process: computes at once."""
+
+    def __init__(self, *_: object) -> None: ...
+
+    def submit(self, compute: Callable[..., object], *arguments: object) -> "Future[object]":
+        future: Future[object] = Future()
+        future.set_result(compute(*arguments))
+        return future
+
+
+@pytest.mark.parametrize(("share", "status"), [(None, "0"), (0.25, "1")])
+def test_the_price_of_the_same_bits_is_measured_by_clients(
+    share: float | None,
+    status: str,
+    model: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(deterministic, "ProcessPoolExecutor", Inline)
+    monkeypatch.setattr(deterministic, "set_up_torch", lambda config: None)  # which is for a whole process
+    if share is not None:
+        monkeypatch.setattr(deterministic, "different_bits", lambda *_: share)
+    with pytest.raises(SystemExit, match=status):
+        deterministic.main(model, None, "1,3", "train", 10, 2, "cpu", "float32", tmp_path / "deterministic.csv")
+    rows = read(tmp_path / "deterministic.csv")
+    assert [row["clients"] for row in rows] == ["1", "3"]
+    assert {row["slots, deterministic"] for row in rows} == {"16"}
+    assert all(float(row[name]) > 0 for row in rows for name in ("default", "deterministic", "ratio"))
+    printed = capsys.readouterr().out
+    assert ("wrong: share of rows with other bits alone: 2.5e-01, allowed 0e+00\n0 of 1 within limits" in printed) == (
+        share is not None
+    )
 
 
 def test_a_bare_loop_computes_what_the_network_does(model: Path) -> None:
