@@ -83,7 +83,7 @@ if [ "$short" = --short ]; then
   training=(--recipes cifar10_small --rounds 1 --batch-size 4 --no-compiled) train=(digits --epochs 2)
 else
   check=() engine=() batching=() serve=() deterministic=(--clients 1,64,512 --images 512 --rounds 4)
-  steps=(--seconds 0.2) compiled=(--batches 64,1024 --seconds 0.2) training=()
+  steps=(--seconds 0.2) compiled=(--batches 64,1024 --seconds 0.2 --precisions float32,bfloat16) training=()
   train=(digits)
   [ -z "${DATA:-}" ] || train=("${RECIPE:-cifar10_small}" --data "$DATA" --epochs "${EPOCHS:-25}")
 fi
@@ -93,8 +93,8 @@ part engine 85 benchmarks.gpu_engine "${engine[@]}"
 part batching 120 benchmarks.gpu_batching "${model[@]}" "${batching[@]}" --out "$OUT"
 part serve 140 benchmarks.gpu_serving "${model[@]}" "${serve[@]}" --out "$OUT/serving.csv"
 part deterministic 55 benchmarks.deterministic "${model[@]}" "${deterministic[@]}" --precision auto --out "$OUT/deterministic.csv"
-part steps 45 benchmarks.gpu_steps "${model[@]}" "${steps[@]}" --modes eager,graph --out "$OUT/steps.csv"
-part compiled 60 benchmarks.gpu_steps "${model[@]}" "${compiled[@]}" --modes compiled --out "$OUT/steps_compiled.csv"
+part steps 45 benchmarks.gpu_steps "${model[@]}" "${steps[@]}" --modes eager,graph,graph8 --out "$OUT/steps.csv"
+part compiled 60 benchmarks.gpu_steps "${model[@]}" "${compiled[@]}" --modes compiled,compiled_graph --out "$OUT/steps_compiled.csv"
 part training 80 benchmarks.gpu_training "${training[@]}" --out "$OUT/training.csv"
 part train "${TRAIN_SECONDS:-140}" training train "${train[@]}" --store "$OUT/store" --runs "$OUT/runs"
 

@@ -210,7 +210,7 @@ def main(
     out: Annotated[Path | None, typer.Option(help="Folder for batching.csv and one_client.csv.")] = None,
 ) -> None:
     """Measure and print both tables."""
-    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.DEBUG))  # which backends, and why
     torch.backends.cudnn.allow_tf32 = False  # as in the server
     on = choose_device(device)
     options = ComputeOptions(backend, device=str(on))

@@ -3,9 +3,10 @@
 For each batch size: microseconds per iteration of all rows, TFLOP/s, and their share of the measured peak, which is that of a
 square matrix product in the same precision. All iterate as the engine does on a GPU: step, residual, and what masks the rows that
 have ended. *eager* launches one kernel at a time; *compiled* is ``torch.compile`` of the step; *graph* replays a captured CUDA
-graph of one iteration, *graph8* of eight. float32 is without TF32; tf32 lets the matrix units round their inputs to 10 bits;
-bfloat16 computes the step in 16 bits between float32 states. Each result is compared with float64 on the CPU before it is timed.
-On a CPU, whose cores other programs share, the time is the CPU time divided by the number of threads.
+graph of one iteration, *graph8* of eight, and *compiled_graph* of one with a compiled step. float32 is without TF32; tf32 lets
+the matrix units round their inputs to 10 bits; bfloat16 computes the step in 16 bits between float32 states. Each result is
+compared with float64 on the CPU before it is timed. On a CPU, whose cores other programs share, the time is the CPU time divided
+by the number of threads.
 
     python -m benchmarks.gpu_steps                                  # the cifar10 recipe's network, untrained
     python -m benchmarks.gpu_steps model_store/authors_mnist/1 --batches 1,32,1024
@@ -82,7 +83,7 @@ class Iteration:
     """Iterates one batch as the engine does on a GPU (``app/engine/masked.py``), without waiting for it."""
 
     def __init__(self, network: ImplicitNetwork, state: Tensor, injection: Tensor, mode: str, dtype: torch.dtype) -> None:
-        step = torch.compile(network.step, dynamic=False) if mode == "compiled" else network.step
+        step = torch.compile(network.step, dynamic=False) if mode.startswith("compiled") else network.step
 
         def evaluate(_: Memory, point: Tensor, injection: Tensor) -> Tensor:
             return step(point.to(dtype), injection.to(dtype)).to(point.dtype)
@@ -113,7 +114,7 @@ def first_entries(states: Tensor) -> Tensor:
     return states.flatten(1)[:, :1]
 
 
-BLOCKS_OF_GRAPHS = {"graph": 1, "graph8": 8}
+BLOCKS_OF_GRAPHS = {"graph": 1, "graph8": 8, "compiled_graph": 1}
 """Iterations per graph."""
 MODES = ("eager", "compiled", *BLOCKS_OF_GRAPHS)
 

@@ -107,11 +107,11 @@ def test_a_capture_that_fails_is_a_broken_promise() -> None:
 
 def test_an_iteration_is_timed_in_every_precision(model: Path, tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match="0"):
-        gpu_steps.main(model, "1,2", "float32,bfloat16", "eager,graph", "cpu", 0.0, tmp_path / "steps.csv")
+        gpu_steps.main(model, "1,2", "float32,bfloat16", "eager,compiled_graph", "cpu", 0.0, tmp_path / "steps.csv")
     cells = read(tmp_path / "steps.csv")
     assert len(cells) == 8
     assert all(float(cell["microseconds"]) > 0 for cell in cells if cell["mode"] == "eager")
-    assert {cell["note"] for cell in cells if cell["mode"] == "graph"} == {"graphs need CUDA"}
+    assert {cell["note"] for cell in cells if cell["mode"] == "compiled_graph"} == {"graphs need CUDA"}
 
 
 def test_batching_is_measured_by_slots_and_for_one_client(model: Path, tmp_path: Path) -> None:
