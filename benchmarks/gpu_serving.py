@@ -37,6 +37,7 @@ from training.device import choose_device
 
 IMAGES = 64
 RAMP_SECONDS = 1.0
+MAX_LOG_CHARACTERS = 3000
 KINDS = {"app.cli.http_worker": "HTTP worker", "app.engine": "engine"}
 """By module; all other processes are called server."""
 
@@ -107,6 +108,11 @@ def describe(server: str, connections: int, outcome: Outcome, busy: dict[str, fl
     }
 
 
+def first_lines(log: Path) -> str:
+    """Return what a server has logged first, such as why it does not use CUDA graphs."""
+    return log.read_text(errors="replace")[:MAX_LOG_CHARACTERS].strip() or "nothing logged"
+
+
 def main(
     model: ModelOrUntrained = None,
     connections: Annotated[str, typer.Option(help="Separated by commas.")] = "1,64,512",
@@ -128,15 +134,17 @@ def main(
             port = free_port()
             places = {"python": sys.executable, "store": version.parents[1], "name": version.parent.name, "version": version}
             command = [part.format(port=port, **places) for part in row.command]
-            cores = os.sched_getaffinity(0)
+            cores, log = os.sched_getaffinity(0), Path(temporary) / "server.log"
             try:
-                with running(command, port, cores, encoded[0], Path(temporary) / "server.log"):
+                with running(command, port, cores, encoded[0], log):
                     for number in map(int, connections.split(",")):
                         outcome, busy = asyncio.run(measure(port, requests, encoded, number, seconds))
                         found.append(describe(row.name, number, outcome, busy))
                         write(out, found)
             except ServerFailed as error:
                 Console().print(f"left out: {row.name}: {error}", markup=False)
+            else:
+                Console().print(f"{row.name}: {first_lines(log)}", markup=False, soft_wrap=True)
     if not found:
         sys.exit(1)
     show(f"{model or 'cifar10, untrained'}, one input per request", found)

@@ -204,6 +204,15 @@ def test_the_bottleneck_is_named_first() -> None:
     assert (row["requests/s"], row["iterations"], row["strict p50"]) == (10.0, 4.0, pytest.approx(3.0))
 
 
+def test_what_a_server_has_logged_first_is_printed(tmp_path: Path) -> None:
+    log = tmp_path / "server.log"
+    log.write_text("")
+    assert gpu_serving.first_lines(log) == "nothing logged"
+    log.write_text("CUDA graphs not used\n" + "x" * gpu_serving.MAX_LOG_CHARACTERS)
+    assert gpu_serving.first_lines(log).startswith("CUDA graphs not used\nxxx")
+    assert len(gpu_serving.first_lines(log)) == gpu_serving.MAX_LOG_CHARACTERS
+
+
 def test_the_page_holds_every_table_and_says_which_aims_are_missed(tmp_path: Path) -> None:
     (tmp_path / "machine.txt").write_text("A100, torch 2.11, Python 3.12\n")
     (tmp_path / "check.txt").write_text("noise\n72 of 73 within limits\n")
