@@ -202,7 +202,8 @@ def fingerprint(folder: Path) -> str:
 def _in_limited_time(work: Callable[[], Value], seconds: float) -> Value:
     """Do work in a thread of its own, which is abandoned with a ``TimeoutError`` if that takes longer.
 
-    Python cannot end a thread, but raises the same error in it as soon as it returns from what it waits for or computes.
+    Python cannot end a thread, but raises ``SystemExit`` in it as soon as it returns from what it waits for or computes. Nothing
+    takes that for a failure to go on after, such as that of a backend or of a capture.
     """
     result: Future[Value] = Future()
 
@@ -215,6 +216,6 @@ def _in_limited_time(work: Callable[[], Value], seconds: float) -> Value:
     thread = Thread(target=run, name="load", daemon=True)  # a daemon, so that this process can exit
     thread.start()
     if not wait([result], seconds).done:
-        ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(cast(int, thread.ident)), ctypes.py_object(TimeoutError))
+        ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(cast(int, thread.ident)), ctypes.py_object(SystemExit))
         raise TimeoutError(f"loading: must take at most {seconds:g} s (--load-seconds)")
     return result.result()
