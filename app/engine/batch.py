@@ -98,11 +98,17 @@ class RunningBatch:
 
     def inject(self, inputs: NDArray[np.float32], requests: NDArray[np.int64], fail: Fail) -> Tensor:
         """The injection of rows whose requests have these numbers."""
-        tensor = torch.from_numpy(inputs).to(self._backend.device, self._backend.dtype)
+        tensor = self._on_device(inputs)
         try:
             return self._backend.inject(tensor)
         except Exception as error:
             return one_by_one(error, self._backend.inject, self.lanes[0].table.injection, requests, fail, tensor)
+
+    def _on_device(self, inputs: NDArray[np.float32]) -> Tensor:
+        tensor = torch.from_numpy(inputs)
+        if self._backend.device.type == "cuda":
+            tensor = tensor.pin_memory()  # or the copy would wait for the block of iterations that is being computed
+        return tensor.to(self._backend.device, self._backend.dtype, non_blocking=True)
 
     def initial_state(self, injection: Tensor, requests: NDArray[np.int64], fail: Fail) -> Tensor:
         """Where those rows start unless there is a better point."""
@@ -113,7 +119,7 @@ class RunningBatch:
 
     def first_logits(self, inputs: NDArray[np.float32]) -> NDArray[np.floating]:
         """The logits ``[n, classes]`` of rows where they start."""
-        tensor = torch.from_numpy(inputs).to(self._backend.device, self._backend.dtype)
+        tensor = self._on_device(inputs)
         logits = self._backend.readout(self._backend.initial_state(self._backend.inject(tensor)))
         found: NDArray[np.floating] = logits.cpu().numpy()
         return found
