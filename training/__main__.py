@@ -1,5 +1,6 @@
 """``python -m training``: the command line."""
 
+import errno
 import sys
 from typing import NoReturn
 
@@ -48,9 +49,9 @@ def main() -> None:
     except (TrainingError, CheckpointError, HubError, VersionNotWritten) as error:
         _exit(str(error))
     except OSError as error:
-        if error.errno not in DISK_FULL:
+        if error.errno not in (*DISK_FULL, errno.EACCES, errno.EPERM, errno.EROFS):
             raise
-        _exit(f"a file was not written: {error}")
+        _exit(f"a file could not be read or written: {error}")
 
 
 def _exit(message: str) -> NoReturn:

@@ -268,22 +268,22 @@ def load_recipe(name_or_path: str) -> Recipe:
     path = Path(name_or_path)
     if path.suffix in (".yaml", ".yml"):
         try:
-            text = path.read_text()
+            content = path.read_bytes()
         except OSError as error:
             raise RecipeError(f"{path}: {error.strerror or error}") from error
     elif name_or_path in shipped_recipes():
-        text = (SHIPPED / f"{name_or_path}.yaml").read_text()
+        content = (SHIPPED / f"{name_or_path}.yaml").read_bytes()
     else:
         raise RecipeError(
             f"recipe: {must_be_one_of(shipped_recipes(), name_or_path)}; to use your own, give the path of a .yaml file"
         )
     try:
-        content = yaml.safe_load(text)
+        sections = yaml.safe_load(content)
     except yaml.YAMLError as error:
         raise RecipeError(f"{name_or_path}: not valid YAML: {error}") from error
-    if not isinstance(content, dict):
-        raise RecipeError(f"{name_or_path}: must be the sections of a recipe (got {content!r})")
-    return _validate({"name": path.stem, **content}, name_or_path)
+    if not isinstance(sections, dict):
+        raise RecipeError(f"{name_or_path}: must be the sections of a recipe (got {sections!r})")
+    return _validate({"name": path.stem, **sections}, name_or_path)
 
 
 def _validate(content: dict[str, Any], origin: str) -> Recipe:

@@ -52,6 +52,12 @@ def test_an_unknown_section_is_an_error(tmp_path: Path) -> None:
     assert "optimization: unknown key: must be one of name, data" in refusal(tmp_path, MINIMAL + "optimization: {}\n")
 
 
+def test_a_file_that_is_not_text_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_bytes(b"\xa7\x00")
+    with pytest.raises(RecipeError, match=r"mine.yaml: not valid YAML: unacceptable character"):
+        load_recipe(str(tmp_path / "mine.yaml"))
+
+
 def test_all_problems_of_a_file_are_reported_at_once(tmp_path: Path) -> None:
     message = refusal(tmp_path, MINIMAL + "optimisation: {learning_rate: -1}\nserving: {tolerance: 0}\n")
     assert "optimisation.learning_rate: must be greater than 0 (got -1)" in message

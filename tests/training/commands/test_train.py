@@ -1,6 +1,7 @@
 """``python -m training train``, as a user runs it."""
 
 import csv
+import errno
 import json
 import shutil
 import sys
@@ -233,6 +234,17 @@ def test_mistakes_end_with_one_clear_message_and_no_traceback(
     assert message in finished.err
     assert "Traceback" not in finished.err
     assert list_models(tmp_path) == {}
+
+
+def test_a_store_that_is_read_only_is_one_line(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def write() -> None:
+        raise OSError(errno.EROFS, "Read-only file system", "model_store/digits/1/step.onnx")
+
+    monkeypatch.setattr("training.__main__.app", write)
+    finished = run("export", "digits")
+    assert finished.code == 1
+    message = "a file could not be read or written: [Errno 30] Read-only file system: 'model_store/digits/1/step.onnx'"
+    assert finished.err == f"error: {message}\n"
 
 
 @pytest.mark.parametrize(
