@@ -183,9 +183,10 @@ def find_folder(model: str | Path, store: Path | None = None) -> Path:
     if name and (versions := list_versions(store / name)):
         raise CheckpointError(f"model {name} has no version {number} (available: {', '.join(map(str, versions))})")
     known = list_models(store)
+    missing = "which has no models" if store.is_dir() else "which is not a folder"
     nearest = get_close_matches(model, known, n=1)
     raise CheckpointError(
-        f"no model {model!r}: must be a name in {store} ({', '.join(known) or 'which is empty'}), name/version, or the folder of "
+        f"no model {model!r}: must be a name in {store} ({', '.join(known) or missing}), name/version, or the folder of "
         f"a version{f'; did you mean {nearest[0]!r}?' if nearest else ''}"
     )
 

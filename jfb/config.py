@@ -164,4 +164,4 @@ def must_be_one_of(known: Collection[str], got: str) -> str:
     """The error message for an unknown name: it lists the known names and suggests the nearest one."""
     nearest = get_close_matches(got, known, n=1)
     suggestion = f"; did you mean {nearest[0]!r}?" if nearest else ""
-    return f"must be one of {', '.join(known)} (got {got!r}{suggestion})"
+    return f"must be one of {', '.join(known) or 'none'} (got {got!r}{suggestion})"

@@ -321,7 +321,7 @@ def remove_alias(model: Path, alias: str) -> int:
     """
     aliases = read_aliases(model)
     if alias not in aliases:
-        raise ValueError(f"alias: {must_be_one_of(aliases or ['none'], alias[:200])}")
+        raise ValueError(f"alias: {must_be_one_of(aliases, alias[:200])}")
     number = aliases.pop(alias)
     _write_object(model / ALIASES, aliases)
     return number

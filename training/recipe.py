@@ -305,7 +305,9 @@ def _describe(error: ValidationError, model: type[BaseModel]) -> str:
             case "missing":
                 problems.append(f"{where}: is required")
             case "value_error":
-                problems.append(f"{where}: {problem['ctx']['error']}" if problem["loc"] else str(problem["ctx"]["error"]))
+                message = str(problem["ctx"]["error"])
+                prefix = f"{where}{': ' if message.startswith('must') else '.'}"  # a check of a whole section names its key
+                problems.append(f"{prefix if problem['loc'] else ''}{message}")
             case _:
                 rule = problem["msg"].replace("Input should", "must")
                 problems.append(f"{where}: {rule} (got {problem['input']!r})")

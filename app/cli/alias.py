@@ -24,7 +24,7 @@ def alias(
     A running server sees it when it next scans the model store.
     """
     if model not in (known := list_models(model_store)):
-        raise typer.BadParameter(f"{must_be_one_of(known or ['none'], model)} in {model_store}", param_hint="'model'")
+        raise typer.BadParameter(f"{must_be_one_of(known, model)} in {model_store}", param_hint="'model'")
     if (version is None) != remove:
         problem = f"must be left out with --remove (got {version})" if remove else "must be given, or --remove"
         raise typer.BadParameter(problem, param_hint="'version'")

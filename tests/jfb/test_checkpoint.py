@@ -14,10 +14,10 @@ from torch import Tensor
 
 from jfb import CheckpointError, ModelConfig, ResidualNorm, load, predict
 from jfb.architectures import ImplicitResNet, build
-from jfb.checkpoint import save
+from jfb.checkpoint import find_folder, save
 from jfb.config import ArchitectureSpec, InputSpec, LabelCalibration
 from jfb.solvers import Anderson, Picard
-from jfb.store import new_version
+from jfb.store import CONFIG, new_version
 
 ARGUMENTS: dict[str, Any] = {"channels": [4], "pool": [2], "mean": [0.5], "std": 0.25}
 
@@ -93,6 +93,9 @@ def test_a_model_that_does_not_exist_is_an_error_with_the_known_ones(folder: Pat
         load("leters")
     with pytest.raises(CheckpointError, match=r"^model letters has no version 7 \(available: 1\)$"):
         load("letters/7")
+    for store, described in ((folder, "which has no models"), (folder / CONFIG, "which is not a folder")):
+        with pytest.raises(CheckpointError, match=rf"a name in .* \({described}\), name/version"):
+            find_folder("letters", store)
     with pytest.raises(TypeError, match=r"model: must be a name, name/version, or the folder of a version \(got int\)"):
         load(1)  # type: ignore[arg-type]
 

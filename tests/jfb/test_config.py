@@ -18,3 +18,4 @@ def test_an_unknown_solver_is_rejected_with_the_nearest() -> None:
 
 def test_a_name_like_no_other_gets_no_suggestion() -> None:
     assert must_be_one_of(["a", "b"], "zebra") == "must be one of a, b (got 'zebra')"
+    assert must_be_one_of([], "none") == "must be one of none (got 'none')"

@@ -67,13 +67,13 @@ def test_all_problems_of_a_file_are_reported_at_once(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("addition", "expected"),
     [
-        ("gradient: {name: exact}", "gradient: name: must be one of jfb, neumann"),
+        ("gradient: {name: exact}", "gradient.name: must be one of jfb, neumann"),
         ("gradient: {name: neumann, options: {terms: -1}}", "terms: must be an integer of at least 0 (got -1)"),
-        ("gradient: {name: jfb, options: {terms: 1}}", "gradient: options: jfb"),
+        ("gradient: {name: jfb, options: {terms: 1}}", "gradient.options: jfb"),
         ("search: {tolerance: .nan}", "search.tolerance"),
         (
             "serving: {solver: newton}",
-            "serving: solver: must be one of picard, anderson, forward_backward, peaceman_rachford, mixing (got 'newton')",
+            "serving.solver: must be one of picard, anderson, forward_backward, peaceman_rachford, mixing (got 'newton')",
         ),
         ("name: ../elsewhere", "name: "),
         ("augment: {rotate: 200}", "augment.rotate"),

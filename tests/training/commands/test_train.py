@@ -219,7 +219,7 @@ def test_help_lists_the_commands_and_the_shipped_recipes(run: Run) -> None:
     [
         (("train", "nope"), "error: recipe: must be one of"),
         (("train", "digits", "--epochs", "0"), "optimisation.epochs: must be greater than or equal to 1 (got 0)"),
-        (("train", "digits", "--gradient", "exact"), "error: digits: gradient: name: must be one of jfb, neumann, "),
+        (("train", "digits", "--gradient", "exact"), "error: digits: gradient.name: must be one of jfb, neumann, "),
         (("train", "digits", "--device", "quantum"), "error: --device quantum: "),
         (("train", "digits", "--data", "nowhere"), "nowhere"),
         (("train", "digits", "--gradient", "jbf"), "(got 'jbf'; did you mean 'jfb'?)"),
