@@ -171,6 +171,14 @@ class NewVersion:
         """The folder of ``version``."""
         return self.version.folder(self._store)
 
+    def check(self) -> None:
+        """Find out before a long run whether the store can be written.
+
+        Raises:
+            VersionNotWritten: if it cannot.
+        """
+        self.__enter__().rmdir()
+
     def __enter__(self) -> Path:
         model = self._store / self._name
         try:

@@ -176,7 +176,7 @@ class ServingRecipe(Serving):
 class Recipe(Strict):
     """A whole recipe file."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=128)
     """Name of the model in the store. Default: the name of the file."""
     data: DataRecipe
     curriculum: tuple[Stage, ...] = ()

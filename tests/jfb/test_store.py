@@ -231,7 +231,16 @@ def test_a_full_disk_leaves_nothing_of_a_version_and_the_message_says_so(tmp_pat
 def test_a_store_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "store").touch()
     with pytest.raises(VersionNotWritten, match=r"store/letters: no version was written, .*: Not a directory"):
-        new_version(tmp_path / "store", "letters").__enter__()
+        new_version(tmp_path / "store", "letters").check()
+
+
+def test_a_check_leaves_no_version(tmp_path: Path) -> None:
+    new = new_version(tmp_path, "letters")
+    new.check()
+    assert list((tmp_path / "letters").iterdir()) == []
+    with new:
+        pass
+    assert new.version == ModelVersion("letters", 1)
 
 
 def test_a_side_file_that_does_not_fit_on_the_disk_stays_as_it_was(tmp_path: Path) -> None:

@@ -72,6 +72,8 @@ def train(
     }
     chosen = load_recipe(recipe).changed({key: value for key, value in changes.items() if value is not None})
     check_before_data(chosen)
+    new = new_version(store, chosen.name)
+    new.check()
     with joined_processes(on) as processes:
         console = Console(quiet=not processes.first)
         parts = load_data(chosen, console)
@@ -100,7 +102,6 @@ def train(
             console.print(f"not accelerated: {error}", style="yellow", soft_wrap=True)
     evaluation = evaluate(trained.network, config, parts, mixing=mixing, solver_times=times, device=on, console=console)
     config = with_serving(config, label_calibration=evaluation.label_stops.calibration)
-    new = new_version(store, chosen.name)
     with new as version:  # a hidden folder, which becomes the version when all files are written
         write_trained(version, config, trained, parts, mixing)
         draw_curves(version, chosen.name, trained.history)
