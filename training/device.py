@@ -22,7 +22,7 @@ def choose_device(name: str) -> torch.device:
         device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise TrainingError(f"--device {name}: {error}") from error
+        raise TrainingError(f"--device must be one that PyTorch can use here (got {name!r}): {error}") from error
     return device
 
 

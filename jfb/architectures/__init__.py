@@ -135,6 +135,7 @@ def check_arguments(architecture: type[ImplicitNetwork], arguments: Mapping[str,
             TypeAdapter(expected.get(argument, Any)).validate_python(value)
         except ValidationError as error:
             message = error.errors()[0]["msg"].replace("Input should be", "must be")
+            message = "must be a list" if "Sequence" in message else message  # Python's word, where users write YAML
             raise ValueError(f"{argument}: {message} (got {value!r})") from error
 
 

@@ -103,13 +103,13 @@ def test_an_unknown_argument_of_a_network_is_an_error_that_lists_the_known_ones(
     message = refusal(tmp_path, MINIMAL.replace("source: ", "shape: [1, 16], source: "))
     assert "mine.yaml: data.shape: must be [channels, height, width] (got [1, 16])" in message
     message = refusal(tmp_path, MINIMAL.replace("implicit_resnet", "implicit_resnet, arguments: {channels: many}"))
-    assert "mine.yaml: network.arguments.channels: " in message
+    assert "mine.yaml: network.arguments.channels: must be a list (got 'many')" in message
 
 
 @pytest.mark.parametrize(
     ("data", "network", "more", "expected"),
     [
-        ("source: ./nowhere", "implicit_resnet", "", "data.source: no such folder: ./nowhere"),
+        ("source: ./nowhere", "implicit_resnet", "", r"data.source: must be a folder \(got './nowhere', which is none\)"),
         ("source: mazes, arguments: {size: 1}", "max_propagation", "", "data.arguments.size: must be"),
         ("source: a/b, shape: [1, 4, 4]", "implicit_resnet, arguments: {channels: [8, 8], pool: [4, 4]}", "", "pool: must leave"),
         (
@@ -122,7 +122,7 @@ def test_an_unknown_argument_of_a_network_is_an_error_that_lists_the_known_ones(
             "source: sklearn/digits",
             "implicit_resnet",
             "curriculum: [{data: {source: ./nowhere}}]",
-            "data.source: no such folder: ./nowhere",
+            r"data.source: must be a folder \(got './nowhere', which is none\)",
         ),
     ],
 )

@@ -78,7 +78,7 @@ def check(recipe: DataRecipe) -> tuple[int, ...] | None:
     if recipe.source == DIGITS:
         return (1, 8, 8)
     if recipe.source.startswith((".", "/", "~")) and not Path(recipe.source).expanduser().is_dir():
-        raise DataError(f"data.source: no such folder: {recipe.source}")
+        raise DataError(f"data.source: must be a folder (got {recipe.source!r}, which is none)")
     return recipe.shape
 
 
@@ -128,13 +128,13 @@ def _read_datasets(recipe: DataRecipe, splits: list[str], console: Console) -> S
     from datasets.features import Image as ImageFeature
 
     folder = Path(recipe.source).expanduser()
+    expected = "of parquet files, or of images in one subfolder per class"
+    if not folder.is_dir():
+        expected = f"{expected}, or a data set on the Hugging Face hub (without a network, name a folder with --data)"
     try:
         found = load_dataset(str(folder) if folder.is_dir() else recipe.source, recipe.configuration)
     except (DatasetsError, OSError, ValueError) as error:
-        raise DataError(
-            f"data.source: {recipe.source!r} is neither a readable folder nor a data set that could be loaded from the hub "
-            f"(offline, name a local folder with --data): {error}"
-        ) from error
+        raise DataError(f"data.source: must be a folder {expected} (got {recipe.source!r}): {error}") from error
     for split in splits:
         if split not in found:
             raise DataError(f"data: {recipe.source}: split: {must_be_one_of(found, split)}")

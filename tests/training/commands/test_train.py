@@ -220,7 +220,7 @@ def test_help_lists_the_commands_and_the_shipped_recipes(run: Run) -> None:
         (("train", "nope"), "error: recipe: must be one of"),
         (("train", "digits", "--epochs", "0"), "optimisation.epochs: must be greater than or equal to 1 (got 0)"),
         (("train", "digits", "--gradient", "exact"), "error: digits: gradient.name: must be one of jfb, neumann, "),
-        (("train", "digits", "--device", "quantum"), "error: --device quantum: "),
+        (("train", "digits", "--device", "quantum"), "error: --device must be one that PyTorch can use here (got 'quantum'): "),
         (("train", "digits", "--data", "nowhere"), "nowhere"),
         (("train", "digits", "--gradient", "jbf"), "(got 'jbf'; did you mean 'jfb'?)"),
         (("evaluate", "nope"), "error: no model 'nope': must be a name in"),
@@ -234,6 +234,14 @@ def test_mistakes_end_with_one_clear_message_and_no_traceback(
     assert message in finished.err
     assert "Traceback" not in finished.err
     assert list_models(tmp_path) == {}
+
+
+def test_training_does_not_start_where_its_result_could_not_be_written(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "store").touch()
+    finished = run("train", "digits", "--store", str(tmp_path / "store"))
+    assert finished.code == 1
+    assert "store/digits: no version was written" in finished.err
+    assert finished.out == ""
 
 
 def test_a_store_that_is_read_only_is_one_line(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

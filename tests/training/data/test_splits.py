@@ -133,7 +133,7 @@ def test_a_broken_image_is_named(tmp_path: Path, console: Console, picture: Pict
     ("recipe", "message"),
     [
         (DataRecipe(source="sklearn/digits"), r"has only the split train, no 'test'"),
-        (DataRecipe(source="./nowhere"), r"no such folder: ./nowhere"),
+        (DataRecipe(source="./nowhere"), r"must be a folder \(got './nowhere', which is none\)"),
         (DataRecipe(source="sklearn/digits", test="train"), r"must be different splits"),
         (DataRecipe(source="sklearn/digits", test=0.001), r"data.test: cannot hold out 0.001 of 1797 inputs"),
     ],
@@ -155,7 +155,7 @@ def test_a_missing_column_or_split_is_an_error_that_lists_those_that_exist(tmp_p
 def test_a_broken_parquet_file_is_an_error_of_the_source(tmp_path: Path, console: Console) -> None:
     (tmp_path / "p").mkdir()
     (tmp_path / "p" / "train.parquet").write_bytes(b"PAR1 and then nothing of the kind")
-    with pytest.raises(DataError, match=r"data.source: .* is neither a readable folder"):
+    with pytest.raises(DataError, match=r"data.source: must be a folder of parquet files, or .*'\): "):
         load_parts(DataRecipe(source=str(tmp_path / "p"), test=0.5), console)
 
 
