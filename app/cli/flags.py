@@ -12,7 +12,9 @@ from pydantic.fields import FieldInfo
 from app.settings import Settings
 
 DESCRIPTION = (
-    "Serve the implicit networks of a model store over HTTP. Every flag is also an environment variable: --port is JFB_PORT."
+    "Serve the implicit networks of a model store over HTTP. Every flag is also an environment variable: --port is JFB_PORT. "
+    "The other commands, each with its own --help: python -m app predict sends images to a server, python -m app alias names a "
+    "version."
 )
 
 

@@ -4,7 +4,6 @@ import asyncio
 import json
 import os
 import shlex
-import shutil
 import signal
 import socket
 import subprocess
@@ -121,8 +120,7 @@ def _banner(settings: Settings, port: int, catalogue: Catalogue) -> str:
         body = json.dumps(example["value"], separators=(",", ":"))
         path = f"/models/{model.model}/predict"
         curl = f"curl {url}{path} -H 'content-type: application/json' -d {shlex.quote(body)}"
-        python = "python" if shutil.which("python") == sys.executable else shlex.quote(os.path.relpath(sys.executable))
-        samples = f"{python} -m app predict --model {model.model} --url {url}"
+        samples = f"{shlex.quote(os.path.relpath(sys.executable))} -m app predict --model {model.model} --url {url}"
         lines.append(f"Try: {curl if len(curl) <= MAX_BANNER_COMMAND else samples}")
     return "\n".join(lines)
 

@@ -123,11 +123,12 @@ def train(
 
 
 def _next_steps(name: str, store: Path) -> str:
-    """Three commands that work as they stand: of ``jfb`` where the shell finds the one of this Python, else of Python."""
-    python = "python" if shutil.which("python") == sys.executable else shlex.quote(os.path.relpath(sys.executable))
-    serve, predict, evaluate = f"{python} -m app", f"{python} -m app predict", f"{python} -m training evaluate"
+    """Three commands that work as they stand: of ``jfb`` where the shell finds the one of this Python, else of this Python."""
     if shutil.which("jfb") == str(Path(sys.executable).with_name("jfb")):
         serve, predict, evaluate = "jfb serve", "jfb predict", "jfb evaluate"
+    else:
+        python = shlex.quote(os.path.relpath(sys.executable))
+        serve, predict, evaluate = f"{python} -m app", f"{python} -m app predict", f"{python} -m training evaluate"
     where = "" if store == Path("model_store") else shlex.quote(str(store))
     return f"""
 {serve}{where and f" --model-store {where}"}
