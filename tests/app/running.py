@@ -15,6 +15,8 @@ from pathlib import Path
 import httpx
 from prometheus_client.parser import text_string_to_metric_families
 
+from tests.ports import free_port
+
 
 @dataclass
 class RunningServer:
@@ -62,9 +64,7 @@ class RunningServer:
 @contextmanager
 def running_server(store: Path, log: Path, **settings: object) -> Iterator[RunningServer]:
     """Start a server on a free port, wait until it answers at all, and end it at the end."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     settings = {
         "model_store": store,
         "port": port,
