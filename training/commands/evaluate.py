@@ -46,6 +46,7 @@ def evaluate(
 ) -> None:
     """Measure accuracy and iterations by tolerance and cap, recommend defaults, and calibrate label stops."""
     console = Console()
+    chosen_tolerances, chosen_caps = _numbers("--tolerances", tolerances, float), _numbers("--caps", caps, int)
     on = choose_device(device)
     folder = find_version(model, store)
     checkpoint = load_version(folder, on)
@@ -58,8 +59,8 @@ def evaluate(
         mixing=checkpoint.mixing,
         device=on,
         console=console,
-        tolerances=_numbers("--tolerances", tolerances, float),
-        caps=_numbers("--caps", caps, int),
+        tolerances=chosen_tolerances,
+        caps=chosen_caps,
     )
     name = folder.resolve().parent.name if folder.name.isdecimal() else folder.name
     write_evaluation_report(folder, name, evaluation)
