@@ -53,7 +53,7 @@ export function predictions(model, before, now) {
 }
 
 // buckets: [upper bound, cumulative count], ascending; interpolates within a bucket, as Prometheus does.
-export function quantile(buckets, share) {
+function quantile(buckets, share) {
   const all = buckets.at(-1)?.[1] ?? 0;
   if (all <= 0) return null;
   const wanted = share * all;
