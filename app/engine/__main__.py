@@ -1,6 +1,10 @@
 """The engine process: ``python -m app.engine SOCKET``, with an ``EngineConfig`` on its lifeline; ``app.supervisor`` starts it."""
 
+# ruff: noqa: E402
 import gc
+
+gc.disable()  # until the models are loaded: collections during the imports would take a tenth of the start
+
 import os
 import sys
 from pathlib import Path
@@ -25,6 +29,7 @@ def main(socket: Path) -> None:
     models = ServedModels(loader, socket.with_name("unloaded.json"), socket.with_suffix(".loading.json"))
     with lifeline.beating():  # many models may take longer than a process may be silent
         models.load_all()
+    gc.enable()
     gc.collect()
     gc.freeze()  # a full collection would traverse what the libraries hold, for a tenth of a second
     EngineProcess(socket, models, lifeline, config.poll_seconds).serve()
