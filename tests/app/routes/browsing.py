@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import httpx
-from playwright.sync_api import Browser, Page
+from playwright.sync_api import Browser, BrowserContext, Page
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 FLAGS = [
@@ -17,16 +17,14 @@ PHONE = {"width": 390, "height": 844}
 PROFILE: dict[str, object] = {"viewport": DESKTOP, "color_scheme": "dark"}
 
 
+_profiles: dict[tuple[Browser, str], BrowserContext] = {}
+
+
 @contextmanager
 def page_of(browser: Browser, url: str, **options: object) -> Iterator[tuple[Page, list[str]]]:
-    """A page in a tab of its own, with what its console says; it may request nothing except from its server.
-
-    Without options the tabs share the browser's first profile, because filling the cache of a fresh one takes as long as the
-    page; the pages keep nothing there except what ends with the tab.
-    """
-    context = browser.new_context(**PROFILE | options) if options else browser.contexts[0]  # type: ignore[arg-type]
-    context.set_default_timeout(15_000)
-    page, said, requested = context.new_page(), [], []  # type: ignore[var-annotated]
+    """A page in a tab of its own, with what its console says; it may request nothing except from its server."""
+    origin = f"{url.partition('//')[0]}//{httpx.URL(url).netloc.decode()}/"
+    page, said, requested = _profile(browser, origin, options).new_page(), [], []  # type: ignore[var-annotated]
     page.on("console", lambda message: said.append(f"{message.type}: {message.text}"))
     page.on("pageerror", lambda error: said.append(f"pageerror: {error}"))
     page.on("request", lambda request: requested.append(request.url))
@@ -34,9 +32,18 @@ def page_of(browser: Browser, url: str, **options: object) -> Iterator[tuple[Pag
         page.goto(url)
         yield page, said
     finally:
-        if options:
-            context.close()
-        else:
-            page.close()
-    origin = f"{url.partition('//')[0]}//{httpx.URL(url).netloc.decode()}/"
+        page.close()
     assert [one for one in requested if not one.startswith((origin, "blob:", "data:"))] == []
+
+
+def _profile(browser: Browser, origin: str, options: dict[str, object]) -> BrowserContext:
+    """The profile for some options, kept with one tab: the others share its cache and its process, which cost more than a page.
+
+    The pages keep nothing in a profile except what ends with the tab.
+    """
+    key = browser, repr(options)
+    if key not in _profiles:
+        _profiles[key] = browser.new_context(**PROFILE | options)  # type: ignore[arg-type]
+        _profiles[key].set_default_timeout(15_000)
+        _profiles[key].new_page().goto(f"{origin}static/icon.svg")
+    return _profiles[key]

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pytest
 from playwright.sync_api import Browser, sync_playwright
 
-from tests.app.routes.browsing import CHROMIUM, FLAGS, PROFILE
+from tests.app.routes.browsing import CHROMIUM, FLAGS
 from tests.conftest import NO_BROWSER
 
 
@@ -22,6 +22,5 @@ def browser() -> Iterator[Browser]:
     """Closed with its module, since Playwright keeps an event loop in this thread as long as it runs."""
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        browser.new_context(**PROFILE)  # type: ignore[arg-type]  # of the pages without options
         yield browser
         browser.close()
