@@ -14,7 +14,11 @@ from filelock import FileLock
 
 from tests.app.running import RunningServer, running_server
 
-SLOW_FIXTURES = {"digits_store", "server", "strict_server", "digits_server", "quick", "site"}  # `quick` is a recipe to train
+SLOW_FIXTURES = {
+    *("server", "strict_server", "keyed_server", "digits_server"),
+    *("digits_store", "quick"),  # which train
+    "site",
+}
 SLOW_HELPER = "running_server"
 SLOW_PROGRAMS = {"app", "app.engine", "training"}
 

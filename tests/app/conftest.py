@@ -42,6 +42,15 @@ def strict_server(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
 
 
 @pytest.fixture(scope="session")
+def keyed_server(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
+    """A server with digits as its default model, the API key "secret" and its metrics on a port of their own, ready."""
+    settings = {"default_model": "digits", "api_keys": "secret", "metrics_port": 0}
+    with running_server(store, tmp_path_factory.mktemp("keyed") / "log", **settings) as running:
+        running.wait_until_ready()
+        yield running
+
+
+@pytest.fixture(scope="session")
 def client(server: RunningServer) -> httpx.Client:
     """A client of ``server``."""
     return server.client

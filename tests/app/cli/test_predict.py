@@ -1,18 +1,19 @@
-"""``python -m app predict``, run as people run it, against a running server."""
+"""``python -m app predict``, against a running server."""
 
 import base64
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from click.testing import Result
 from PIL import Image
+from typer.testing import CliRunner
 
 from app.cli.predict import BLOCKS, MAX_WIDTH, program, sparkline
-from tests.app.running import RunningServer, running_server
+from tests.app.running import RunningServer
 
 
 @pytest.fixture
@@ -25,20 +26,15 @@ def images(tmp_path: Path) -> list[Path]:
     return paths
 
 
-def predict(*arguments: object, **environment: str) -> "subprocess.CompletedProcess[str]":
-    return subprocess.run(
-        [sys.executable, "-m", "app", "predict", *map(str, arguments)],
-        env={**os.environ, "COLUMNS": "120", **environment},
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
+def predict(*arguments: object, **environment: str) -> Result:
+    """The command in this process."""
+    return CliRunner().invoke(program, [*map(str, arguments)], env={"COLUMNS": "120", **environment})
 
 
 @pytest.mark.parametrize("watch", [[], ["--watch"]])
 def test_the_table_says_what_the_server_answers(server: RunningServer, images: list[Path], watch: list[str]) -> None:
     said = predict(*images, "--url", server.url, "--tolerance", 1e-4, *watch)
-    assert said.returncode == 0, said.stderr
+    assert said.exit_code == 0, said.stderr
     files = [base64.b64encode(path.read_bytes()).decode() for path in images]
     answer = server.predict({"images": files, "tolerance": 1e-4}).json()["predictions"]
     lines = [line.split() for line in said.stdout.splitlines() if ".png" in line]
@@ -71,12 +67,10 @@ def test_errors_are_reported_in_one_line(
         assert said.out == ""
 
 
-def test_a_server_that_requires_a_key_gets_it(store: Path, images: list[Path], tmp_path: Path) -> None:
-    with running_server(store, tmp_path / "log", default_model="digits", api_keys="secret") as running:
-        running.wait_until_ready()
-        assert "401: authorization" in predict(images[0], "--url", running.url).stderr
-        assert predict(images[0], "--url", running.url, "--key", "secret").returncode == 0
-        assert predict(images[0], "--url", running.url, JFB_KEY="secret").returncode == 0
+def test_a_server_that_requires_a_key_gets_it(keyed_server: RunningServer, images: list[Path]) -> None:
+    assert "401: authorization" in predict(images[0], "--url", keyed_server.url).stderr
+    assert predict(images[0], "--url", keyed_server.url, "--key", "secret").exit_code == 0
+    assert predict(images[0], "--url", keyed_server.url, JFB_KEY="secret").exit_code == 0
 
 
 @pytest.mark.parametrize(
@@ -109,7 +103,8 @@ def test_a_long_sparkline_is_thinned_between_its_ends() -> None:
 
 
 def test_without_images_the_samples_of_the_model_are_sent_and_json_is_the_response(digits_server: RunningServer) -> None:
-    said = predict("--model", "digits", "--url", digits_server.url, "--json")
+    command = [sys.executable, "-m", "app", "predict", "--model", "digits", "--url", digits_server.url, "--json"]
+    said = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert said.returncode == 0, said.stderr
     samples = digits_server.client.get("/models/digits/samples").json()
     answer = digits_server.predict({"inputs": [one["input"] for one in samples]}, "/models/digits/predict").json()

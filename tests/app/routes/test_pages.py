@@ -411,21 +411,19 @@ def test_a_replay_ends_where_it_began(page: Page) -> None:
     assert iterations(page) == count
 
 
-def test_a_server_with_keys_requires_one(browser: Browser, store: Path, tmp_path: Path) -> None:
-    with running_server(store, tmp_path / "log", default_model="digits", api_keys="secret") as running:
-        running.wait_until_ready()
-        with page_of(browser, running.url) as (page, _):
-            alert = page.get_by_role("alert")
-            expect(alert).to_contain_text("This server requires an API key")
-            for wrong in ("wrong", "schlüssel"):
-                page.locator("#key").fill(wrong)
-                page.locator("#key").press("Enter")
-                expect(alert).to_contain_text("Invalid API key")
-            page.locator("#key").fill("secret")
+def test_a_server_with_keys_requires_one(browser: Browser, keyed_server: RunningServer) -> None:
+    with page_of(browser, keyed_server.url) as (page, _):
+        alert = page.get_by_role("alert")
+        expect(alert).to_contain_text("This server requires an API key")
+        for wrong in ("wrong", "schlüssel"):
+            page.locator("#key").fill(wrong)
             page.locator("#key").press("Enter")
-            expect(alert).to_be_hidden()
-            draw(page, SEVEN)
-            expect(page.locator("#said")).to_contain_text("iteration")
+            expect(alert).to_contain_text("Invalid API key")
+        page.locator("#key").fill("secret")
+        page.locator("#key").press("Enter")
+        expect(alert).to_be_hidden()
+        draw(page, SEVEN)
+        expect(page.locator("#said")).to_contain_text("iteration")
 
 
 def test_a_full_queue_is_reported_and_retried(browser: Browser, strict_server: RunningServer) -> None:
@@ -493,23 +491,19 @@ def test_the_engine_page_counts_the_requests_of_each_model(browser: Browser, str
         assert said == []
 
 
-def test_metrics_on_another_port_and_a_server_that_has_stopped_are_reported(
-    browser: Browser, store: Path, tmp_path: Path
-) -> None:
-    with running_server(store, tmp_path / "log", default_model="digits", metrics_port=0) as running:
-        running.wait_until_ready()
-        with page_of(browser, f"{running.url}/engine") as (page, _):
-            expect(page.get_by_role("alert")).to_contain_text("another port")
-        with page_of(browser, running.url) as (page, _):
-            draw(page, SEVEN)
-            expect(page.locator("#said")).to_contain_text("iteration")
-            running.process.terminate()
-            running.process.wait(timeout=40)
-            set_slider(page, "tolerance", -2)
-            expect(page.get_by_role("alert")).to_contain_text("cannot be reached")
-            expect(page.locator("#reading")).to_be_hidden()
-            expect(page.locator("#server")).to_have_text("Server away")
-            page.goto("about:blank")
+def test_metrics_on_another_port_are_reported(browser: Browser, keyed_server: RunningServer) -> None:
+    with page_of(browser, f"{keyed_server.url}/engine") as (page, _):
+        expect(page.get_by_role("alert")).to_contain_text("another port")
+
+
+def test_a_server_that_has_stopped_is_reported(browser: Browser, digits_server: RunningServer) -> None:
+    with page_of(browser, digits_server.url) as (page, _):
+        expect(page.locator("#said")).to_contain_text("iteration")
+        page.route("**", lambda route: route.abort("connectionrefused"))
+        set_slider(page, "tolerance", -2)
+        expect(page.get_by_role("alert")).to_contain_text("cannot be reached")
+        expect(page.locator("#reading")).to_be_hidden()
+        expect(page.locator("#server")).to_have_text("Server away")
 
 
 def test_on_a_phone_the_answer_stays_in_view_while_a_slider_moves(browser: Browser, digits_server: RunningServer) -> None:
