@@ -1,5 +1,6 @@
 """What the tests of several rooms share, and which of them are slow."""
 
+import gc
 import os
 import subprocess
 import sys
@@ -11,6 +12,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 from filelock import FileLock
+from xdist.scheduler import LoadFileScheduling
 
 from tests.app.running import RunningServer, running_server
 
@@ -42,6 +44,38 @@ STARTED_FIRST = [
     "app/routes/test_malformed.py",
     "benchmarks/test_few_steps.py",
 ]
+
+
+SHARING = {
+    **dict.fromkeys(("app/cli/test_predict.py", "app/http/test_auth.py", "app/inference/test_open_inference.py"), "servers"),
+    **dict.fromkeys(("app/observability/", "app/routes/", "app/supervisor/test_process.py", "app/test_"), "servers"),
+    "test_end_to_end.py": "servers",
+    "security/": "security",
+}
+"""Files that use the same servers of a session: one worker runs them all, as each worker starts its own."""
+
+
+class Scheduling(LoadFileScheduling):
+    """``--dist loadfile``, except that files which share servers are one unit."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = nodeid.split("::")[0].removeprefix("tests/")
+        return next((unit for start, unit in SHARING.items() if file.startswith(start)), file)
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config) -> LoadFileScheduling | None:
+    return Scheduling(config) if config.option.dist == "loadfile" else None
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Iterator[None]:
+    """Collect the tests without garbage collections, which take a sixth of the time while libraries are imported."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.enable()
+        gc.freeze()
 
 
 @pytest.hookimpl(tryfirst=True)  # before pytest selects by -m

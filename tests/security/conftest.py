@@ -82,13 +82,13 @@ class GoodClient:
                 self.rounds += 1
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The attacked server's model store; see ``tests.app.store``."""
     return make_store(tmp_path_factory.mktemp("attacked_store"))
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def server(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
     """The server that all files of this folder attack, ready."""
     log = tmp_path_factory.mktemp("attacked") / "log"
@@ -97,7 +97,7 @@ def server(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ru
         yield running
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def good_client(server: RunningServer) -> Iterator[GoodClient]:
     client = GoodClient(server.url)
     yield client
