@@ -58,7 +58,7 @@ def test_64_clients_with_mixed_tolerances_get_what_jfb_predict_computes_and_no_r
     assert evaluations == iterations == counts.sum()
 
 
-def test_an_engine_killed_under_load_costs_503s_at_most_and_is_back_and_right_within_15_seconds(
+def test_an_engine_killed_under_load_costs_503s_at_most_and_is_back_and_right_within_15_seconds_each_time(
     store: Path, tmp_path: Path
 ) -> None:
     with running_server(store, tmp_path / "log", default_model="digits") as server:
@@ -85,6 +85,7 @@ def test_an_engine_killed_under_load_costs_503s_at_most_and_is_back_and_right_wi
             wait_until(lambda: len(answers) > 20, 30, "there is load")
             os.kill(server.engine_pid(), signal.SIGKILL)
             wait_until(lambda: any(answer.status_code == 503 for answer in answers), 10, "the engine is missed")
+            assert_missed(server, exits=1)
             server.wait_until_ready(15)
         finally:
             stop.set()
@@ -101,3 +102,13 @@ def test_an_engine_killed_under_load_costs_503s_at_most_and_is_back_and_right_wi
                 expected[name] for name in ("label", "iterations", "status")
             )
         assert server.metric("jfb_engine_restarts_total") == 1
+        os.kill(server.engine_pid(), signal.SIGKILL)
+        assert_missed(server, exits=2)
+        server.wait_until_ready(15)
+        assert server.metric("jfb_engine_restarts_total") == 2
+
+
+def assert_missed(server: RunningServer, exits: int) -> None:
+    """The server says what became of its engine, and how often in a row."""
+    wait_until(lambda: server.metric("jfb_engine_consecutive_exits") == exits, 10, "it is missed")
+    assert "SIGKILL" in server.client.get("/v2/health/ready").json()["error"]

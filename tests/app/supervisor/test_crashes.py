@@ -1,4 +1,4 @@
-"""Engines that crash: they are restarted, and what is wrong with them is reported."""
+"""Engines that crash at their start; ``tests/app/routes/test_load.py`` kills one that serves."""
 
 import os
 import re
@@ -31,14 +31,3 @@ def test_an_engine_that_cannot_start_is_restarted_with_back_off_and_reported(
         assert server.client.get("/v2/health/live").status_code == 200
         server.process.send_signal(signal.SIGTERM)
         assert server.process.wait(30) == 0
-
-
-def test_an_engine_that_is_killed_again_and_again_comes_back_each_time(store: Path, tmp_path: Path) -> None:
-    with running_server(store, tmp_path / "log") as server:
-        server.wait_until_ready()
-        for kills in (1, 2):
-            os.kill(server.engine_pid(), signal.SIGKILL)
-            wait_until(lambda kills=kills: server.metric("jfb_engine_consecutive_exits") == kills, 10, "it is missed")  # type: ignore[misc]
-            assert "SIGKILL" in server.client.get("/v2/health/ready").json()["error"]
-            server.wait_until_ready()
-        assert server.metric("jfb_engine_restarts_total") == 2

@@ -27,7 +27,7 @@ MANY = 24
 def server(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
     settings = {"http_workers": 2, "slots": 64, "max_iterations_limit": 1_000_000}
     with running_server(store, tmp_path_factory.mktemp("workers") / "log", **settings) as running:
-        running.wait_until_ready()
+        wait_until(lambda: everyone(running, lambda answer: answer.status_code == 200), 60, "every process is ready")
         yield running
 
 
@@ -150,6 +150,14 @@ def test_what_one_process_loads_and_unloads_is_so_for_all_at_once(server: Runnin
     assert everyone(server, lambda answer: answer.status_code == 200, "/models/wild")
 
 
+def test_processes_do_not_outlive_the_one_that_keeps_them(server: RunningServer) -> None:
+    """The last test with this server."""
+    others = [server.engine_pid(), *workers(server)]
+    server.process.kill()
+    wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in others), 30, "all have ended")
+    server.process.wait()
+
+
 def test_signals_reach_every_process_and_metrics_have_one_port(store: Path, tmp_path: Path) -> None:
     own = tmp_path / "store"
     shutil.copytree(store / "slow", own / "slow")
@@ -200,15 +208,6 @@ def test_signals_reach_every_process_and_metrics_have_one_port(store: Path, tmp_
             server.client.get("/v2/health/live")
         assert not Path(f"/proc/{engine}").exists()
         assert "Traceback" not in server.log.read_text()
-
-
-def test_processes_do_not_outlive_the_one_that_keeps_them(store: Path, tmp_path: Path) -> None:
-    with running_server(store, tmp_path / "log", http_workers=2) as server:
-        server.wait_until_ready()
-        others = [server.engine_pid(), *workers(server)]
-        server.process.kill()
-        wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in others), 30, "all have ended")
-        server.process.wait()
 
 
 def test_a_port_in_use_is_status_3_also_where_its_user_shares_it(store: Path) -> None:

@@ -1,14 +1,12 @@
 """The server as a process: how it starts and stops, and what it does for clients that leave or come too many."""
 
 import json
-import os
 import re
 import shutil
 import signal
 import socket
 import subprocess
 import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
@@ -86,15 +84,26 @@ def test_torch_stays_out_of_the_http_process(server: RunningServer) -> None:
     assert "libtorch" not in maps(server.process.pid)
 
 
-def test_the_server_answers_while_the_models_load_and_says_so(store: Path, tmp_path: Path) -> None:
-    with running_server(store, tmp_path / "log") as server:
-        loading = server.client.get("/v2/health/ready")
+def test_a_server_without_models_is_live_and_says_why_it_is_not_ready(store: Path, tmp_path: Path) -> None:
+    own = tmp_path / "store"
+    own.mkdir()
+    with running_server(own, tmp_path / "log") as server:
+        starting = server.client.get("/v2/health/ready")
         early = server.predict({"inputs": [[0, 1, 2, 3]]}, "/models/slow/predict")
-        for answer in (loading, early):
+        for answer in (starting, early):
             assert answer.status_code == 503
             assert int(answer.headers["retry-after"]) >= 1
             assert answer.json()["error"].startswith("engine: ")
         assert server.client.get("/openapi.json").status_code == 200
+
+        wait_until(lambda: "model_store: " in server.client.get("/v2/health/ready").text, 60, "the engine has scanned the store")
+        assert server.client.get("/v2/health/ready").status_code == 503
+        assert server.client.get("/v2/health/live").status_code == 200
+        assert server.predict({}).status_code == 400
+        assert server.client.get("/models").json() == {"default": None, "models": [], "refused": {}}
+
+        shutil.copytree(store / "slow", own / "slow")
+        server.process.send_signal(signal.SIGHUP)
         server.wait_until_ready()
         assert server.predict({"inputs": [[0, 1, 2, 3]]}, "/models/slow/predict").status_code == 200
 
@@ -106,30 +115,3 @@ def test_the_line_that_the_server_prints_works_when_pasted(running: str, request
     (line,) = [line for line in server.log.read_text().splitlines() if line.startswith("Try: ")]
     ended = subprocess.run(f"{line.removeprefix('Try: ')} --silent", shell=True, capture_output=True, check=True)
     assert json.loads(ended.stdout)["predictions"][0]["status"] == "converged"
-
-
-def test_an_empty_store_is_live_but_never_ready(tmp_path: Path) -> None:
-    with running_server(tmp_path, tmp_path / "log") as server:
-        wait_until(lambda: "model_store: " in server.client.get("/v2/health/ready").text, 60, "the engine has scanned the store")
-        assert server.client.get("/v2/health/ready").status_code == 503
-        assert server.client.get("/v2/health/live").status_code == 200
-        assert server.predict({}).status_code == 400
-        assert server.client.get("/models").json() == {"default": None, "models": [], "refused": {}}
-
-
-def test_a_request_that_takes_too_long_for_a_shutdown_is_answered_503(
-    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    shortened = "from app.supervisor import supervisor\nsupervisor.SHUTDOWN_SECONDS = 1\n"
-    (tmp_path / "sitecustomize.py").write_text(shortened)  # of every process
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), str(Path(__file__).parents[3])]))
-    with running_server(store, tmp_path / "log", max_iterations_limit=1_000_000) as server, ThreadPoolExecutor(1) as pool:
-        server.wait_until_ready()
-        in_flight = pool.submit(server.predict, ENDLESS, "/models/slow/predict")
-        wait_until(lambda: rows(server, "active") == 1, 10, "it is in flight")
-        server.process.send_signal(signal.SIGTERM)
-        answer = in_flight.result(timeout=30)
-        assert answer.status_code == 503
-        assert "shutting down" in answer.json()["error"]
-        server.process.wait(timeout=10)
-        assert "Traceback" not in server.log.read_text()
