@@ -15,7 +15,7 @@ import yaml
 from numpy.typing import NDArray
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.app.running import RunningServer, running_server, wait_until
+from tests.app.running import RunningServer, wait_until
 from tests.ports import free_port
 
 FOLDER = Path(__file__).resolve().parents[2] / "docker"
@@ -24,18 +24,10 @@ QUERIES = {f"{panel['title']}: {target['expr']}": target["expr"] for panel in DA
 
 
 @pytest.fixture(scope="module")
-def server(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
-    """A server of its own, so that the numbers count only the requests of this module."""
-    with running_server(store, tmp_path_factory.mktemp("dashboard") / "log", default_model="digits") as running:
-        running.wait_until_ready()
-        yield running
-
-
-@pytest.fixture(scope="module")
-def names(server: RunningServer) -> set[str]:
+def names(digits_server: RunningServer) -> set[str]:
     """The names of all samples after one prediction."""
-    server.predict({"inputs": np.zeros((2, 1, 8, 8)).tolist()})
-    families = text_string_to_metric_families(server.client.get("/metrics").text)
+    digits_server.predict({"inputs": np.zeros((2, 1, 8, 8)).tolist()})
+    families = text_string_to_metric_families(digits_server.client.get("/metrics").text)
     return {sample.name for family in families for sample in family.samples}
 
 
@@ -86,7 +78,7 @@ def test_prometheus_and_the_proxy_have_every_server_of_the_compose_file() -> Non
 
 
 @pytest.fixture(scope="module")
-def prometheus(server: RunningServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
+def prometheus(digits_server: RunningServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
     """Prometheus with the provisioned configuration, except that it scrapes this server, every second."""
     if shutil.which("prometheus") is None:
         pytest.skip("prometheus is not installed")
@@ -94,7 +86,7 @@ def prometheus(server: RunningServer, tmp_path_factory: pytest.TempPathFactory) 
     configuration["global"]["scrape_interval"] = "1s"
     (job,) = configuration["scrape_configs"]
     del job["dns_sd_configs"]
-    job["static_configs"] = [{"targets": [httpx.URL(server.url).netloc.decode()]}]
+    job["static_configs"] = [{"targets": [httpx.URL(digits_server.url).netloc.decode()]}]
     folder = tmp_path_factory.mktemp("prometheus")
     (folder / "prometheus.yaml").write_text(yaml.safe_dump(configuration))
     address = f"127.0.0.1:{free_port()}"
@@ -111,7 +103,7 @@ def prometheus(server: RunningServer, tmp_path_factory: pytest.TempPathFactory) 
 
 
 def test_every_query_of_the_dashboard_returns_data(
-    server: RunningServer, prometheus: httpx.Client, digits: NDArray[np.float64]
+    digits_server: RunningServer, prometheus: httpx.Client, digits: NDArray[np.float64]
 ) -> None:
     def run(query: str) -> list[dict[str, object]]:
         expression = query.replace("$__rate_interval", "10s").replace("$model", ".*")
@@ -122,7 +114,7 @@ def test_every_query_of_the_dashboard_returns_data(
     end = time.monotonic() + 60
     missing = set(QUERIES)
     while missing and time.monotonic() < end:
-        assert server.predict({"inputs": digits.tolist()}).status_code == 200
+        assert digits_server.predict({"inputs": digits.tolist()}).status_code == 200
         time.sleep(0.2)
         values = {name: run(QUERIES[name]) for name in missing}
         missing = {name for name, found in values.items() if not found or any("NaN" in str(one["value"]) for one in found)}

@@ -14,6 +14,7 @@ import msgspec
 import numpy as np
 import pytest
 
+from app.engine.device import choose_device
 from app.engine_client.messages import (
     Cancel,
     Failed,
@@ -68,7 +69,8 @@ def running_engine(
 ) -> "Iterator[tuple[subprocess.Popen[str], socket.socket]]":
     """The same, ready."""
     with starting_engine(path, run, model_store=store, **settings) as (process, lifeline):
-        assert lifeline.recv(1) == READY
+        while (byte := lifeline.recv(1)) != READY:
+            assert byte == ALIVE  # it is still loading
         yield process, lifeline
 
 
@@ -384,7 +386,9 @@ def test_a_load_and_an_unload_are_seen_by_every_client_and_outlive_the_process(s
     assert path.with_name("unloaded.json").read_text() == "[]"
 
 
-def test_the_store_is_rescanned_as_often_as_it_is_set_and_on_sighup(store: Path, tmp_path: Path) -> None:
+def test_the_store_is_rescanned_as_often_as_it_is_set_and_on_sighup_and_sigterm_lets_requests_end(
+    store: Path, tmp_path: Path
+) -> None:
     path, own = tmp_path / "socket", tmp_path / "store"
     with running_engine(path, own, poll_seconds=0.05) as (process, _), Connection(path) as client:
         assert client.state().served == []
@@ -399,12 +403,6 @@ def test_the_store_is_rescanned_as_often_as_it_is_set_and_on_sighup(store: Path,
             pass
         process.send_signal(signal.SIGHUP)
         assert "model store rescanned" in process.stderr.readline(), "what is polled for is not logged"
-
-
-def test_an_idle_engine_beats_and_sigterm_lets_it_finish_what_it_has(store: Path, tmp_path: Path) -> None:
-    path = tmp_path / "socket"
-    with running_engine(path, store) as (process, lifeline), Connection(path) as client:
-        assert lifeline.recv(1) == lifeline.recv(1) == ALIVE
         client.send(*(request(id, model="slow", cap=2000) for id in range(20)))
         client.state()  # it has them all
         process.send_signal(signal.SIGTERM)
@@ -414,9 +412,10 @@ def test_an_idle_engine_beats_and_sigterm_lets_it_finish_what_it_has(store: Path
         assert process.wait(PATIENCE_SECONDS) == 0
 
 
-def test_a_busy_engine_beats_until_it_ends_with_its_parent(store: Path, tmp_path: Path) -> None:
+def test_an_engine_beats_idle_or_busy_until_it_ends_with_its_parent(store: Path, tmp_path: Path) -> None:
     path = tmp_path / "socket"
     with running_engine(path, store) as (process, lifeline), Connection(path) as client:
+        assert lifeline.recv(1) == lifeline.recv(1) == ALIVE
         client.send(request(1, model="slow", cap=FOREVER))
         client.state()
         assert lifeline.recv(1) == lifeline.recv(1) == ALIVE
@@ -424,9 +423,10 @@ def test_a_busy_engine_beats_until_it_ends_with_its_parent(store: Path, tmp_path
         process.wait(PATIENCE_SECONDS)
 
 
-def test_a_device_that_cannot_be_used_is_one_clear_line(store: Path, tmp_path: Path) -> None:
-    with starting_engine(tmp_path / "socket", model_store=store, device="abacus") as (process, _):
-        assert process.wait(PATIENCE_SECONDS) == 2
-        assert process.stderr is not None
-        (line,) = process.stderr.read().splitlines()
-        assert line.startswith("--device must be one that PyTorch can use here (got 'abacus'): ")
+def test_a_device_that_cannot_be_used_is_one_clear_line(capsys: pytest.CaptureFixture[str]) -> None:
+    """Of a process that ends so: ``tests/test_commandline.py``."""
+    with pytest.raises(SystemExit) as ended:
+        choose_device("abacus")
+    assert ended.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("--device must be one that PyTorch can use here (got 'abacus'): ")

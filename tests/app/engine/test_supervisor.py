@@ -218,7 +218,9 @@ async def test_stopping_lets_requests_in_flight_end(store: Path, tmp_path: Path)
             await predict(stopping.engines, pictures(1))
 
 
-async def test_a_dead_engine_costs_its_own_requests_and_the_others_go_on(two: Running) -> None:
+async def test_a_dead_engine_costs_its_own_requests_and_comes_back_without_what_was_unloaded(two: Running) -> None:
+    await two.engines.unload("wild")
+    assert two.engines.catalogue.names == ["digits", "slow"]
     requests = [slow(two.engines, cap=FOREVER) for _ in range(2)]
     while await two.rows(0) + await two.rows(1) < 2:
         await asyncio.sleep(0)
@@ -236,6 +238,10 @@ async def test_a_dead_engine_costs_its_own_requests_and_the_others_go_on(two: Ru
     assert await two.rows(0) == 0
     assert await two.rows(1) == 1
     requests[1].cancel()
+    assert [state.unloaded for state in two.engines.states.values()] == [["wild"]] * 2
+    assert two.engines.catalogue.names == ["digits", "slow"]
+    await two.engines.load("wild")
+    assert two.engines.catalogue.names == ["digits", "slow", "wild"]
 
 
 async def test_a_request_goes_to_the_engine_with_the_fewest_rows_in_flight(two: Running) -> None:
@@ -260,18 +266,6 @@ async def test_a_session_stays_with_its_engine(two: Running) -> None:
         cold = await warm(session)
         assert await warm(session) < cold
         assert await warm(session) < cold
-
-
-async def test_an_unloaded_model_stays_unloaded_when_an_engine_is_restarted(two: Running) -> None:
-    await two.engines.unload("wild")
-    assert two.engines.catalogue.names == ["digits", "slow"]
-    restarts = read_status(two.status_files[1]).restarts
-    two.kill(1)
-    await two.wait_for(1, restarts)
-    assert [state.unloaded for state in two.engines.states.values()] == [["wild"]] * 2
-    assert two.engines.catalogue.names == ["digits", "slow"]
-    await two.engines.load("wild")
-    assert two.engines.catalogue.names == ["digits", "slow", "wild"]
 
 
 async def test_an_engine_that_cannot_start_is_tried_again_and_can_be_stopped(

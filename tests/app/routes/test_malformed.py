@@ -25,7 +25,7 @@ values = st.recursive(
     max_leaves=12,
 )
 names = st.sampled_from(["inputs", "images", "tolerance", "max_iterations", "deadline_ms"])
-many = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+many = settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
 def numpy_file() -> bytes:
