@@ -17,7 +17,7 @@ from xdist.scheduler import LoadFileScheduling
 from tests.app.running import RunningServer, running_server
 
 SLOW_FIXTURES = {
-    *("server", "strict_server", "keyed_server", "digits_server"),
+    *("server", "strict_server", "keyed_server", "special_server", "digits_server"),
     *("digits_store", "quick"),  # which train
     "site",
 }

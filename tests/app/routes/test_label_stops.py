@@ -2,7 +2,6 @@
 
 import io
 import json
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from jfb import ModelConfig, checkpoint
 from jfb.config import LabelCalibration, LearnedStartSpec
 from jfb.learned_start import LearnedStart
 from jfb.store import new_version
-from tests.app.running import RunningServer, running_server
+from tests.app.running import RunningServer
 from tests.app.store import network_of
 
 CALIBRATION = LabelCalibration(
@@ -46,9 +45,8 @@ STARTED = ANYBODYS.model_copy(update={"learned_start": START})
 INPUTS = np.random.default_rng(5).integers(0, 256, (30, 1, 12, 12)).astype(np.float32)
 
 
-@pytest.fixture(scope="module")
-def own_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    store = tmp_path_factory.mktemp("store")
+def add_models(store: Path) -> None:
+    """Models whose label stops are estimates, or none, for ``special_store``."""
     for name, config in (("anybodys", ANYBODYS), ("unknown", UNKNOWN), ("accelerated", ACCELERATED), ("started", STARTED)):
         with new_version(store, name) as folder:
             network = network_of(config, 4)
@@ -56,14 +54,6 @@ def own_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 torch.manual_seed(0)
                 network.learned_start = LearnedStart(**dict(START))
             checkpoint.save(folder, config, network)
-    return store
-
-
-@pytest.fixture(scope="module")
-def own_server(own_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
-    with running_server(own_store, tmp_path_factory.mktemp("server") / "log", default_model="anybodys", slots=8) as running:
-        running.wait_until_ready()
-        yield running
 
 
 def offline(folder: Path, inputs: np.ndarray, tolerance: float) -> jfb.Prediction:
@@ -91,20 +81,20 @@ def assert_same(rows: list[dict[str, Any]], expected: jfb.Prediction, kind: str)
         assert (rows[k]["stability"]["margin"] > rows[k]["stability"]["bound"]) or rows[k]["status"] == "converged"
 
 
-def test_an_estimate_is_what_jfb_predict_gives_alone_and_in_company(own_server: RunningServer, own_store: Path) -> None:
-    expected = offline(own_store / "anybodys" / "1", INPUTS, CALIBRATION.tolerance)
+def test_an_estimate_is_what_jfb_predict_gives_alone_and_in_company(special_server: RunningServer, special_store: Path) -> None:
+    expected = offline(special_store / "anybodys" / "1", INPUTS, CALIBRATION.tolerance)
     assert expected.solution.status.count("label_stable") > 20
     bodies = [{"inputs": INPUTS[k : k + 1].tolist(), "stop": "label"} for k in range(len(INPUTS))]
-    alone = [own_server.predict(body).json()["predictions"][0] for body in bodies]
+    alone = [special_server.predict(body).json()["predictions"][0] for body in bodies]
     assert_same(alone, expected, "estimate")
     strict = {"inputs": INPUTS.tolist(), "tolerance": 1e-6}
     with ThreadPoolExecutor(8) as pool:
-        others = [pool.submit(own_server.predict, strict | {"solver": solver}) for solver in ("picard", "anderson") * 2]
-        company = list(pool.map(lambda body: own_server.predict(body).json()["predictions"][0], bodies))
+        others = [pool.submit(special_server.predict, strict | {"solver": solver}) for solver in ("picard", "anderson") * 2]
+        company = list(pool.map(lambda body: special_server.predict(body).json()["predictions"][0], bodies))
         assert all(other.result().status_code == 200 for other in others)
     assert_same(company, expected, "estimate")
     assert all("stability" not in row for other in others for row in other.result().json()["predictions"])
-    assert own_server.metric("jfb_rows_total", status="label_stable") == sum(
+    assert special_server.metric("jfb_rows_total", status="label_stable") == sum(
         row["status"] == "label_stable" for row in (*alone, *company)
     )
 
@@ -123,42 +113,42 @@ def test_a_guarantee_is_what_jfb_predict_gives(server: RunningServer, store: Pat
         assert_same(rows, offline(store / "digits" / "2", digits, 1e-4), "guarantee")
 
 
-def test_label_stops_use_the_models_own_solver_and_every_solver_gives_the_same_labels(own_server: RunningServer) -> None:
+def test_label_stops_use_the_models_own_solver_and_every_solver_gives_the_same_labels(special_server: RunningServer) -> None:
     body = {"inputs": INPUTS.tolist(), "stop": "label"}
-    own = own_server.predict(body, "/models/accelerated/predict").json()["predictions"]
-    assert own_server.predict(body | {"solver": "anderson"}).json()["predictions"] == own
-    by_picard = own_server.predict(body).json()["predictions"]
+    own = special_server.predict(body, "/models/accelerated/predict").json()["predictions"]
+    assert special_server.predict(body | {"solver": "anderson"}).json()["predictions"] == own
+    by_picard = special_server.predict(body).json()["predictions"]
     assert [row["index"] for row in own] == [row["index"] for row in by_picard]
     assert sum(row["iterations"] for row in own) < sum(row["iterations"] for row in by_picard)
 
 
 def test_a_deadline_that_passes_before_the_first_iteration_is_answered_from_the_learned_start(
-    own_server: RunningServer, own_store: Path
+    special_server: RunningServer, special_store: Path
 ) -> None:
-    network = jfb.load(own_store / "started" / "1").network
+    network = jfb.load(special_store / "started" / "1").network
     expected = network.readout(network.first_state(network.inject(torch.from_numpy(INPUTS))))
     body = {"inputs": INPUTS.tolist(), "deadline_ms": 1e-6}
-    rows = own_server.predict(body, "/models/started/predict").json()["predictions"]
+    rows = special_server.predict(body, "/models/started/predict").json()["predictions"]
     assert {(row["iterations"], row["status"], row["residual"]) for row in rows} == {(0, "deadline", None)}
     assert [row["index"] for row in rows] == expected.argmax(1).tolist()
     assert [row["probabilities"] for row in rows] == pytest.approx(expected.softmax(1).numpy(), abs=1e-5)
-    assert own_server.client.post("/models/anybodys/predict", json=body).status_code == 504
+    assert special_server.client.post("/models/anybodys/predict", json=body).status_code == 504
 
     headers = {"accept": "text/event-stream"}
-    streamed = own_server.client.post("/models/started/predict", json=body, headers=headers)
+    streamed = special_server.client.post("/models/started/predict", json=body, headers=headers)
     assert streamed.status_code == 200
     assert "event: iteration" not in streamed.text
     assert json.loads(streamed.text.split("data: ")[1])["predictions"] == rows
 
     tensor = {"name": "inputs", "datatype": "FP32", "shape": list(INPUTS.shape), "data": INPUTS.ravel().tolist()}
     infer = {"inputs": [tensor], "parameters": {"deadline_ms": 1e-6}, "outputs": [{"name": "logits"}, {"name": "iterations"}]}
-    logits, iterations = own_server.client.post("/v2/models/started/infer", json=infer).json()["outputs"]
+    logits, iterations = special_server.client.post("/v2/models/started/infer", json=infer).json()["outputs"]
     assert logits["data"] == pytest.approx(expected.flatten().numpy(), abs=1e-4)
     assert set(iterations["data"]) == {0}
 
 
-def test_a_tolerance_that_is_named_ends_rows_too(own_server: RunningServer) -> None:
-    loose = own_server.predict({"inputs": INPUTS.tolist(), "stop": "label", "tolerance": 0.9}).json()["predictions"]
+def test_a_tolerance_that_is_named_ends_rows_too(special_server: RunningServer) -> None:
+    loose = special_server.predict({"inputs": INPUTS.tolist(), "stop": "label", "tolerance": 0.9}).json()["predictions"]
     assert {row["iterations"] for row in loose} <= {1, 2}
     assert {row["status"] for row in loose} == {"converged"}
     # An estimate needs one iteration that moves less.
@@ -166,42 +156,44 @@ def test_a_tolerance_that_is_named_ends_rows_too(own_server: RunningServer) -> N
     assert all(row["stability"]["margin"] >= 0 for row in loose)
 
 
-def test_the_query_string_and_the_events_have_it_too(own_server: RunningServer) -> None:
-    right = own_server.predict({"inputs": INPUTS[:4].tolist(), "stop": "label"}).json()
+def test_the_query_string_and_the_events_have_it_too(special_server: RunningServer) -> None:
+    right = special_server.predict({"inputs": INPUTS[:4].tolist(), "stop": "label"}).json()
     file = io.BytesIO()
     np.save(file, INPUTS[:4])
     headers = {"content-type": "application/x-npy"}
-    assert own_server.client.post("/predict?stop=label", content=file.getvalue(), headers=headers).json() == right
-    events = own_server.client.post(
+    assert special_server.client.post("/predict?stop=label", content=file.getvalue(), headers=headers).json() == right
+    events = special_server.client.post(
         "/predict?stop=label&solver=picard", content=file.getvalue(), headers=headers | {"accept": "text/event-stream"}
     ).text
     assert '"status":"label_stable","stability":{"margin":' in events.split("event: answer")[1]
 
 
-def test_the_open_inference_protocol_has_it_too(own_server: RunningServer) -> None:
-    rows = own_server.predict({"inputs": INPUTS.tolist(), "stop": "label"}).json()["predictions"]
+def test_the_open_inference_protocol_has_it_too(special_server: RunningServer) -> None:
+    rows = special_server.predict({"inputs": INPUTS.tolist(), "stop": "label"}).json()["predictions"]
     tensor = {"name": "inputs", "datatype": "FP32", "shape": list(INPUTS.shape), "data": INPUTS.ravel().tolist()}
     body = {"inputs": [tensor], "parameters": {"stop": "label"}}
-    outputs = own_server.client.post("/v2/models/anybodys/infer", json=body).json()["outputs"]
+    outputs = special_server.client.post("/v2/models/anybodys/infer", json=body).json()["outputs"]
     found = {output["name"]: output["data"] for output in outputs}
     assert list(found) == ["logits", "iterations", "residual", "converged", "margin", "bound"]
     assert found["iterations"] == [row["iterations"] for row in rows]
     assert found["converged"] == [row["status"] == "converged" for row in rows]
     for name in ("margin", "bound"):
         assert found[name] == pytest.approx([row["stability"][name] for row in rows], rel=1e-5)
-    (only,) = own_server.client.post("/v2/models/anybodys/infer", json=body | {"outputs": [{"name": "bound"}]}).json()["outputs"]
+    (only,) = special_server.client.post("/v2/models/anybodys/infer", json=body | {"outputs": [{"name": "bound"}]}).json()[
+        "outputs"
+    ]
     assert only["data"] == found["bound"]
-    metadata = own_server.client.get("/v2/models/unknown").json()
+    metadata = special_server.client.get("/v2/models/unknown").json()
     assert [output["name"] for output in metadata["outputs"]] == ["logits", "iterations", "residual", "converged"]
 
 
-def test_a_model_says_what_it_offers_and_rejects_what_it_does_not(own_server: RunningServer) -> None:
+def test_a_model_says_what_it_offers_and_rejects_what_it_does_not(special_server: RunningServer) -> None:
     def error(answer: httpx.Response) -> str:
         assert answer.status_code == 422
         text: str = answer.json()["error"]
         return text
 
-    described = own_server.client.get("/models/anybodys").json()
+    described = special_server.client.get("/models/anybodys").json()
     assert described["solvers"] == ["picard", "anderson"]
     assert described["label_stop"] == {
         "kind": "estimate",
@@ -211,8 +203,8 @@ def test_a_model_says_what_it_offers_and_rejects_what_it_does_not(own_server: Ru
         "differing": 5e-4,
         "iterations": 6.25,
     }
-    assert own_server.client.get("/models/unknown").json()["label_stop"] is None
+    assert special_server.client.get("/models/unknown").json()["label_stop"] is None
     body = {"inputs": INPUTS[:1].tolist(), "stop": "label"}
-    refusal = error(own_server.predict(body, "/models/unknown/predict"))
+    refusal = error(special_server.predict(body, "/models/unknown/predict"))
     assert refusal.startswith("stop: must be tolerance, as unknown has no label stops")
     assert refusal.endswith('(got "label")')

@@ -1,6 +1,6 @@
 """Monotone operator networks, served: each splitting by the same engine, over a real socket, as ``jfb.predict`` answers."""
 
-from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ from jfb import ModelConfig, checkpoint
 from jfb.monotone_network import MonotoneNetwork
 from jfb.solvers import SOLVERS
 from jfb.store import new_version
-from tests.app.running import RunningServer, running_server
+from tests.app.running import RunningServer
 from tests.app.store import network_of
 
 SPLITTINGS = ["forward_backward", "peaceman_rachford"]
@@ -38,10 +38,8 @@ def config(solver: str, kind: str) -> ModelConfig:
     )
 
 
-@pytest.fixture(scope="module")
-def split_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
-    """A server of four monotone networks: dense and convolutional, each with both splittings; fewer slots than rows."""
-    store = tmp_path_factory.mktemp("monotone")
+def add_models(store: Path) -> None:
+    """Four monotone networks for ``special_store``: dense and convolutional, each with both splittings."""
     for kind in ("mlp", "conv"):
         for solver in SPLITTINGS:
             described = config(solver, kind)
@@ -53,23 +51,22 @@ def split_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningSe
             network.constrain()
             with new_version(store, f"{kind}_{solver}") as folder:
                 checkpoint.save(folder, described, network)
-    with running_server(store, store / "log", slots=5) as server:
-        server.wait_until_ready()
-        yield server
 
 
 @pytest.mark.parametrize("solver", SPLITTINGS)
 @pytest.mark.parametrize("kind", ["mlp", "conv"])
-def test_each_splitting_is_served_as_predict_computes_it(split_server: RunningServer, solver: str, kind: str) -> None:
+def test_each_splitting_is_served_as_predict_computes_it(
+    special_server: RunningServer, special_store: Path, solver: str, kind: str
+) -> None:
     name = f"{kind}_{solver}"
-    loaded = jfb.load(split_server.log.parent / name / "1")
+    loaded = jfb.load(special_store / name / "1")
     rng = np.random.default_rng(0)
     inputs = rng.uniform(0, 16, (17, *loaded.config.input.shape)) * rng.choice(
         [0.1, 1.0], (17, *[1] * len(loaded.config.input.shape))
     )
     tolerance = np.resize([1e-1, 1e-5, 1e-3], 17)
     caps = np.resize([300, 300, 300, 3], 17)
-    answer = split_server.predict(
+    answer = special_server.predict(
         {"inputs": inputs.tolist(), "tolerance": tolerance.tolist(), "max_iterations": caps.tolist()}, f"/models/{name}/predict"
     )
     assert answer.status_code == 200, answer.text
@@ -89,16 +86,16 @@ def test_each_splitting_is_served_as_predict_computes_it(split_server: RunningSe
     np.testing.assert_allclose([row["probabilities"] for row in rows], probabilities, atol=1e-5)
 
 
-def test_the_description_of_a_model_names_its_splitting(split_server: RunningServer) -> None:
+def test_the_description_of_a_model_names_its_splitting(special_server: RunningServer) -> None:
     for solver in SPLITTINGS:
-        assert split_server.client.get(f"/models/mlp_{solver}").json()["solver"] == solver
+        assert special_server.client.get(f"/models/mlp_{solver}").json()["solver"] == solver
 
 
-def test_a_session_starts_where_it_ended_under_each_splitting(split_server: RunningServer) -> None:
+def test_a_session_starts_where_it_ended_under_each_splitting(special_server: RunningServer) -> None:
     """The dual variable of Peaceman-Rachford is not remembered: it is found again from the remembered state."""
     for solver in SPLITTINGS:
         body = {"inputs": [[1.0, 2.0, 3.0, 4.0, 5.0, 6.0]], "tolerance": 1e-4, "session": "film"}
-        first, second = (split_server.predict(body, f"/models/mlp_{solver}/predict").json()["predictions"][0] for _ in range(2))
+        first, second = (special_server.predict(body, f"/models/mlp_{solver}/predict").json()["predictions"][0] for _ in range(2))
         assert first["iterations"] > 3
         assert second["iterations"] == 1
         assert second["label"] == first["label"]
