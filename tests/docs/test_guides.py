@@ -99,6 +99,7 @@ def test_the_commands_of_a_page_work(page: str, digits_store: Path, tmp_path: Pa
     }
     environment = {name: value for name, value in environment.items() if name not in ("JFB_MODEL_STORE", "JFB_RUNS")}
     left_out = ran = 0
+    programs: list[str] = []
     with ExitStack() as running:
         for comment, indent, language, title, text in BLOCK.findall((DOCS / page).read_text()):
             body = re.sub(f"^{indent}", "", text, flags=re.MULTILINE)
@@ -110,9 +111,10 @@ def test_the_commands_of_a_page_work(page: str, digits_store: Path, tmp_path: Pa
                 if Path(title).name == "pyproject.toml":
                     write_metadata((tmp_path / title).parent)
             elif language == "python":
-                run([sys.executable, "-c", with_ports(body, ports)], tmp_path, environment)
+                programs.append(with_ports(body, ports))
                 ran += 1
             elif language == "sh":
+                run_programs(programs, tmp_path, environment)
                 body = with_ports(body, ports)
                 servers = re.findall(r"^python -m app(?! predict| alias|.*--help).*$", body, re.MULTILINE)
                 rest = re.sub(r"^python -m app(?! predict| alias|.*--help).*$", "", body, flags=re.MULTILINE)
@@ -123,6 +125,7 @@ def test_the_commands_of_a_page_work(page: str, digits_store: Path, tmp_path: Pa
                     port = re.search(r" --port (\d+)", command)
                     running.enter_context(server(command, tmp_path, environment, int(port[1] if port else ports["8000"])))
                 ran += 1
+        run_programs(programs, tmp_path, environment)
         for command in CELL.findall((DOCS / page).read_text()):
             run(["bash", "-euo", "pipefail", "-c", with_ports(command, ports)], tmp_path, environment)
     assert ran >= 2
@@ -141,6 +144,14 @@ def with_ports(text: str, ports: dict[str, str]) -> str:
     for port, instead in ports.items():
         text = re.sub(rf"(?<=[: ]){port}\b", instead, text)
     return text
+
+
+def run_programs(programs: list[str], folder: Path, environment: dict[str, str]) -> None:
+    """Run programs in one process, each as if it were alone, and forget them: importing PyTorch takes longer than they do."""
+    if programs:
+        together = "".join(f"exec(compile({program!r}, 'program {k}', 'exec'), {{}})\n" for k, program in enumerate(programs))
+        run([sys.executable, "-c", together], folder, environment)
+        programs.clear()
 
 
 def run(command: list[str], folder: Path, environment: dict[str, str]) -> None:
