@@ -52,13 +52,14 @@ class RunningServer:
 
     def metric(self, name: str, **labels: str) -> float:
         """The sum over all samples of a metric that have these labels."""
+        (found,) = self.metrics(name, **labels)
+        return found
+
+    def metrics(self, *names: str, **labels: str) -> tuple[float, ...]:
+        """The same of several metrics at one time."""
         families = text_string_to_metric_families(self.client.get("/metrics").text)
-        return sum(
-            sample.value
-            for family in families
-            for sample in family.samples
-            if sample.name == name and labels.items() <= sample.labels.items()
-        )
+        samples = [one for family in families for one in family.samples if labels.items() <= one.labels.items()]
+        return tuple(sum(one.value for one in samples if one.name == name) for name in names)
 
 
 @contextmanager
