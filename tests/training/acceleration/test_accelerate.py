@@ -15,6 +15,7 @@ from jfb.config import ArchitectureSpec, InputSpec, ModelConfig
 from training.__main__ import main
 from training.acceleration import accelerate, fit, start
 from training.errors import RecipeError
+from training.evaluation import solver_times
 from training.evaluation.solver_times import SolverTimes, time_solvers
 from training.recipe import load_recipe
 
@@ -48,12 +49,16 @@ def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
 
 
 def recommending(solver: str, monkeypatch: pytest.MonkeyPatch, start_ratio: float = 1.0) -> None:
+    """Fit for a short time and decide so, whatever is faster."""
+
     def times(*arguments: object, **keywords: object) -> SolverTimes:
         found = time_solvers(*arguments, **keywords)  # type: ignore[arg-type]
         ratio = None if found.start_ratio is None else start_ratio
         return SolverTimes(**{**vars(found), "recommended": solver, "start_ratio": ratio})
 
     monkeypatch.setattr(accelerate, "time_solvers", times)
+    monkeypatch.setattr(solver_times, "ROUNDS", solver_times.MIN_ROUNDS)
+    monkeypatch.setattr(solver_times, "INPUTS", 64)
     monkeypatch.setattr(fit, "STEPS", 20)
     monkeypatch.setattr(start, "MAX_STEPS", 20)
 
