@@ -12,6 +12,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 from filelock import FileLock
+from xdist.remote import Producer
 from xdist.scheduler import LoadFileScheduling
 
 from tests.app.running import RunningServer, running_server
@@ -26,32 +27,34 @@ SLOW_PROGRAMS = {"app", "app.engine", "training"}
 
 NO_BROWSER = "no chromium on this machine: apt-get install chromium"
 
-# The files that take longest come first, so that the two workers of `make test` end at about the same time.
+# What takes longest comes first, so that the two workers of `make test` end at about the same time.
 STARTED_FIRST = [
-    "app/routes/test_pages.py",
+    "app/routes/test_pages.py",  # and with it all files that share its servers
+    "security/",
     "app/engine/test_supervisor.py",
     "app/supervisor/test_http_workers.py",
     "docs/test_site.py",
-    "app/supervisor/test_process.py",
-    "jfb/test_export.py",
-    "training/acceleration/test_accelerate.py",
-    "jfb/test_export_mixing.py",
-    "app/supervisor/test_crashes.py",
     "app/engine/test_process.py",
-    "app/routes/test_repository.py",
     "benchmarks/test_soak.py",
     "docs/test_guides.py",
-    "app/routes/test_malformed.py",
+    "jfb/test_export.py",
+    "test_commandline.py",
+    "jfb/architectures/test_authors_resnet.py",
+    "app/http/test_server.py",
+    "app/engine/test_every_backend.py",
+    "training/acceleration/test_accelerate.py",
+    "jfb/test_export_mixing.py",
+    "app/engine/test_deterministic.py",
     "benchmarks/test_few_steps.py",
 ]
 
-
-SHARING = {
-    **dict.fromkeys(("app/cli/test_predict.py", "app/http/test_auth.py", "app/inference/test_open_inference.py"), "servers"),
-    **dict.fromkeys(("app/observability/", "app/routes/", "app/supervisor/test_process.py", "app/test_"), "servers"),
-    "test_end_to_end.py": "servers",
-    "security/": "security",
-}
+SHARING = [
+    (
+        *("app/routes/", "app/cli/test_predict.py", "app/http/test_auth.py", "app/inference/test_open_inference.py"),
+        *("app/observability/", "app/supervisor/test_process.py", "app/test_", "docker/test_dashboard.py", "test_end_to_end.py"),
+    ),
+    ("security/",),
+]
 """Files that use the same servers of a session: one worker runs them all, as each worker starts its own."""
 
 
@@ -60,11 +63,11 @@ class Scheduling(LoadFileScheduling):
 
     def _split_scope(self, nodeid: str) -> str:
         file = nodeid.split("::")[0].removeprefix("tests/")
-        return next((unit for start, unit in SHARING.items() if file.startswith(start)), file)
+        return next((files[0] for files in SHARING if file.startswith(files)), file)
 
 
-def pytest_xdist_make_scheduler(config: pytest.Config) -> LoadFileScheduling | None:
-    return Scheduling(config) if config.option.dist == "loadfile" else None
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadFileScheduling | None:
+    return Scheduling(config, log) if config.option.dist == "loadfile" else None
 
 
 @pytest.hookimpl(wrapper=True)
@@ -92,7 +95,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def _place(item: pytest.Item) -> int:
     file = item.path.relative_to(Path(__file__).parent).as_posix()
-    return STARTED_FIRST.index(file) if file in STARTED_FIRST else len(STARTED_FIRST)
+    return next((place for place, start in enumerate(STARTED_FIRST) if file.startswith(start)), len(STARTED_FIRST))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
