@@ -9,7 +9,7 @@ import pytest
 
 @pytest.mark.slow
 @pytest.mark.timeout(240)
-@pytest.mark.parametrize(("seconds", "http_workers"), [pytest.param(60, 1, marks=pytest.mark.long), (8, 2)])
+@pytest.mark.parametrize(("seconds", "http_workers"), [pytest.param(60, 1, marks=pytest.mark.long), (5, 2)])
 def test_a_soak_with_engine_kills_and_model_changes_reports_nothing_wrong(seconds: int, http_workers: int) -> None:
     flags = [f"--seconds={seconds}", "--seed=7", f"--http-workers={http_workers}"]
     root = Path(__file__).parents[2]
