@@ -37,10 +37,10 @@ quick-tests: .venv/installed-test
 	$(PYTEST) --dist worksteal -m "not slow and not long"
 
 tests: .venv/installed-test
-	$(PYTEST) --dist loadfile --no-loadscope-reorder -m "not long"
+	$(PYTEST) --dist loadgroup --no-loadscope-reorder -m "not long"
 
 test-long: .venv/installed-test
-	$(PYTEST) --dist loadfile --no-loadscope-reorder -m long
+	$(PYTEST) --dist loadgroup --no-loadscope-reorder -m long
 
 lint: .venv/installed-test
 	$(BIN)/ruff check .

@@ -12,8 +12,6 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 from filelock import FileLock
-from xdist.remote import Producer
-from xdist.scheduler import LoadFileScheduling
 
 from tests.app.running import RunningServer, running_server
 
@@ -58,18 +56,6 @@ SHARING = [
 """Files that use the same servers of a session: one worker runs them all, as each worker starts its own."""
 
 
-class Scheduling(LoadFileScheduling):
-    """``--dist loadfile``, except that files which share servers are one unit."""
-
-    def _split_scope(self, nodeid: str) -> str:
-        file = nodeid.split("::")[0].removeprefix("tests/")
-        return next((files[0] for files in SHARING if file.startswith(files)), file)
-
-
-def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadFileScheduling | None:
-    return Scheduling(config, log) if config.option.dist == "loadfile" else None
-
-
 @pytest.hookimpl(wrapper=True)
 def pytest_collection() -> Iterator[None]:
     """Collect the tests without garbage collections, which take a sixth of the time while libraries are imported."""
@@ -83,18 +69,23 @@ def pytest_collection() -> Iterator[None]:
 
 @pytest.hookimpl(tryfirst=True)  # before pytest selects by -m
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark tests that start a server or train as slow, by their fixtures and by what their file imports; order the files."""
-    items.sort(key=_place)
+    """Mark tests that start a server or train as slow, by fixtures and by what their file imports; order and group the files."""
+    items.sort(key=lambda item: _place(_file(item)))
     for item in items:
         assert isinstance(item, pytest.Function)
+        file = _file(item)
+        item.add_marker(pytest.mark.xdist_group(next((files[0] for files in SHARING if file.startswith(files)), file)))
         if SLOW_FIXTURES & set(item.fixturenames) or hasattr(item.module, SLOW_HELPER):
             item.add_marker("slow")
         if "digits_store" in item.fixturenames:
             item.add_marker(pytest.mark.timeout(300))  # the first of them trains
 
 
-def _place(item: pytest.Item) -> int:
-    file = item.path.relative_to(Path(__file__).parent).as_posix()
+def _file(item: pytest.Item) -> str:
+    return item.path.relative_to(Path(__file__).parent).as_posix()
+
+
+def _place(file: str) -> int:
     return next((place for place, start in enumerate(STARTED_FIRST) if file.startswith(start)), len(STARTED_FIRST))
 
 

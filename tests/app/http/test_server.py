@@ -39,6 +39,18 @@ def test_sigterm_turns_the_server_not_ready_and_a_second_one_ends_it_when_what_i
         assert "Traceback" not in server.log.read_text()
 
 
+def test_what_is_in_flight_at_ctrl_c_is_answered(store: Path, tmp_path: Path) -> None:
+    with running_server(store, tmp_path / "log", max_iterations_limit=1_000_000) as server, ThreadPoolExecutor(1) as pool:
+        server.wait_until_ready()
+        in_flight = pool.submit(server.predict, ENDLESS | {"max_iterations": 10_000}, PATH)
+        wait_until(lambda: rows(server, "active") == 1, 10, "it is in flight")
+        server.process.send_signal(signal.SIGINT)
+        answer = in_flight.result(timeout=60)
+        assert answer.status_code == 200
+        assert answer.json()["predictions"][0]["iterations"] == 10_000
+        assert server.process.wait(30) == 0
+
+
 def test_ctrl_c_ends_a_server_without_a_pause_and_what_takes_too_long_is_answered_503(
     store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
