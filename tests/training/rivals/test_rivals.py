@@ -205,7 +205,7 @@ def test_a_recipe_without_a_stem_to_share_is_rejected(console: Console) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"search.solver": "newton"}, "search: solver: must be one of picard"),
+        ({"search.solver": "newton"}, "search.solver: must be one of picard"),
         ({"search.solver": "peaceman_rachford"}, "search.solver: must be one of picard, anderson for"),
         ({"serving.solver": "forward_backward"}, "serving.solver: must be one of picard, anderson for"),
         (
