@@ -172,15 +172,15 @@ class EngineProcess:
         if scheduler is None:
             client.messages += [self._models.state(), NotServed(request.id)]
             return
-        begun = scheduler.live(request) if alone else None
-        if isinstance(begun, Result):
-            client.messages.append(begun)
-            return
         number = next(self._numbers)
         try:
             if request.id in client.requests:
                 raise ValueError(f"id: must be unique (got {request.id}, which is in use)")
-            scheduler.submit(RunningRequest(number, request, scheduler.input_shape), begun)
+            started = scheduler.live(request) if alone else None
+            if isinstance(started, Result):
+                client.messages.append(started)
+                return
+            scheduler.submit(RunningRequest(number, request, scheduler.input_shape), started)
         except QueueFull as full:
             client.messages.append(messages.QueueFull(request.id, full.waiting_rows, full.max_waiting_rows, full.retry_after))
         except ValueError as error:

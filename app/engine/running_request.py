@@ -12,12 +12,31 @@ from jfb import Status
 RowResult = tuple[int, float, Status, float, float]  # iterations, residual, status, margin, bound
 
 
+def check(request: Request, input_shape: tuple[int, ...]) -> None:
+    """Raise a ``ValueError`` for what would harm other clients; the HTTP worker has checked the rest."""
+    rows = request.rows
+    if rows < 1:
+        raise ValueError("inputs: must have at least one row (got none)")
+    size, found = 4 * rows * math.prod(input_shape), len(request.inputs)
+    if found != size:
+        raise ValueError(f"inputs: must be {size} bytes, {rows} float32 rows of shape {list(input_shape)} (got {found})")
+    for name, values in (("max_iterations", request.max_iterations), ("deadline", request.deadline)):
+        if len(values) != rows:
+            raise ValueError(f"{name}: must have {rows} values, one per row (got {len(values)})")
+    if not all(0 < tolerance < math.inf for tolerance in request.tolerance):
+        raise ValueError(f"tolerance: must be positive and finite (got {request.tolerance})")
+    if not all(1 <= cap < 2**63 for cap in request.max_iterations):
+        raise ValueError(f"max_iterations: must be at least 1 and below 2**63 (got {request.max_iterations})")
+    if any(at is not None and math.isnan(at) for at in request.deadline):
+        raise ValueError(f"deadline: must be seconds or null (got {request.deadline})")
+
+
 class RunningRequest:
     """The rows of one request, which is answered when all have ended; ``ValueError`` for a wrong length or a value out of range.
 
     Args:
         number: unique within the engine, whereas ``request.id`` is unique within one client.
-        request: as the client sent it; checked only for what would harm other clients.
+        request: as the client sent it; see ``check``.
 
     Attributes:
         inputs: float32 ``[rows, *input_shape]``.
@@ -32,15 +51,8 @@ class RunningRequest:
     """
 
     def __init__(self, number: int, request: Request, input_shape: tuple[int, ...]) -> None:
+        check(request, input_shape)
         rows = request.rows
-        if rows < 1:
-            raise ValueError("inputs: must have at least one row (got none)")
-        size, found = 4 * rows * math.prod(input_shape), len(request.inputs)
-        if found != size:
-            raise ValueError(f"inputs: must be {size} bytes, {rows} float32 rows of shape {list(input_shape)} (got {found})")
-        for name, values in (("max_iterations", request.max_iterations), ("deadline", request.deadline)):
-            if len(values) != rows:
-                raise ValueError(f"{name}: must have {rows} values, one per row (got {len(values)})")
         self.number = number
         self.id = request.id
         self.solver = request.solver
@@ -53,14 +65,8 @@ class RunningRequest:
         self.inputs: NDArray[np.float32] = np.frombuffer(request.inputs, "<f4").reshape(rows, *input_shape)
         # Lists, because most requests have one row, for which NumPy would take ten times as long.
         self.tolerance = request.tolerance
-        if not all(0 < tolerance < math.inf for tolerance in self.tolerance):
-            raise ValueError(f"tolerance: must be positive and finite (got {request.tolerance})")
         self.max_iterations = request.max_iterations
-        if not all(1 <= cap < 2**63 for cap in self.max_iterations):
-            raise ValueError(f"max_iterations: must be at least 1 and below 2**63 (got {request.max_iterations})")
         self.deadline = [math.inf if at is None else at for at in request.deadline]
-        if any(map(math.isnan, self.deadline)):
-            raise ValueError(f"deadline: must be seconds or null (got {request.deadline})")
 
         self.logits: NDArray[np.floating] = np.empty((rows, 0))
         self.iterations = [0] * rows

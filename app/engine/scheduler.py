@@ -14,7 +14,7 @@ from torch import Tensor
 from app.engine.batch import RunningBatch
 from app.engine.lane import Lane
 from app.engine.queue import Queue, Rows
-from app.engine.running_request import RowResult, RunningRequest
+from app.engine.running_request import RowResult, RunningRequest, check
 from app.engine.trace import trace
 from app.engine.warm_starts import WarmStarts
 from app.engine_client.messages import Iteration, Request, Result, Timings
@@ -27,7 +27,7 @@ _Ended = tuple[Lane, NDArray[np.intp], NDArray[np.floating], Iterator[tuple[int,
 log = structlog.get_logger(__name__)
 
 
-class Begun(NamedTuple):
+class Started(NamedTuple):
     """A row that ``live`` has advanced, but that has not ended."""
 
     lived: Lived
@@ -71,8 +71,7 @@ class Scheduler:
         self._streamed_iterations: list[tuple[RunningRequest, Iteration]] = []
         self._unanswered: list[_Ended] = []
         self._finished: list[RunningRequest] = []
-        self._begun: list[tuple[RunningRequest, Lived]] = []  # they need a slot to go on
-        self._row_bytes = 4 * math.prod(batch.input_shape)
+        self._started: tuple[RunningRequest, Lived] | None = None  # what needs a slot to go on; ``live`` starts no other
         self._last_tick: float | None = None
 
     @property
@@ -90,15 +89,17 @@ class Scheduler:
     @property
     def busy(self) -> bool:
         """Whether there is anything for ``tick`` to do."""
-        return bool(self._requests or self._begun or self.active_rows)
+        return bool(self._requests or self._started is not None or self.active_rows)
 
-    def live(self, request: Request) -> Result | Begun | None:
+    def live(self, request: Request) -> Result | Started | None:
         """Inject, iterate and read out a row that is alone in one call, where there is such a call.
 
         Returns:
             The result; if the row has not ended by the time to look at what has arrived, what it goes on with; None if nothing
-            was computed, as there is no such call, the row is not alone, or something is wrong with the request. Unless it is a
-            result, the request must be submitted.
+            was computed, as there is no such call, or the row is not alone. Unless it is a result, the request must be submitted.
+
+        Raises:
+            ValueError: as ``RunningRequest``.
         """
         if (
             self.busy
@@ -106,13 +107,13 @@ class Scheduler:
             or request.streamed
             or request.stop == "label"
             or request.session is not None
-            or not len(request.tolerance) == len(request.max_iterations) == len(request.deadline) == 1
-            or len(request.inputs) != self._row_bytes
+            or request.rows != 1
         ):
             return None
+        check(request, self.input_shape)
         (tolerance,), (cap,), (deadline,) = request.tolerance, request.max_iterations, request.deadline
-        begun_at = self._clock()
-        if not (0 < tolerance < math.inf and 1 <= cap < 2**63 and (deadline is None or begun_at < deadline)):
+        started_at = self._clock()
+        if deadline is not None and deadline <= started_at:
             return None
         inputs = np.frombuffer(request.inputs, "<f4").reshape(1, *self.input_shape)
         lived = self._batch.live(inputs, request.solver, tolerance, cap)
@@ -122,16 +123,18 @@ class Scheduler:
         self._count(1, lived.iterations)
         capped = lived.iterations >= cap
         if not (capped or lived.converged) and math.isfinite(lived.residual):
-            return Begun(lived, begun_at)
+            return Started(lived, started_at)
         self.iterations += lived.iterations
         self.rows_ended += 1
-        self._queue.record_throughput(1, ended_at - begun_at)
+        self._queue.record_throughput(1, ended_at - started_at)
         status = _status(lived.residual, lived.converged, False, capped)
-        timings = Timings(begun_at, begun_at, begun_at, ended_at, ended_at)  # what injection and readout took counts as iteration
+        timings = Timings(
+            started_at, started_at, started_at, ended_at, ended_at
+        )  # what injection and readout took counts as iteration
         return Result(request.id, lived.logits.tobytes(), [lived.iterations], [lived.residual], [status], timings)
 
-    def submit(self, request: RunningRequest, begun: Begun | None = None) -> None:
-        """Queue a request, or have it go on as ``live`` has begun it.
+    def submit(self, request: RunningRequest, started: Started | None = None) -> None:
+        """Queue a request, or have it go on where ``live`` has stopped.
 
         ``QueueFull`` if not all rows may wait now, ``ValueError`` if its solver or stop is not offered.
         """
@@ -140,12 +143,12 @@ class Scheduler:
             raise ValueError(f"solver: must be one of {', '.join(solvers)} (got {solver!r})")
         if request.stop == "label" and not self._batch.offers_label_stop(solver):
             raise ValueError(f"stop: must be 'tolerance' with solver {solver or next(iter(solvers))} (got 'label')")
-        if begun is None:
+        if started is None:
             self._queue.add(request)
             request.timings.submitted = self._clock()
         else:
-            self._begun.append((request, begun.lived))
-            request.timings.submitted = request.timings.admitted = request.timings.injected = begun.at
+            self._started = request, started.lived
+            request.timings.submitted = request.timings.admitted = request.timings.injected = started.at
         request.logits = np.full((request.rows, self._batch.classes), np.nan)
         self._requests[request.number] = request
         if request.streamed:
@@ -176,7 +179,7 @@ class Scheduler:
                 self.rows_ended += len(late)
                 self._finish(request, now)
         retired = self._retire(now)
-        once = bool(self._streamed or self._begun)
+        once = bool(self._streamed) or self._started is not None
         self._admit(now)
         for rows, times in self._batch.advance(self._fail, once=once):
             self._count(rows, times)
@@ -265,8 +268,8 @@ class Scheduler:
 
     def _admit(self, now: float) -> None:
         """Move rows that go on, and waiting ones, into free slots."""
-        begun, self._begun = self._begun, []
-        for request, lived in begun:
+        if self._started is not None:
+            (request, lived), self._started = self._started, None
             if request.number in self._requests:
                 self._batch.go_on(lived, request.solver, **_host([(request, 0)]))
             else:  # cancelled

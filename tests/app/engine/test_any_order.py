@@ -134,14 +134,14 @@ class AnyOrderAlone(AnyOrder):
         id = len(self.known)
         self.known[id] = [needed], NOWHERE
         message = make_message(id, [needed], cap=CAP)
-        begun = self.scheduler.live(message)
-        assert (begun is None) == self.scheduler.busy
-        if isinstance(begun, Result):
+        started = self.scheduler.live(message)
+        assert (started is None) == self.scheduler.busy
+        if isinstance(started, Result):
             assert needed <= 3
-            self.check(id, begun.iterations, begun.status, [False], begun.logits_array())
+            self.check(id, started.iterations, started.status, [False], started.logits_array())
             return id
         try:
-            self.scheduler.submit(RunningRequest(id, message, (2,)), begun)
+            self.scheduler.submit(RunningRequest(id, message, (2,)), started)
         except QueueFull:
             assert self.scheduler.waiting_rows == MAX_WAITING_ROWS
         else:

@@ -14,7 +14,7 @@ from app.engine.backends.backend import OnnxBackend
 from app.engine.batch import RunningBatch
 from app.engine.loading import make_batch
 from app.engine.running_request import RunningRequest
-from app.engine.scheduler import Begun, Scheduler
+from app.engine.scheduler import Scheduler, Started
 from app.engine.warm_starts import WarmStarts
 from app.engine_client.messages import Result, Stop
 from app.settings import BackendName, EngineConfig, Precision
@@ -188,16 +188,16 @@ def test_a_row_that_is_alone_lives_in_one_call_and_goes_on_in_company_if_that_is
 
     answered: dict[int, tuple[int, str, NDArray[np.floating]]] = {}
 
-    def submit(row: int) -> Result | Begun | None:
+    def submit(row: int) -> Result | Started | None:
         """As an engine does with the only request that has arrived."""
         own = slice(row, row + 1)
         arrived = sent_request(row, inputs[own], tolerance[own], caps[own], [None], solver=solver)
-        begun = scheduler.live(arrived)
-        if isinstance(begun, Result):
-            answered[row] = begun.iterations[0], begun.status[0], begun.logits_array()
+        started = scheduler.live(arrived)
+        if isinstance(started, Result):
+            answered[row] = started.iterations[0], started.status[0], started.logits_array()
         else:
-            scheduler.submit(RunningRequest(row, arrived, (1, 8, 8)), begun)
-        return begun
+            scheduler.submit(RunningRequest(row, arrived, (1, 8, 8)), started)
+        return started
 
     def finish() -> None:
         for ended in tick_until_idle(scheduler):
@@ -207,7 +207,7 @@ def test_a_row_that_is_alone_lives_in_one_call_and_goes_on_in_company_if_that_is
         is_answered = isinstance(submit(row), Result)
         assert is_answered == (scheduler.step_evaluations == scheduler.iterations) == (not scheduler.busy)
         finish()
-    assert isinstance(submit(5), Begun)
+    assert isinstance(submit(5), Started)
     scheduler.tick(0.0)
     assert scheduler.active_rows == 1
     assert submit(6) is None
