@@ -128,9 +128,8 @@ class Scheduler:
         self.rows_ended += 1
         self._queue.record_throughput(1, ended_at - started_at)
         status = _status(lived.residual, lived.converged, False, capped)
-        timings = Timings(
-            started_at, started_at, started_at, ended_at, ended_at
-        )  # what injection and readout took counts as iteration
+        # What injection and readout took counts as iteration.
+        timings = Timings(started_at, started_at, started_at, ended_at, ended_at)
         return Result(request.id, lived.logits.tobytes(), [lived.iterations], [lived.residual], [status], timings)
 
     def submit(self, request: RunningRequest, started: Started | None = None) -> None:

@@ -20,10 +20,10 @@ class FastRequest(Request):
 
     _whole: bytes | None = None
 
-    def header(self, name: bytes) -> str:
-        """The first header of a name in lower case; empty if there is none."""
-        value: bytes = self.scope["headers_by_name"].get(name, b"")
-        return value.decode("latin-1")
+    def header(self, name: bytes, default: str = "") -> str:
+        """The first header of a name in lower case."""
+        value: bytes | None = self.scope["headers_by_name"].get(name)
+        return default if value is None else value.decode("latin-1")
 
     async def body(self) -> bytes:
         """The whole body."""

@@ -68,7 +68,7 @@ async def decode_predict(http: FastRequest, arrived: float, model: ServedVersion
     """Read a body, decode it and its parameters; those in the body precede the query's. Deadlines count from ``arrived``."""
     settings: Settings = http.app.state.server.settings
     content_type = http.header(b"content-type")
-    kind = media_type(content_type, http.header(b"content-encoding"))
+    kind = media_type(content_type, http.header(b"content-encoding", "identity"))
     body = await http.body()
     query = StreamParameters()
     if http.scope["query_string"]:
@@ -127,7 +127,7 @@ def media_type(content_type: str, encoding: str) -> str:
     name = content_type.partition(";")[0].strip().lower()
     if name not in MEDIA_TYPES:
         raise ApiError(415, f"content-type: must be one of {', '.join(MEDIA_TYPES)} (got {content_type[:80] or 'none'})")
-    if encoding.lower() not in ("", "identity"):
+    if encoding.lower() != "identity":
         raise ApiError(415, f"content-encoding: must be identity (got {encoding[:80]})")
     return name
 
@@ -165,11 +165,10 @@ def check_rows(field: str, rows: NDArray[Any], spec: InputSpec) -> Rows:
         rows = rows.astype(np.float32)  # in half precision, a bound of 70,000 would be infinite
     lowest, highest = (-MAX_FLOAT if spec.low is None else spec.low), (MAX_FLOAT if spec.high is None else spec.high)
     # NaN is in no range, and these take half of the time of the methods, which is long for a small row.
-    if rows.dtype == np.uint8 and lowest <= 0:
-        in_range = highest >= 255 or np.maximum.reduce(rows, axis=None).item() <= highest
-    else:
-        in_range = np.minimum.reduce(rows, axis=None).item() >= lowest and np.maximum.reduce(rows, axis=None).item() <= highest
-    if not in_range:
+    in_bytes = rows.dtype == np.uint8
+    above = (in_bytes and lowest <= 0) or np.minimum.reduce(rows, axis=None).item() >= lowest
+    below = (in_bytes and highest >= 255) or np.maximum.reduce(rows, axis=None).item() <= highest
+    if not (above and below):
         inside = (rows >= lowest) & (rows <= highest)
         raise _invalid_entry(field, f"a finite number{_range(spec)}", rows, inside)
     if spec.dtype == "uint8" and rows.dtype.kind == "f":

@@ -12,7 +12,7 @@ from app.engine_client import messages
 from app.engine_client.messages import Result, ServedVersion
 from app.http.auth import AccessRoute, user
 from app.http.errors import ApiError, unavailable
-from app.http.fast_route import FastRoute
+from app.http.fast_route import FastRequest, FastRoute
 from app.http.state import State
 from app.inference import open_inference, run
 from app.inference.decoding import build_request
@@ -138,7 +138,7 @@ for path in NOT_OFFERED:
 
 @infer_router.post("/models/{name}/infer", summary="Infer with a model's highest version", **OPENAPI)
 @infer_router.post("/models/{name}/versions/{version}/infer", summary="Infer with one version of a model", **OPENAPI)
-async def infer(request: Request) -> Response:
+async def infer(request: FastRequest) -> Response:
     arrived = time.monotonic()
     settings: Settings = request.app.state.server.settings
     body: schemas.InferRequest
@@ -146,7 +146,7 @@ async def infer(request: Request) -> Response:
 
     async def decode(model: ServedVersion) -> messages.Request:
         nonlocal body, outputs
-        encoding = request.headers.get("content-encoding", "identity")
+        encoding = request.header(b"content-encoding", "identity")
         content = await request.body()
         cost = len(content) * (1 if encoding == "identity" else MAX_COMPRESSION)
 
