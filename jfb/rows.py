@@ -42,9 +42,10 @@ def close_gaps(ended: NDArray[np.bool_], *tensors: Tensor) -> tuple[Tensor, ...]
     return tuple(tensor[:keep] for tensor in tensors)
 
 
-def to_device(rows: NDArray[np.intp], device: torch.device) -> Tensor:
-    """Return indices of rows on a device, without waiting for what a GPU is still computing."""
-    return torch.from_numpy(rows).to(device, non_blocking=True)
+def to_device(array: NDArray[Any], device: torch.device) -> Tensor:
+    """Copy an array to a device, without waiting for what a GPU is still computing, for which it must be in pinned memory."""
+    tensor = torch.from_numpy(array)
+    return (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)
 
 
 def per_row(name: str, value: float | Tensor, rows: int, like: Tensor) -> Tensor:

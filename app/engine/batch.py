@@ -19,6 +19,7 @@ from app.engine.masked_lane import MaskedLane
 from jfb import LabelStop, ResidualNorm
 from jfb.onnx.file import OnnxFileError
 from jfb.onnx.one_row import Lived, OneRow
+from jfb.rows import to_device
 from jfb.solvers import Solver
 
 log = structlog.get_logger(__name__)
@@ -105,10 +106,7 @@ class RunningBatch:
             return one_by_one(error, self._backend.inject, self.lanes[0].table.injection, requests, fail, tensor)
 
     def _on_device(self, inputs: NDArray[np.float32]) -> Tensor:
-        tensor = torch.from_numpy(inputs)
-        if self._backend.device.type == "cuda":
-            tensor = tensor.pin_memory()  # or the copy would wait for the block of iterations that is being computed
-        return tensor.to(self._backend.device, self._backend.dtype, non_blocking=True)
+        return to_device(inputs, self._backend.device).to(self._backend.dtype)
 
     def initial_state(self, injection: Tensor, requests: NDArray[np.int64], fail: Fail) -> Tensor:
         """Where those rows start unless there is a better point."""
