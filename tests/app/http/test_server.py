@@ -8,9 +8,18 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.app.running import ENDLESS, rows, running_server, wait_until
+from tests.app.running import ENDLESS, RunningServer, rows, running_server, wait_until
 
 PATH = "/models/slow/predict"
+
+
+def in_flight_at(number: signal.Signals, server: RunningServer, body: dict[str, object], seconds: float) -> httpx.Response:
+    """The answer, within some seconds, to a request that is in flight when the server gets a signal."""
+    with ThreadPoolExecutor(1) as pool:
+        answer = pool.submit(server.predict, body, PATH)
+        wait_until(lambda: rows(server, "active") == 1, 10, "it is in flight")
+        server.process.send_signal(number)
+        return answer.result(timeout=seconds)
 
 
 def test_sigterm_turns_the_server_not_ready_and_a_second_one_ends_it_when_what_is_in_flight_is_answered(
@@ -25,11 +34,7 @@ def test_sigterm_turns_the_server_not_ready_and_a_second_one_ends_it_when_what_i
         assert "shutting down" in httpx.get(f"{server.url}/v2/health/ready").json()["error"]
         assert httpx.get(f"{server.url}/v2/health/live").status_code == 200
         assert httpx.post(f"{server.url}{PATH}", json=ENDLESS | {"max_iterations": 3}).status_code == 200
-        with ThreadPoolExecutor(1) as pool:
-            in_flight = pool.submit(server.predict, ENDLESS | {"max_iterations": 10_000}, PATH)
-            wait_until(lambda: rows(server, "active") == 1, 10, "it is in flight")
-            server.process.send_signal(signal.SIGTERM)
-            answer = in_flight.result(timeout=60)
+        answer = in_flight_at(signal.SIGTERM, server, ENDLESS | {"max_iterations": 10_000}, seconds=60)
         assert answer.status_code == 200
         assert answer.json()["predictions"][0]["iterations"] == 10_000
         assert server.process.wait(30) == 0
@@ -40,12 +45,9 @@ def test_sigterm_turns_the_server_not_ready_and_a_second_one_ends_it_when_what_i
 
 
 def test_what_is_in_flight_at_ctrl_c_is_answered(store: Path, tmp_path: Path) -> None:
-    with running_server(store, tmp_path / "log", max_iterations_limit=1_000_000) as server, ThreadPoolExecutor(1) as pool:
+    with running_server(store, tmp_path / "log", max_iterations_limit=1_000_000) as server:
         server.wait_until_ready()
-        in_flight = pool.submit(server.predict, ENDLESS | {"max_iterations": 10_000}, PATH)
-        wait_until(lambda: rows(server, "active") == 1, 10, "it is in flight")
-        server.process.send_signal(signal.SIGINT)
-        answer = in_flight.result(timeout=60)
+        answer = in_flight_at(signal.SIGINT, server, ENDLESS | {"max_iterations": 10_000}, seconds=60)
         assert answer.status_code == 200
         assert answer.json()["predictions"][0]["iterations"] == 10_000
         assert server.process.wait(30) == 0
@@ -58,12 +60,9 @@ def test_ctrl_c_ends_a_server_without_a_pause_and_what_takes_too_long_is_answere
     (tmp_path / "sitecustomize.py").write_text(shortened)  # of every process
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), str(Path(__file__).parents[3])]))
     settings = {"drain_seconds": 60, "max_iterations_limit": 1_000_000}
-    with running_server(store, tmp_path / "log", **settings) as server, ThreadPoolExecutor(1) as pool:
+    with running_server(store, tmp_path / "log", **settings) as server:
         server.wait_until_ready()
-        in_flight = pool.submit(server.predict, ENDLESS, PATH)
-        wait_until(lambda: rows(server, "active") == 1, 10, "it is in flight")
-        server.process.send_signal(signal.SIGINT)
-        answer = in_flight.result(timeout=30)
+        answer = in_flight_at(signal.SIGINT, server, ENDLESS, seconds=30)
         assert answer.status_code == 503
         assert "shutting down" in answer.json()["error"]
         assert server.process.wait(timeout=10) == 0
