@@ -4,7 +4,6 @@ Names are imported on first use, so that a program which only reads a config or 
 """
 
 from importlib import import_module
-from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -22,6 +21,9 @@ if TYPE_CHECKING:
     from jfb.solution import Solution, solve
     from jfb.status import Status
     from jfb.store import CheckpointError, ModelVersion
+
+__version__ = "0.1.0"
+"""Of the package, too: pyproject.toml reads it here, so that it is known in a checkout that is not installed."""
 
 __all__ = [
     "JFB",
@@ -73,12 +75,7 @@ _MODULES = {
 """The module that defines each public name. No module may share its name: importing it would hide the function."""
 
 
-__version__: str
-
-
 def __getattr__(name: str) -> object:
-    if name == "__version__":
-        return version("jfb")
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)

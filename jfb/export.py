@@ -1,12 +1,12 @@
 """Export: write a version in the model store as ONNX."""
 
 import json
-from importlib.metadata import version
 from pathlib import Path
 
 import onnx
 from onnx import ModelProto
 
+from jfb import __version__
 from jfb.checkpoint import ONNX, load
 from jfb.config import FORMAT_VERSION, ModelConfig
 from jfb.network import ImplicitNetwork
@@ -57,7 +57,7 @@ def export(folder: Path, *, parts: bool = False) -> list[Path]:
 
 
 def _describe(model: ModelProto, facts: dict[str, str]) -> None:
-    model.producer_name, model.producer_version = "jfb", version("jfb")
+    model.producer_name, model.producer_version = "jfb", __version__
     onnx.helper.set_model_props(model, facts)
 
 

@@ -1,13 +1,12 @@
 """The model store in training: find and load versions, and write a trained network as a new one."""
 
 from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from jfb import Checkpoint, CheckpointError, ModelConfig, load
+from jfb import Checkpoint, CheckpointError, ModelConfig, __version__, load
 from jfb.checkpoint import find_folder, save
 from jfb.solvers import Mixing
 from jfb.store import Sample, write_metrics, write_samples
@@ -76,7 +75,7 @@ def model_config(trained: Trained, data: Data) -> ModelConfig:
         provenance={
             "recipe": trained.recipe.model_dump(mode="json", exclude_none=True),
             "inputs": {part: len(getattr(data, part).labels) for part in ("train", "validation", "test")},
-            "jfb": version("jfb"),
+            "jfb": __version__,
             "torch": torch.__version__,
             "date": datetime.now(UTC).isoformat(timespec="seconds"),
         },

@@ -16,9 +16,10 @@ from app.http.fast_route import FastRequest, FastRoute
 from app.http.state import State
 from app.inference import open_inference, run
 from app.inference.decoding import build_request
-from app.routes.openapi import errors, package_version
+from app.routes.openapi import errors
 from app.schemas import open_inference as schemas
 from app.settings import Settings
+from jfb import __version__
 
 OPTIONS: dict[str, Any] = {"prefix": "/v2", "tags": ["open inference protocol"], "dependencies": [Depends(user)]}
 router = APIRouter(route_class=AccessRoute, **OPTIONS)
@@ -49,7 +50,7 @@ RequestedModel = Annotated[ServedVersion, Depends(run.find_model)]
 @router.get("", summary="Server metadata", responses=errors(401))
 @router.get("/", include_in_schema=False)
 async def server_metadata() -> schemas.ServerMetadata:
-    return schemas.ServerMetadata(name="jfb", version=package_version(), extensions=EXTENSIONS)
+    return schemas.ServerMetadata(name="jfb", version=__version__, extensions=EXTENSIONS)
 
 
 @router.get("/models/{name}", summary="Model metadata", responses=errors(401, 404, 503))

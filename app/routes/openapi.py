@@ -1,7 +1,6 @@
 """What FastAPI cannot generate of the OpenAPI description: errors, the bodies of the fast routes, and examples."""
 
 import re
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from app.http.store_reads import read_store
 from app.routes import examples
 from app.schemas.native import Error, IterationEvent, PredictRequest, StreamParameters
 from app.schemas.open_inference import InferRequest
+from jfb import __version__
 from jfb.store import CARD
 
 MEANINGS = {
@@ -74,14 +74,6 @@ def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
     return {status: {"model": Error, "description": MEANINGS[status]} for status in statuses}
 
 
-def package_version() -> str:
-    """The version of the package, ``jfb.__version__``, which only the engine can import."""
-    try:
-        return version("jfb")
-    except PackageNotFoundError:  # run from a checkout
-        return "0"
-
-
 def operation_id(route: APIRoute) -> str:
     """The name of a route's function, which generated clients call theirs; with ``_version`` where its path names one."""
     return f"{route.name}_version" if "{version}" in route.path_format else route.name
@@ -92,7 +84,7 @@ def install(app: FastAPI, state: AppState) -> None:
 
     def describe() -> dict[str, Any]:
         description = get_openapi(
-            title=app.title, version=package_version(), summary=app.summary, description=app.description, routes=app.routes
+            title=app.title, version=__version__, summary=app.summary, description=app.description, routes=app.routes
         )
         schemas = description["components"]["schemas"]
         schemas |= msgspec.json.schema_components([PredictRequest, InferRequest], ref_template="#/components/schemas/{name}")[1]

@@ -1,9 +1,8 @@
 """The names of ``jfb`` itself, which are imported on first use."""
 
 import pkgutil
-import tomllib
+from importlib.metadata import version
 from inspect import getmodule
-from pathlib import Path
 
 import pytest
 
@@ -26,5 +25,4 @@ def test_another_name_is_an_attribute_error() -> None:
 
 
 def test_the_version_is_the_packages() -> None:
-    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
-    assert jfb.__version__ == project["version"]
+    assert jfb.__version__ == version("jfb")

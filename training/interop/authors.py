@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from jfb import ModelConfig, ResidualNorm
+from jfb import ModelConfig, ResidualNorm, __version__
 from jfb.architectures import build
 from jfb.checkpoint import save
 from jfb.config import ArchitectureSpec, InputSpec, Serving
@@ -108,7 +107,7 @@ def import_authors(path: Path, family: Family, store: Path, name: str) -> Path:
             "license": "mit",
             "file": path.name,
             "family": family.value,
-            "jfb": version("jfb"),
+            "jfb": __version__,
             "torch": torch.__version__,
             "date": datetime.now(UTC).isoformat(timespec="seconds"),
         },

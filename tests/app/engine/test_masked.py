@@ -220,7 +220,7 @@ def test_where_there_is_no_gpu_the_trial_says_why_nothing_is_captured(store: Pat
     if torch.cuda.is_available():
         pytest.skip("there is a GPU")
     reason = why_not_captured(store / "digits" / "1", torch.device("cuda"), EngineConfig(model_store=store))
-    assert "CUDA" in reason
+    assert "CUDA" in reason or "NVIDIA" in reason  # as the builds of torch without and with CUDA say
 
 
 @pytest.mark.slow
