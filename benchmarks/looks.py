@@ -36,6 +36,7 @@ class Patience:
 
     def advance(self, lane: Lane, fail: Fail, *, once: bool = False) -> tuple[int, int]:
         table = lane.table
+        table.close_gaps()
         ended = np.zeros(table.active, np.bool_)
         most = min(self.iterations, int((table.max_iterations - table.iterations).min()))
         for _ in range(most):

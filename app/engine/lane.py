@@ -14,6 +14,7 @@ from app.engine.isolation import Fail, one_by_one
 from app.engine.slots import SlotTable
 from jfb import LabelStop, ResidualNorm, residual
 from jfb.mixed_precision import needs_full_precision, size_in
+from jfb.rows import to_device
 from jfb.solvers import Memory, Solver
 
 MAX_SECONDS_BETWEEN_LOOKS = 1e-3
@@ -118,6 +119,7 @@ class Lane:
         Returns:
             How many slots were computed, and how often.
         """
+        self.table.close_gaps()
         most = self._most() if self.iteration_seconds and not once else 1
         judging = self.label_stop is not None and bool(self.table.by_label.any())
         done = self._iterate(most, judging, fail)
@@ -215,7 +217,7 @@ class Lane:
 
     def states(self, rows: NDArray[np.intp]) -> Tensor:
         """The last states of m rows, ``[m, *state_shape]``."""
-        return self.next_state[torch.from_numpy(rows)]
+        return self.next_state[to_device(rows, self.next_state.device)]
 
     def read_out(self, rows: NDArray[np.intp], fail: Fail) -> NDArray[np.floating]:
         """The logits of m rows, ``[m, classes]``, on the host; what was judged is not read out again."""

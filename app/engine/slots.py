@@ -7,20 +7,26 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from jfb.rows import gaps
+from jfb.rows import gaps, to_device
 from jfb.solvers import Memory
+
+NONE = np.zeros(0, np.intp)
 
 
 class SlotTable:
     """Rows in preallocated tensors ``[slots, ...]``; the active ones come first, without gaps.
 
+    Rows that are removed leave gaps, and rows that are admitted fill them, so nothing is moved while others are waiting. Before
+    the active rows are read again, ``close_gaps`` moves the last ones into the gaps that are left.
+
     What the iteration needs is on the device; what decides when a row ends is on the host, as NumPy arrays, where reading
-    it costs next to nothing. Attributes are views of the active rows, renewed as rows are admitted and removed.
+    it costs next to nothing. Attributes are views of the active rows.
 
     Args:
         point, injection, memory: any rows, as many as there shall be slots, to take shapes, dtype and device from.
 
     Attributes:
+        active: the number of rows, without gaps.
         point, injection, memory: on the device; what ``step`` and the solver work on.
         request, row: the number of the request that a row is of, and which of its rows it is.
         tolerance: of the point's dtype, so that it compares as it does in ``jfb.solve``.
@@ -53,7 +59,7 @@ class SlotTable:
             "tolerance": torch.zeros(self.slots, dtype=point.dtype).numpy(),
             "by_label": np.zeros(self.slots, np.bool_),
         }
-        self._resize(0)
+        self.fill(0)
 
     @property
     def point(self) -> Tensor:
@@ -74,6 +80,7 @@ class SlotTable:
 
     def fill(self, active: int) -> None:
         """Take whatever lies in the slots for that many rows, to try them out."""
+        self._gaps = NONE
         self._resize(active)
 
     def replace(self, **tensors: Tensor) -> None:
@@ -85,22 +92,28 @@ class SlotTable:
             self._rows[name] = self._views[tensor]
 
     def admit(self, *, point: Tensor, injection: Tensor, memory: Memory, **host: ArrayLike) -> None:
-        """Write rows behind the active ones; there must be room. ``host`` names what is on the host.
+        """Write rows into gaps, and behind the last row; there must be room. ``host`` names what is on the host.
 
         Iterations begin at 0, and nothing is known of margin and bound, unless they are in it.
         """
-        begin, end = self.active, self.active + point.shape[0]
-        self._host["iterations"][begin:end] = 0
-        self._host["margin"][begin:end] = self._host["bound"][begin:end] = np.nan
+        rows, end = point.shape[0], self.active + len(self._gaps)
+        filled, self._gaps = self._gaps[:rows], self._gaps[rows:]
+        on_host: slice | NDArray[np.intp] = slice(end, end + rows)
+        on_device: Any = on_host
+        if len(filled):
+            on_host = np.concatenate([filled, np.arange(end, end + rows - len(filled))])
+            on_device = self._index(on_host)
+        self._host["iterations"][on_host] = 0
+        self._host["margin"][on_host] = self._host["bound"][on_host] = np.nan
         for name, tensor in {"point": point, "injection": injection, **memory}.items():
-            self._device[name][begin:end] = tensor
+            self._rows[name][on_device] = _on_host(tensor)
         for name, values in host.items():
-            self._host[name][begin:end] = values
-        self._resize(end)
+            self._host[name][on_host] = values
+        self._resize(self.active + rows)
 
     def admit_from(self, other: "SlotTable", rows: NDArray[np.intp]) -> None:
         """Write rows of another table as they are; it still has them then."""
-        index = torch.from_numpy(rows)
+        index = to_device(rows, other.point.device)
         self.admit(
             point=other.point[index],
             injection=other.injection[index],
@@ -109,18 +122,32 @@ class SlotTable:
         )
 
     def remove(self, ended: NDArray[np.bool_]) -> None:
-        """Drop rows, ``ended`` being ``[active]``; the last ones move into their places."""
-        staying = self.active - int(np.count_nonzero(ended))
-        if staying:
-            holes, movers = gaps(ended)
-            for rows in (*self._rows.values(), *self._host.values()) if len(holes) else ():
-                rows[holes] = rows[movers]
-        self._resize(staying)
+        """Drop rows, ``ended`` being ``[active]``, while there are no gaps."""
+        staying = np.flatnonzero(~ended)
+        self._gaps = np.flatnonzero(ended[: staying[-1]]) if len(staying) else NONE  # behind the last row there are none
+        self._resize(len(staying))
+
+    def close_gaps(self) -> None:
+        """Move rows from the end into the gaps that are left."""
+        if not len(self._gaps):
+            return
+        removed = np.zeros(self.active + len(self._gaps), np.bool_)
+        removed[self._gaps] = True
+        places = np.stack(gaps(removed))
+        for rows, (into, outof) in ((self._rows, self._index(places)), (self._host, places)):
+            for array in rows.values():
+                array[into] = array[outof]
+        self._gaps = NONE
 
     def _resize(self, active: int) -> None:
         self.active = active
         for name, array in self._host.items():
             setattr(self, name, array[:active])
+
+    def _index(self, places: NDArray[np.intp]) -> Any:
+        """Of these places in ``_rows``."""
+        device = self._device["point"].device
+        return places if device.type == "cpu" else to_device(places, device)
 
 
 def _on_host(tensor: Tensor) -> Any:
