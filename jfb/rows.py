@@ -48,18 +48,17 @@ def to_device(array: NDArray[Any], device: torch.device) -> Tensor:
     return (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)
 
 
-def per_row(name: str, value: float | Tensor, rows: int, like: Tensor) -> Tensor:
+def per_row(name: str, value: Tensor, rows: int, like: Tensor) -> Tensor:
     """Expand a number, or one number per row, to shape ``[rows]`` with the dtype and device of ``like``.
 
     Raises:
         ValueError: if a tensor of another shape is given.
     """
-    tensor = torch.as_tensor(value, dtype=like.dtype, device=like.device)
-    if tensor.dim() == 0:
-        return tensor.expand(rows).clone()
-    if tensor.shape != (rows,):
-        raise ValueError(f"{name}: must be a number or have shape [{rows}], one per row (got shape {list(tensor.shape)})")
-    return tensor.clone()
+    if value.dim() == 0:
+        return like.new_full((rows,), value.item())  # without a copy from the host, which would wait for a GPU
+    if value.shape != (rows,):
+        raise ValueError(f"{name}: must be a number or have shape [{rows}], one per row (got shape {list(value.shape)})")
+    return value.to(like.device, like.dtype, copy=True)
 
 
 def first_numbers(xp: Any, end: int, like: Any) -> Any:

@@ -75,12 +75,14 @@ def solve(
     rows = injection.shape[0]
     state = network.first_state(injection) if start is None else start.clone()
     index = torch.arange(rows, device=state.device)
-    tolerance = per_row("tolerance", tolerance, rows, like=state)
-    max_iterations = per_row("max_iterations", max_iterations, rows, like=index)
+    # Where they are: to look at what is on a GPU is to wait for it.
+    tolerance, max_iterations = torch.as_tensor(tolerance, dtype=state.dtype), torch.as_tensor(max_iterations, dtype=index.dtype)
     if not bool(((tolerance > 0) & tolerance.isfinite()).all()):
         raise ValueError(f"tolerance: must be positive finite numbers (got {tolerance.tolist()})")
     if not bool((max_iterations >= 1).all()):
         raise ValueError(f"max_iterations: must be at least 1 (got {max_iterations.tolist()})")
+    tolerance = per_row("tolerance", tolerance, rows, like=state)
+    max_iterations = per_row("max_iterations", max_iterations, rows, like=index)
 
     if label_stop is not None and not label_stop.supports(type(solver)):
         raise ValueError(f"solver: must be one of {', '.join(label_stop.solvers)} for label stops (got {type(solver).__name__})")
@@ -130,8 +132,8 @@ def solve(
             memory = dict(zip(names, kept, strict=True))
             low = close_gaps(ended_on_host, torch.from_numpy(low))[0].numpy()
     stability = Stability(margin, bound)
-    facts = (final_residual <= requested, stability.stable, final_residual.isfinite())
-    status = [_status(*of_row) for of_row in zip(*(fact.tolist() for fact in facts), strict=True)]
+    facts = torch.stack([final_residual <= requested, stability.stable, final_residual.isfinite()], 1)
+    status = [_status(*of_row) for of_row in facts.tolist()]
     return Solution(fixed_point, iterations, final_residual, status, stability if label_stop is not None else None)
 
 

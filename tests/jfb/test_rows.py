@@ -27,6 +27,6 @@ def test_close_gaps_moves_no_more_rows_than_ended() -> None:
 
 
 def test_per_row_spreads_a_number_and_rejects_a_wrong_length() -> None:
-    assert per_row("tolerance", 0.5, 3, like=torch.zeros(1)).tolist() == [0.5] * 3
+    assert per_row("tolerance", torch.tensor(0.5), 3, like=torch.zeros(1)).tolist() == [0.5] * 3
     with pytest.raises(ValueError, match=r"tolerance: must be a number or have shape \[3\].*got shape \[2\]"):
         per_row("tolerance", torch.zeros(2), 3, like=torch.zeros(1))
