@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from app.engine.backends import TorchBackend
+from app.engine.backends import BFloat16Backend, TorchBackend
 from app.engine.batch import RunningBatch
 from app.engine.capture_trial import difference
 from app.engine.graphs import Capture, CudaGraphs, Run, eager, why_not_captured
@@ -30,6 +30,7 @@ from jfb.mixed_precision import low_precision_step
 from jfb.monotone_network import MonotoneNetwork
 from jfb.solvers import Anderson, ForwardBackward, Mixing, PeacemanRachford, Picard, Solver
 from tests.app.engine.geometric import Geometric, every, make_request, state_after, tick_until_idle
+from tests.app.engine.recorded import recorded
 from tests.app.engine.requests import pictures, running_request
 from tests.jfb.networks import small_mlp, small_monotone_conv, small_monotone_mlp, small_resnet
 
@@ -190,6 +191,39 @@ def test_a_block_that_raises_is_as_long_as_it_was_computed(fails_at: set[int]) -
         assert request.iterations == [wanted[request.number]]
         assert request.logits[0, 0] == state_after(wanted[request.number])
     assert scheduler.step_evaluations == scheduler.iterations + scheduler.wasted_iterations
+
+
+@pytest.mark.parametrize("low_precision", [False, True], ids=["full", "low"])
+@pytest.mark.parametrize("norm", list(ResidualNorm))
+@pytest.mark.parametrize(
+    ("make", "shape", "solver"),
+    [(small_resnet, (1, 6, 6), Picard), (small_mlp, (5,), Picard), (small_monotone_conv, (1, 6, 8), ForwardBackward)],
+)
+def test_blocks_depend_on_nothing_but_the_tensors_that_they_were_captured_with(
+    make: Callable[[], ImplicitNetwork], shape: tuple[int, ...], solver: type[Solver], norm: ResidualNorm, low_precision: bool
+) -> None:
+    """Recorded operations are replayed: not of what computes otherwise on a CPU than on a GPU, as Anderson and label stops do."""
+    network = make().float().requires_grad_(False)
+    inputs = np.random.default_rng(0).uniform(0, 1, (20, *shape)).astype(np.float32)
+    found: list[list[tuple[object, ...]]] = []
+    for capture in (eager, recorded):
+        batch = RunningBatch(
+            TorchBackend(network),
+            {"one": solver()},
+            norm,
+            shape,
+            slots=SLOTS,
+            low_precision=BFloat16Backend(deepcopy(network), torch.device("cpu")) if low_precision else None,
+        )
+        batch.measure(every(MAX_SECONDS_BETWEEN_LOOKS / 5), Masking((1, 2), (1, 4), capture, reads_out=True))
+        scheduler = Scheduler(batch, max_waiting_rows=99)
+        for row in range(20):
+            limits = inputs[row : row + 1], [10.0 ** -(row % 4)], [30], [None]
+            scheduler.submit(running_request(row, *limits))
+        requests = sorted(tick_until_idle(scheduler), key=lambda request: request.number)
+        found.append([(one.iterations, one.status, one.residual, one.logits.tolist()) for one in requests])
+    assert found[0] == found[1]
+    assert len({iterations for (iterations,), *_ in found[0]}) > 3, "the rows should not be equally hard"
 
 
 class Skipping:
