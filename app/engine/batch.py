@@ -90,6 +90,11 @@ class RunningBatch:
         return [lane for lane in self.lanes if lane.table.active]
 
     @property
+    def in_blocks(self) -> bool:
+        """Whether the device may go on to iterate while the host does other work."""
+        return self.lanes[0].in_blocks
+
+    @property
     def wasted_iterations(self) -> int:
         return sum(lane.wasted_iterations for lane in self.lanes)
 

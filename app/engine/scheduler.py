@@ -13,16 +13,20 @@ from torch import Tensor
 
 from app.engine.batch import RunningBatch
 from app.engine.lane import Lane
-from app.engine.queue import Queue, Rows
+from app.engine.queue import Queue
 from app.engine.running_request import RowResult, RunningRequest, check
 from app.engine.trace import trace
 from app.engine.warm_starts import WarmStarts
 from app.engine_client.messages import Iteration, Request, Result, Timings
 from jfb import Status
 from jfb.onnx.one_row import Lived
+from jfb.rows import to_device
 
 # A lane, and rows of it that have ended; their logits; request, row and result of each; when they ended and were read out.
 _Ended = tuple[Lane, NDArray[np.intp], NDArray[np.floating], Iterator[tuple[int, int, RowResult]], float, float]
+
+# Rows, and their injections.
+_Injected = tuple[list[tuple[RunningRequest, int]], Tensor]
 
 log = structlog.get_logger(__name__)
 
@@ -71,6 +75,7 @@ class Scheduler:
         self._streamed_iterations: list[tuple[RunningRequest, Iteration]] = []
         self._unanswered: list[_Ended] = []
         self._finished: list[RunningRequest] = []
+        self._injected: _Injected | None = None  # what is next to get slots, and has left the queue
         self._started: tuple[RunningRequest, Lived] | None = None  # what needs a slot to go on; ``live`` starts no other
         self._last_tick: float | None = None
 
@@ -184,6 +189,8 @@ class Scheduler:
             self._count(rows, times)
         while self._unanswered:
             self._answer(now, self._unanswered.pop(0))
+        if self._batch.in_blocks and self._injected is None:
+            self._inject_ahead(retired)
         if self._last_tick is not None:
             self._queue.record_throughput(retired, now - self._last_tick)
         self._last_tick = now if self.busy else None
@@ -274,34 +281,52 @@ class Scheduler:
             else:  # cancelled
                 self.iterations += lived.iterations
                 self.rows_ended += 1
-        admitted = self._queue.take(self._batch.slots - self._batch.active) if len(self._queue) else []
-        if not admitted:
-            return
+        for rows, injection in self._next(self._batch.slots - self._batch.active):
+            point = self._batch.initial_state(injection, _numbers(rows), self._fail)
+            if any(request.session is not None for request, _ in rows):
+                point = self._warm(point, rows, now)
+            self._batch.admit([request.solver for request, _ in rows], point, injection, **_host(rows))
 
-        by_row = [(request, row) for request, rows in admitted for row in rows]
-        host = _host(by_row)
-        numbers = np.array(host["request"])
+    def _next(self, free: int) -> Iterator[_Injected]:
+        """Waiting rows, at most so many: those that were injected ahead, and then others."""
+        if self._injected is not None and free:
+            rows, injection = self._injected
+            here = [k for k, (request, _) in enumerate(rows) if request.number in self._requests]
+            if len(here) < len(rows):  # others have been cancelled
+                rows, injection = [rows[k] for k in here], injection[to_device(np.array(here, np.intp), injection.device)]
+            self._injected = (rows[free:], injection[free:]) if len(rows) > free else None
+            if rows:
+                yield rows[:free], injection[:free]
+            free -= len(rows[:free])
+        if free and len(self._queue):
+            yield self._inject(free)
+
+    def _inject(self, most: int) -> _Injected:
+        """Take rows from the queue, which must not be empty, and inject them."""
+        admitted = self._queue.take(most)
+        rows = [(request, row) for request, own in admitted for row in own]
         admitted_at = self._clock()
-        inputs = np.concatenate([request.inputs[row : row + 1] for request, row in by_row])
-        injection = self._batch.inject(inputs, numbers, self._fail)
+        inputs = np.concatenate([request.inputs[row : row + 1] for request, row in rows])
+        injection = self._batch.inject(inputs, _numbers(rows), self._fail)
         injected_at = self._clock()
         for timings in (request.timings for request, _ in admitted if request.timings.admitted is None):
             timings.admitted, timings.injected = admitted_at, injected_at
-        point = self._batch.initial_state(injection, numbers, self._fail)
-        if any(request.session is not None for request, _ in admitted):
-            point = self._warm(point, admitted, now)
-        self._batch.admit([request.solver for request, _ in by_row], point, injection, **host)
+        return rows, injection
 
-    def _warm(self, point: Tensor, admitted: Rows, now: float) -> Tensor:
+    def _inject_ahead(self, retired: int) -> None:
+        """Inject waiting rows while the device computes a block: as many as have just ended, as about as many will end in it."""
+        if retired and len(self._queue):
+            rows, injection = self._inject(retired)
+            self._injected = rows, injection.clone()  # a backend may use its memory again
+
+    def _warm(self, point: Tensor, rows: list[tuple[RunningRequest, int]], now: float) -> Tensor:
         """Replace the starts of the rows whose session is remembered."""
         point = point.clone()
-        begin = 0
-        for request, rows in admitted:
+        for k, (request, row) in enumerate(rows):
             if request.session is not None and request.start is None:
                 request.start = self._warm_starts.recall(request.session, request.rows, now)
             if request.start is not None:
-                point[begin : begin + len(rows)] = request.start[rows]
-            begin += len(rows)
+                point[k] = request.start[row]
         return point
 
     def _answer_from_start(self, request: RunningRequest, rows: list[int]) -> None:
@@ -333,6 +358,10 @@ class Scheduler:
         if request := self.cancel(number):
             request.failure = reason
             self._finished.append(request)
+
+
+def _numbers(rows: Sequence[tuple[RunningRequest, int]]) -> NDArray[np.int64]:
+    return np.array([request.number for request, _ in rows])
 
 
 def _host(rows: Sequence[tuple[RunningRequest, int]]) -> dict[str, list[Any]]:

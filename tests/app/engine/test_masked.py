@@ -163,6 +163,49 @@ def test_a_row_is_answered_while_the_next_block_is_computed_unless_the_next_rows
     assert scheduler.step_evaluations == scheduler.iterations + scheduler.wasted_iterations
 
 
+class Injecting(TorchBackend):
+    """Notes how many rows are injected."""
+
+    events: list[str]
+
+    def inject(self, inputs: Tensor) -> Tensor:
+        self.events.append(f"inject {len(inputs)}")
+        return super().inject(inputs)
+
+
+@pytest.mark.parametrize("cancelled", [set(), {5}, {5, 6}])
+def test_rows_are_injected_while_a_block_is_computed_and_take_the_slots_of_those_that_end_in_it(cancelled: set[int]) -> None:
+    backend, events = Injecting(Geometric(), dtype=torch.float64), list[str]()
+    backend.events = events
+
+    def capture(run: Run) -> Run:
+        def replay() -> None:
+            events.append("block")
+            run()
+
+        return replay
+
+    batch = RunningBatch(backend, {"picard": Picard()}, ResidualNorm.ABSOLUTE, (2,), slots=2)
+    batch.measure(every(MAX_SECONDS_BETWEEN_LOOKS / 2.5), Masking((1,), (1, 2), capture, reads_out=True))
+    scheduler = Scheduler(batch, max_waiting_rows=9)
+    events.clear()
+    wanted = {1: 2, 2: 2, 3: 4, 4: 4, 5: 3, 6: 2, 7: 5}
+    for number, iterations in wanted.items():
+        scheduler.submit(make_request(number, [iterations]))
+    finished = scheduler.tick(0.0) + scheduler.tick(0.0)
+    assert events == ["inject 2", "block", "inject 2", "block", "inject 2"]
+    assert (scheduler.active_rows, scheduler.waiting_rows) == (2, 1)
+    for number in cancelled:
+        scheduler.cancel(number)
+    finished += scheduler.tick(0.0) + scheduler.tick(0.0)
+    assert events[5:] == (["block", "inject 1", "block"] if cancelled else ["block", "block", "inject 1"])
+    finished += tick_until_idle(scheduler)
+    assert {request.number for request in finished} == wanted.keys() - cancelled
+    for request in finished:
+        assert request.iterations == [wanted[request.number]]
+        assert request.logits[0, 0] == state_after(wanted[request.number])
+
+
 class OutOfMemory(TorchBackend):
     """Raises at some calls of ``step``, whatever the rows are."""
 
