@@ -1,8 +1,6 @@
 """Masked iterations as a GPU captures them: without a look from the host, once for each bucket and block."""
 
 from collections import Counter
-from collections.abc import Callable
-from copy import deepcopy
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,94 +10,24 @@ import pytest
 import torch
 from torch import Tensor
 
-from app.engine.backends import BFloat16Backend, TorchBackend
+from app.engine.backends import TorchBackend
 from app.engine.batch import RunningBatch
 from app.engine.capture_trial import difference
 from app.engine.graphs import Capture, CudaGraphs, Run, eager, why_not_captured
 from app.engine.lane import MAX_SECONDS_BETWEEN_LOOKS
 from app.engine.loading import make_batch
-from app.engine.masked import MaskedIterations, Masking
+from app.engine.masked import Masking
 from app.engine.running_request import RunningRequest
 from app.engine.scheduler import Scheduler
-from app.engine.slots import SlotTable
 from app.engine.warm_starts import WarmStarts
 from app.settings import EngineConfig
-from jfb import ImplicitNetwork, LabelStop, ResidualNorm, checkpoint, predict
-from jfb.label_stop import Kind
-from jfb.mixed_precision import low_precision_step
-from jfb.monotone_network import MonotoneNetwork
-from jfb.solvers import Anderson, ForwardBackward, Mixing, PeacemanRachford, Picard, Solver
+from jfb import ResidualNorm, checkpoint, predict
+from jfb.solvers import Anderson, Picard
 from tests.app.engine.geometric import Geometric, every, make_request, state_after, tick_until_idle
-from tests.app.engine.recorded import recorded
 from tests.app.engine.requests import pictures, running_request
-from tests.jfb.networks import small_mlp, small_monotone_conv, small_monotone_mlp, small_resnet
+from tests.jfb.networks import small_mlp
 
 SLOTS = 4
-
-
-def mixing(channels: int) -> Mixing:
-    found = Mixing(torch.eye(channels), torch.full((channels,), 0.3), 0.8)
-    for name in ("matrix", "momentum", "_one_and_momentum"):
-        setattr(found, name, getattr(found, name).to("meta"))
-    return found
-
-
-@pytest.mark.parametrize("low_precision", [False, True], ids=["full", "low"])
-@pytest.mark.parametrize(
-    ("solver", "norm"),
-    [*((Picard, norm) for norm in ResidualNorm), (Anderson, ResidualNorm.RELATIVE), (Mixing, ResidualNorm.MAX)],
-)
-@pytest.mark.parametrize(("make", "shape"), [(small_resnet, (1, 6, 6)), (small_mlp, (5,))], ids=["resnet", "mlp"])
-def test_the_host_looks_at_nothing_while_a_block_is_computed(
-    make: Callable[[], ImplicitNetwork], shape: tuple[int, ...], solver: type[Solver], norm: ResidualNorm, low_precision: bool
-) -> None:
-    """On the meta device tensors have no values: whatever would look at one raises, and so does a shape that depends on one."""
-    network = make().float().requires_grad_(False).to("meta")
-    low = deepcopy(network).bfloat16()
-    inputs = torch.zeros(SLOTS, *shape, device="meta")
-    injection = network.inject(inputs)
-    point = network.initial_state(injection)
-    algorithm = mixing(point.shape[1]) if solver is Mixing else solver()
-    stop = None if low_precision or norm is ResidualNorm.CHANNEL_MAX else LabelStop(Kind.ESTIMATE, 1.0)
-    memory = algorithm.start(point) | (stop.start(point) if stop is not None else {})
-    runs: list[Run] = []
-
-    def capture(run: Run) -> Run:
-        runs.append(run)
-        return run
-
-    MaskedIterations(
-        SlotTable(point, injection, memory),
-        algorithm,
-        norm,
-        (lambda _, *rows: low_precision_step(low, *rows)) if low_precision else (lambda _, *rows: network.step(*rows)),
-        network.readout,
-        label_stop=stop,
-        low_precision=low_precision,
-        masking=Masking((1, 2), (1, 4), capture, reads_out=True),
-    )
-    assert len(runs) == 3 * 2 * (1 if stop is None else 2)
-    with torch.inference_mode():
-        for run in runs:
-            run()
-
-
-@pytest.mark.parametrize("solver", [ForwardBackward, PeacemanRachford])
-@pytest.mark.parametrize(("make", "shape"), [(small_monotone_conv, (1, 6, 8)), (small_monotone_mlp, (5,))], ids=["conv", "mlp"])
-def test_nor_does_it_look_at_what_a_solver_that_splits_the_map_remembers(
-    make: Callable[[], MonotoneNetwork], shape: tuple[int, ...], solver: type[Solver]
-) -> None:
-    network, algorithm = make().float().requires_grad_(False).to("meta"), solver()
-    injection = network.inject(torch.zeros(SLOTS, *shape, device="meta"))
-    point = network.initial_state(injection)
-    table = SlotTable(point, injection, algorithm.start(point))
-
-    def capture(run: Run) -> Run:
-        run()
-        return run
-
-    evaluate, masking = partial(algorithm.evaluate, network), Masking((1, 2), (1, 4), capture, reads_out=True)
-    MaskedIterations(table, algorithm, ResidualNorm.RELATIVE, evaluate, network.readout, masking=masking)
 
 
 def test_the_smallest_bucket_that_holds_the_rows_is_computed_as_it_was_captured() -> None:
@@ -234,39 +162,6 @@ def test_a_block_that_raises_is_as_long_as_it_was_computed(fails_at: set[int]) -
         assert request.iterations == [wanted[request.number]]
         assert request.logits[0, 0] == state_after(wanted[request.number])
     assert scheduler.step_evaluations == scheduler.iterations + scheduler.wasted_iterations
-
-
-@pytest.mark.parametrize("low_precision", [False, True], ids=["full", "low"])
-@pytest.mark.parametrize("norm", list(ResidualNorm))
-@pytest.mark.parametrize(
-    ("make", "shape", "solver"),
-    [(small_resnet, (1, 6, 6), Picard), (small_mlp, (5,), Picard), (small_monotone_conv, (1, 6, 8), ForwardBackward)],
-)
-def test_blocks_depend_on_nothing_but_the_tensors_that_they_were_captured_with(
-    make: Callable[[], ImplicitNetwork], shape: tuple[int, ...], solver: type[Solver], norm: ResidualNorm, low_precision: bool
-) -> None:
-    """Recorded operations are replayed: not of what computes otherwise on a CPU than on a GPU, as Anderson and label stops do."""
-    network = make().float().requires_grad_(False)
-    inputs = np.random.default_rng(0).uniform(0, 1, (20, *shape)).astype(np.float32)
-    found: list[list[tuple[object, ...]]] = []
-    for capture in (eager, recorded):
-        batch = RunningBatch(
-            TorchBackend(network),
-            {"one": solver()},
-            norm,
-            shape,
-            slots=SLOTS,
-            low_precision=BFloat16Backend(deepcopy(network), torch.device("cpu")) if low_precision else None,
-        )
-        batch.measure(every(MAX_SECONDS_BETWEEN_LOOKS / 5), Masking((1, 2), (1, 4), capture, reads_out=True))
-        scheduler = Scheduler(batch, max_waiting_rows=99)
-        for row in range(20):
-            limits = inputs[row : row + 1], [10.0 ** -(row % 4)], [30], [None]
-            scheduler.submit(running_request(row, *limits))
-        requests = sorted(tick_until_idle(scheduler), key=lambda request: request.number)
-        found.append([(one.iterations, one.status, one.residual, one.logits.tolist()) for one in requests])
-    assert found[0] == found[1]
-    assert len({iterations for (iterations,), *_ in found[0]}) > 3, "the rows should not be equally hard"
 
 
 class Skipping:
