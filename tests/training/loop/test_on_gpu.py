@@ -11,8 +11,9 @@ from training.recipe import load_recipe
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("free_bytes", [2**30, 0], ids=["data on the device", "data on the host"])
-@pytest.mark.parametrize("gradient", ["jfb", "jacobian"])
+@pytest.mark.parametrize(
+    ("gradient", "free_bytes"), [("jfb", 2**30), ("jacobian", 0)], ids=["data on the GPU", "data on the host"]
+)
 def test_a_run_on_a_gpu_learns_the_same_as_on_a_cpu_wherever_its_data_is(
     gradient: str, free_bytes: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
