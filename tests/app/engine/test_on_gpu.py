@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from app.engine import graphs
 from app.engine.backends import BFloat16Backend, TF32Backend, TorchBackend
 from app.engine.batch import RunningBatch
 from app.engine.graphs import CudaGraphs, eager
@@ -29,7 +30,8 @@ ROWS = 24
 
 
 @pytest.fixture(autouse=True)
-def gpu() -> Iterator[None]:
+def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(graphs, "WARM_UPS", 1)  # an emulated one has nothing to warm up
     with emulated_gpu():
         yield
 
@@ -70,10 +72,10 @@ def test_graphs_answer_as_predict_does_and_the_host_waits_only_for_what_a_block_
     inputs = np.random.default_rng(0).uniform(0, 1, (ROWS, *shape)).astype(np.float32)
     tolerance = [10.0 ** -(row % 5) for row in range(ROWS)]
 
-    graphs, backend = CudaGraphs(GPU), TorchBackend(network, GPU, torch.float64)
+    capture, backend = CudaGraphs(GPU), TorchBackend(network, GPU, torch.float64)
     batch = RunningBatch(backend, {solver: own_solver}, norm, shape, slots=4, label_stop=label_stop)
-    batch.measure(every(MAX_SECONDS_BETWEEN_LOOKS / 5), Masking((1, 2), (1, 4), graphs, reads_out=True))
-    assert graphs.failure is None
+    batch.measure(every(MAX_SECONDS_BETWEEN_LOOKS / 5), Masking((1, 2), (1, 4), capture, reads_out=True))
+    assert capture.failure is None
     scheduler = Scheduler(batch, max_waiting_rows=ROWS)
     waits.clear()
     for row in range(ROWS):
@@ -121,10 +123,10 @@ def test_rows_go_on_from_low_precision_as_they_do_on_a_cpu(low: type[BFloat16Bac
 @pytest.mark.slow
 @pytest.mark.parametrize("deterministic", [False, True])
 def test_a_version_is_loaded_and_answers_as_predict_does(store: Path, deterministic: bool) -> None:
-    folder, graphs = store / "digits" / "1", CudaGraphs(GPU)
+    folder, capture = store / "digits" / "1", CudaGraphs(GPU)
     reference, found = checkpoint.load(folder), checkpoint.load(folder, GPU)
-    batch = make_batch(found, folder, GPU, EngineConfig(slots=4, deterministic=deterministic), graphs)
-    assert graphs.failure is None
+    batch = make_batch(found, folder, GPU, EngineConfig(slots=4, deterministic=deterministic), capture)
+    assert capture.failure is None
     inputs = pictures(ROWS)
     for solver in reference.solvers:
         scheduler = Scheduler(batch, max_waiting_rows=ROWS)
