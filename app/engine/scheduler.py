@@ -288,7 +288,7 @@ class Scheduler:
             self._batch.admit([request.solver for request, _ in rows], point, injection, **_host(rows))
 
     def _next(self, free: int) -> Iterator[_Injected]:
-        """Waiting rows, at most so many: those that were injected ahead, and then others."""
+        """Take waiting rows for the free slots: those that were injected ahead, and then others."""
         if self._injected is not None and free:
             rows, injection = self._injected
             here = [k for k, (request, _) in enumerate(rows) if request.number in self._requests]

@@ -61,6 +61,7 @@ def make_solver(name: str, network: ImplicitNetwork, shape: tuple[int, ...], dev
     return Mixing(matrix.to(device), momentum.to(device), 0.8)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "solver", "stop", "norm"), COMBINATIONS)
 def test_graphs_answer_as_predict_does_and_the_host_waits_only_for_what_a_block_has_come_to(
     name: str, solver: str, stop: Stop, norm: ResidualNorm
