@@ -37,7 +37,9 @@ def page(browser: Browser, digits_server: RunningServer) -> Iterator[Page]:
 
 def draw(page: Page, stroke: list[tuple[float, float]]) -> None:
     """Draw with the mouse; places are shares of the canvas."""
-    box = page.locator("#pad").bounding_box()
+    pad = page.locator("#pad")
+    expect(pad).to_be_visible()  # which takes until the model that was chosen is there
+    box = pad.bounding_box()
     assert box
     places = [(box["x"] + x * box["width"], box["y"] + y * box["height"]) for x, y in stroke]
     page.mouse.move(*places[0])
