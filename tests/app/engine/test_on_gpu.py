@@ -3,10 +3,12 @@
 import itertools
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 
 from app.engine import graphs
 from app.engine.backends import BFloat16Backend, TF32Backend, TorchBackend
@@ -15,6 +17,7 @@ from app.engine.graphs import CudaGraphs, eager
 from app.engine.lane import MAX_SECONDS_BETWEEN_LOOKS
 from app.engine.loading import make_batch
 from app.engine.masked import Masking
+from app.engine.running_request import RunningRequest
 from app.engine.scheduler import Scheduler
 from app.engine_client.messages import Stop
 from app.settings import EngineConfig
@@ -27,6 +30,7 @@ from tests.emulated_gpu import CPU, GPU, emulated_gpu, waits
 from tests.jfb.networks import small_max_propagation, small_mlp, small_monotone_conv, small_monotone_mlp, small_resnet
 
 ROWS = 24
+TOLERANCES = [10.0 ** -(row % 5) for row in range(ROWS)]
 
 
 @pytest.fixture(autouse=True)
@@ -61,6 +65,16 @@ def make_solver(name: str, network: ImplicitNetwork, shape: tuple[int, ...], dev
     return Mixing(matrix.to(device), momentum.to(device), 0.8)
 
 
+def answers(
+    batch: RunningBatch, inputs: NDArray[np.float32], tolerance: list[float], cap: int, **options: Any
+) -> list[RunningRequest]:
+    """What a request for each row comes to."""
+    scheduler = Scheduler(batch, max_waiting_rows=len(inputs))
+    for row, own in enumerate(tolerance):
+        scheduler.submit(running_request(row, inputs[row : row + 1], [own], [cap], [None], **options))
+    return sorted(tick_until_idle(scheduler), key=lambda request: request.number)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "solver", "stop", "norm"), COMBINATIONS)
 def test_graphs_answer_as_predict_does_and_the_host_waits_only_for_what_a_block_has_come_to(
@@ -71,23 +85,19 @@ def test_graphs_answer_as_predict_does_and_the_host_waits_only_for_what_a_block_
     label_stop = LabelStop(Kind.ESTIMATE, 1.0, safety=1.5) if stop == "label" else None
     expected_solver, own_solver = (make_solver(solver, reference, shape, device) for device in (CPU, GPU))
     inputs = np.random.default_rng(0).uniform(0, 1, (ROWS, *shape)).astype(np.float32)
-    tolerance = [10.0 ** -(row % 5) for row in range(ROWS)]
 
     capture, backend = CudaGraphs(GPU), TorchBackend(network, GPU, torch.float64)
     batch = RunningBatch(backend, {solver: own_solver}, norm, shape, slots=4, label_stop=label_stop)
     batch.measure(every(MAX_SECONDS_BETWEEN_LOOKS / 5), Masking((1, 2), (1, 4), capture, reads_out=True))
     assert capture.failure is None
-    scheduler = Scheduler(batch, max_waiting_rows=ROWS)
     waits.clear()
-    for row in range(ROWS):
-        scheduler.submit(running_request(row, inputs[row : row + 1], [tolerance[row]], [60], [None], solver=solver, stop=stop))
-    requests = sorted(tick_until_idle(scheduler), key=lambda request: request.number)
+    requests = answers(batch, inputs, TOLERANCES, 60, solver=solver, stop=stop)
     assert waits.keys() == {"Event.synchronize"}
 
     expected = predict(
         reference,
         torch.from_numpy(inputs).double(),
-        tolerance=torch.tensor(tolerance, dtype=torch.float64),
+        tolerance=torch.tensor(TOLERANCES, dtype=torch.float64),
         max_iterations=60,
         residual_norm=norm,
         solver=expected_solver,
@@ -110,11 +120,7 @@ def test_rows_go_on_from_low_precision_as_they_do_on_a_cpu(low: type[BFloat16Bac
             TorchBackend(full, device), {"one": Picard()}, ResidualNorm.MAX, shape, slots=4, low_precision=low(rounded, device)
         )
         batch.measure(every(MAX_SECONDS_BETWEEN_LOOKS / 5), Masking((1, 2), (1, 4), capture, reads_out=True))
-        scheduler = Scheduler(batch, max_waiting_rows=ROWS)
-        for row in range(ROWS):
-            scheduler.submit(running_request(row, inputs[row : row + 1], [10.0 ** -(row % 5)], [60], [None]))
-        requests = sorted(tick_until_idle(scheduler), key=lambda request: request.number)
-        found.append(requests)
+        found.append(answers(batch, inputs, TOLERANCES, 60))
     on_cpu, on_gpu = ([(one.iterations, one.status) for one in requests] for requests in found)
     assert on_cpu == on_gpu
     expected, logits = (np.concatenate([one.logits for one in requests]) for requests in found)
@@ -130,10 +136,7 @@ def test_a_version_is_loaded_and_answers_as_predict_does(store: Path, determinis
     assert capture.failure is None
     inputs = pictures(ROWS)
     for solver in reference.solvers:
-        scheduler = Scheduler(batch, max_waiting_rows=ROWS)
-        for row in range(ROWS):
-            scheduler.submit(running_request(row, inputs[row : row + 1], [1e-3], [50], [None], solver=solver))
-        requests = sorted(tick_until_idle(scheduler), key=lambda request: request.number)
+        requests = answers(batch, inputs, [1e-3] * ROWS, 50, solver=solver)
         expected = predict(
             reference.network, torch.from_numpy(inputs), tolerance=1e-3, max_iterations=50, solver=reference.solvers[solver]
         )
